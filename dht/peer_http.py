@@ -1,0 +1,81 @@
+"""HTTP to other nodes of the mesh: mutual TLS, bounded answers, problems translated once."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from protocol.problems import Problem, TooLarge, Unavailable
+
+MAX_PROBLEM_BYTES = 64 << 10
+
+
+class PeerHttp:
+    """Requests to `host:port` addresses of node-to-node listeners. `tls` None: plain HTTP, for tests only."""
+
+    def __init__(self, session: aiohttp.ClientSession, tls: ssl.SSLContext | None) -> None:
+        self._session = session
+        self._tls: ssl.SSLContext | bool = tls if tls is not None else True
+        self._scheme = "https" if tls is not None else "http"
+
+    def url(self, address: str, path: str) -> str:
+        return f"{self._scheme}://{address}{path}"
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, address: str, path: str, *, timeout_s: float, **kwargs: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """An answer with a 2xx status. Raises the peer's own Problem, or Unavailable if it cannot be reached."""
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, 3.0))
+        try:
+            async with self._session.request(
+                method, self.url(address, path), ssl=self._tls, timeout=timeout, allow_redirects=False, **kwargs
+            ) as response:
+                if not 200 <= response.status < 300:
+                    raise await _problem(response, address)
+                yield response
+        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
+            raise Unavailable(f"node {address} cannot be reached: {error or type(error).__name__}") from error
+
+    @asynccontextmanager
+    async def websocket(
+        self, address: str, path: str, *, max_frame: int
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """An open WebSocket. Raises Unavailable if it cannot be opened or breaks."""
+        try:
+            async with asyncio.timeout(5.0):
+                socket = await self._session.ws_connect(
+                    self.url(address, path), ssl=self._tls, max_msg_size=max_frame, heartbeat=10.0
+                )
+        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
+            raise Unavailable(f"node {address} cannot be reached: {error or type(error).__name__}") from error
+        async with socket:
+            yield socket
+
+
+async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The whole body. Raises TooLarge beyond `limit` bytes."""
+    parts: list[bytes] = []
+    size = 0
+    async for part in response.content.iter_chunked(64 << 10):
+        size += len(part)
+        if size > limit:
+            raise TooLarge(f"the peer sent more than {limit} bytes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+async def _problem(response: aiohttp.ClientResponse, address: str) -> Problem:
+    if response.content_type == "application/problem+json":
+        body = await read_bounded(response, MAX_PROBLEM_BYTES)
+        try:
+            return Problem.from_dict(msgspec.json.decode(body, type=dict[str, Any]))
+        except msgspec.MsgspecError:
+            pass
+    return Unavailable(f"node {address} answered {response.status}")

@@ -1,0 +1,87 @@
+"""Names of things: digests, node ids, regions, categories, record keys. All are plain strings, checked on entry."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+from protocol.problems import BadRequest
+
+DIGEST_PREFIX = "sha256:"
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+_REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}(/[a-z0-9][a-z0-9-]{0,31}){0,7}")
+_CATEGORY = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){0,8}/?")
+_SERVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+KEY_BYTES = 20
+"""Kademlia's identifier space: 160 bits."""
+
+
+def digest_of(data: bytes) -> str:
+    """`sha256:<64 hex>`: what `sha256sum` prints, with its algorithm."""
+    return DIGEST_PREFIX + hashlib.sha256(data).hexdigest()
+
+
+def is_digest(text: str) -> bool:
+    return _DIGEST.fullmatch(text) is not None
+
+
+def check_digest(text: str) -> str:
+    """Raises BadRequest unless `text` is `sha256:<64 lower-case hex>`."""
+    if not is_digest(text):
+        raise BadRequest(f"{text[:80]!r} is not a digest", fix="A digest reads sha256: and 64 hex digits.")
+    return text
+
+
+def check_region(text: str) -> str:
+    """Raises BadRequest unless `text` is a path such as `eu/de/darmstadt`, at most 8 deep."""
+    if not _REGION.fullmatch(text):
+        raise BadRequest(
+            f"{text[:80]!r} is not a region",
+            fix="A region is a path of lower-case names such as eu/de/darmstadt, at most 8 deep.",
+        )
+    return text
+
+
+def parent_region(region: str) -> str:
+    """`eu/de` for `eu/de/darmstadt`; the empty string above the top."""
+    return region.rpartition("/")[0]
+
+
+def check_category(text: str) -> str:
+    """The category without its trailing slash; `/` is the root. Raises BadRequest for anything else."""
+    if not text.startswith("/") or not _CATEGORY.fullmatch(text):
+        raise BadRequest(
+            f"{text[:80]!r} is not a category", fix="A category is a path such as /image/object_detection."
+        )
+    return text.rstrip("/") or "/"
+
+
+def category_ancestors(category: str) -> list[str]:
+    """`["/", "/image", "/image/faces"]` for `/image/faces`: the keys at which a service is announced."""
+    parts = [p for p in category.split("/") if p]
+    return ["/"] + ["/" + "/".join(parts[: i + 1]) for i in range(len(parts))]
+
+
+def in_category(category: str, subtree: str) -> bool:
+    """True if `category` is `subtree` or lies below it."""
+    return subtree == "/" or category == subtree or category.startswith(subtree + "/")
+
+
+def check_service_id(text: str) -> str:
+    if not _SERVICE_ID.fullmatch(text):
+        raise BadRequest(
+            f"{text[:80]!r} is neither a service id, a name nor a digest",
+            fix="Use the id (od01), the name, or sha256: and 64 hex digits.",
+        )
+    return text
+
+
+def node_id(public_key: bytes) -> str:
+    """40 hex digits: the first 160 bits of SHA-256 over the raw Ed25519 public key. Identity is a hash of the key."""
+    return hashlib.sha256(public_key).digest()[:KEY_BYTES].hex()
+
+
+def record_key(name: str) -> bytes:
+    """The 160-bit DHT key of a record name such as `id:od01`, `category:/image` or `content:sha256:...`."""
+    return hashlib.sha256(name.encode()).digest()[:KEY_BYTES]

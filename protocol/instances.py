@@ -1,0 +1,180 @@
+"""Instances as everyone sees them: states, reports of an agent, views and requests of the REST interface."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct, field
+
+from protocol.service import Transport
+
+
+class State(StrEnum):
+    """Transitions are decided in `agent.lifecycle` and nowhere else."""
+
+    FETCHING = "fetching"
+    BUILDING = "building"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+    REMOVED = "removed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class PortBinding(Struct, frozen=True):
+    """`container_port` of the service is reached at `port` of the agent's host."""
+
+    container_port: int
+    port: int
+    protocol: Transport = "tcp"
+    description: str = ""
+
+
+class InstanceReport(Struct, frozen=True, kw_only=True):
+    """What an agent tells its controller. Times in Unix s; `expires_at` None: lives until stopped."""
+
+    instance: str
+    digest: str
+    service_id: str
+    service_name: str
+    state: State
+    mem: int
+    host: str
+    ports: tuple[PortBinding, ...] = ()
+    alive_time: int = 60
+    started_at: float | None = None
+    expires_at: float | None = None
+    reason: str = ""
+    log: tuple[str, ...] = ()
+
+
+Name = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+class StartRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `POST /v1/instances`. Either `service` (id, name or digest) or a meaning (category, inputs, outputs).
+
+    `alive_time` in s (0: until stopped; None: as the description says). `wait_s`: how long the client waits.
+    `request_key` makes a repeated request the same request.
+    """
+
+    service: Name | None = None
+    category: Annotated[str, Meta(max_length=160)] | None = None
+    inputs: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
+    outputs: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
+    alive_time: Annotated[int, Meta(ge=0, le=604_800)] | None = None
+    force_rebuild: bool = False
+    wait_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0
+    parameters: Annotated[dict[Name, Annotated[str, Meta(max_length=4096)]], Meta(max_length=64)] = {}
+    variant: Name | None = None
+    request_key: Annotated[str, Meta(min_length=8, max_length=64)] | None = None
+
+
+class ServiceRef(Struct, frozen=True):
+    digest: str
+    id: str
+    name: str
+
+
+class Lease(Struct, frozen=True):
+    """A client's hold on an instance. `expires_at` in Unix s, None: until stopped."""
+
+    token: str
+    expires_at: float | None = None
+
+
+class StartAnswer(Struct, frozen=True, kw_only=True):
+    """`start` says whether the instance was started for this request. `host`, `port`, `url` are of the first port.
+
+    `timings_ms` keys: resolve, place, fetch, verify, build, start, ready, total. `why` explains choice and place.
+    """
+
+    instance: str
+    service: ServiceRef
+    start: Literal["cold", "warm"]
+    region: str
+    agent: str
+    host: str
+    port: int | None
+    ports: tuple[PortBinding, ...]
+    url: str | None
+    lease: Lease
+    handoff: tuple[str, ...] = ()
+    timings_ms: dict[str, float] = {}
+    why: str = ""
+
+
+class InstanceView(Struct, frozen=True, kw_only=True):
+    """An instance in `GET /v1/instances` and after stop, restart, alive."""
+
+    instance: str
+    service: ServiceRef
+    state: State
+    region: str
+    agent: str
+    host: str
+    port: int | None = None
+    ports: tuple[PortBinding, ...] = ()
+    url: str | None = None
+    mem: int = 0
+    alive_time: int = 60
+    started_at: float | None = None
+    expires_at: float | None = None
+    reason: str = ""
+    log: tuple[str, ...] = ()
+
+
+class Progress(Struct, frozen=True):
+    """A step of long work. `phase`: resolve, place, fetch, verify, build, start, ready. `total` 0: unknown."""
+
+    phase: str
+    message: str = ""
+    done: int = 0
+    total: int = 0
+
+
+class ServiceView(Struct, frozen=True, kw_only=True):
+    """A published service in `GET /v1/services`; `publisher` is the hex public key."""
+
+    digest: str
+    id: str
+    name: str
+    description: str
+    category: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    size: int
+    mem: int
+    publisher: str
+    version: str
+    published_at: float
+    expires_at: float
+
+
+class AgentView(Struct, frozen=True, kw_only=True):
+    """Memory in MB. `age_s`: seconds since the agent was last heard."""
+
+    node: str
+    host: str
+    runtimes: tuple[str, ...]
+    memory_total: int
+    memory_free: int
+    instances: int
+    labels: dict[str, str] = field(default_factory=dict)
+    age_s: float = 0.0
+
+
+class RegionView(Struct, frozen=True, kw_only=True):
+    """`relation` to the region asked: self, parent, sibling, child, other."""
+
+    region: str
+    node: str
+    addresses: tuple[str, ...]
+    relation: str
+    agents: int
+    memory_total: int
+    memory_free: int
+    age_s: float

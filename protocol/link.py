@@ -1,0 +1,142 @@
+"""The agent link: msgpack frames on one WebSocket from an agent to its controller.
+
+The agent dials, says `Hello`, is answered `Welcome` or closed with a problem. Then the agent sends `Heartbeat` every
+`Welcome.heartbeat_s`, `InstanceChanged` at each transition, `ProgressMade` and one `Done` or `Refused` per command.
+The controller sends commands. Every frame is a tagged map of at most `MAX_FRAME` bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from protocol.instances import InstanceReport, Progress
+from protocol.problems import BadRequest
+
+LINK_VERSION = 1
+MAX_FRAME = 1 << 20
+HEARTBEAT_S = 2.0
+
+
+class Resources(Struct, frozen=True):
+    """What an agent offers, in MB; `free` is what is offered minus what its instances reserve."""
+
+    memory_total: int
+    memory_free: int
+    cached: tuple[str, ...] = ()
+    built: tuple[str, ...] = ()
+
+
+class Hello(Struct, frozen=True, kw_only=True, tag=True):
+    version: int
+    node: str
+    mesh: str
+    region: str
+    host: str
+    runtimes: tuple[str, ...]
+    labels: dict[str, str]
+    resources: Resources
+    instances: tuple[InstanceReport, ...]
+
+
+class Heartbeat(Struct, frozen=True, tag=True):
+    resources: Resources
+
+
+class InstanceChanged(Struct, frozen=True, tag=True):
+    report: InstanceReport
+
+
+class ProgressMade(Struct, frozen=True, tag=True):
+    command: str
+    progress: Progress
+
+
+class Done(Struct, frozen=True, tag=True):
+    """`report` of the instance after the command; `timings_ms` by phase for a start."""
+
+    command: str
+    report: InstanceReport
+    timings_ms: dict[str, float] = {}
+    warm: bool = False
+
+
+class Refused(Struct, frozen=True, tag=True):
+    """`problem` as `Problem.to_dict` gives it."""
+
+    command: str
+    problem: dict[str, Any]
+
+
+class Welcome(Struct, frozen=True, tag=True):
+    version: int
+    node: str
+    region: str
+    heartbeat_s: float = HEARTBEAT_S
+
+
+class Start(Struct, frozen=True, kw_only=True, tag=True):
+    """Start the service `digest` as `instance`. `alive_time` None: as described. `deadline_s`: seconds from now."""
+
+    command: str
+    instance: str
+    digest: str
+    alive_time: int | None = None
+    force_rebuild: bool = False
+    parameters: dict[str, str] = {}
+    variant: str | None = None
+    deadline_s: float = 120.0
+
+
+class Stop(Struct, frozen=True, tag=True):
+    command: str
+    instance: str
+    reason: str = "stopped-by-client"
+
+
+class Restart(Struct, frozen=True, tag=True):
+    command: str
+    instance: str
+
+
+class Remove(Struct, frozen=True, tag=True):
+    command: str
+    instance: str
+
+
+class Extend(Struct, frozen=True, tag=True):
+    """The instance lives at least `alive_time` seconds from now (None: its own alive time)."""
+
+    command: str
+    instance: str
+    alive_time: int | None = None
+
+
+FromAgent = Hello | Heartbeat | InstanceChanged | ProgressMade | Done | Refused
+Command = Start | Stop | Restart | Remove | Extend
+FromController = Welcome | Command
+
+_from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
+_from_controller: msgspec.msgpack.Decoder[FromController] = msgspec.msgpack.Decoder(FromController)
+
+
+def encode(message: FromAgent | FromController) -> bytes:
+    return msgspec.msgpack.encode(message)
+
+
+def decode_from_agent(frame: bytes) -> FromAgent:
+    """Raises BadRequest for anything but a well-formed frame."""
+    try:
+        return _from_agent.decode(frame)
+    except msgspec.MsgspecError as error:
+        raise BadRequest(f"malformed frame from an agent: {error}") from None
+
+
+def decode_from_controller(frame: bytes) -> FromController:
+    """Raises BadRequest for anything but a well-formed frame."""
+    try:
+        return _from_controller.decode(frame)
+    except msgspec.MsgspecError as error:
+        raise BadRequest(f"malformed frame from a controller: {error}") from None

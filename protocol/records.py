@@ -1,0 +1,191 @@
+"""Records that live in the DHT, and the signed envelope around them.
+
+An envelope is msgpack `[version, payload, public_key, signature]`, at most `MAX_ENVELOPE` bytes:
+
+    version      int    1
+    payload      bin    msgpack array, first element the kind ("service" | "provider" | "region")
+    public_key   bin32  Ed25519
+    signature    bin64  Ed25519 over SIGNATURE_CONTEXT || payload
+
+The signature covers the bytes received, never a re-encoding. The owner inside the payload is bound to the key that
+signed it. Who may replace what is decided in `dht.rules`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from msgspec import Meta, Struct
+
+from protocol.identifiers import category_ancestors, node_id, parent_region
+from protocol.problems import InvalidRecord
+from protocol.service import ServiceDescriptor
+
+MAX_ENVELOPE = 1024
+RECORD_VERSION = 1
+SIGNATURE_CONTEXT = b"cornerstore/record/1\0"
+CLOCK_SKEW_S = 300
+"""How far ahead of our clock a peer's may be."""
+
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
+NodeId = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$", max_length=40)]
+Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
+TypeName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+/-]{1,64}$", max_length=64)]
+TypeNames = Annotated[tuple[TypeName, ...], Meta(max_length=8)]
+Address = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,80}:[0-9]{1,5}$", max_length=90)]
+Addresses = Annotated[tuple[Address, ...], Meta(min_length=1, max_length=4)]
+Region = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9/-]*$", max_length=256)]
+Seconds = Annotated[int, Meta(ge=0, le=2**40)]
+Millis = Annotated[int, Meta(ge=0, le=2**53)]
+
+
+class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_unknown_fields=True):
+    """One published service. `seq` is the publisher's clock in ms: the highest per (publisher, id, name) counts.
+    `expiry` is in Unix seconds. With `withdrawn`, a tombstone."""
+
+    digest: Digest
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    description: Annotated[str, Meta(max_length=160)]
+    category: Annotated[str, Meta(pattern=r"^/", max_length=160)]
+    inputs: TypeNames
+    outputs: TypeNames
+    size: Annotated[int, Meta(ge=0, le=2**48)]
+    mem: Annotated[int, Meta(ge=1, le=2**20)]
+    publisher: Key
+    version: Annotated[str, Meta(max_length=32)]
+    seq: Millis
+    expiry: Seconds
+    withdrawn: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The record names (see `record_key`) under which the mesh keeps it."""
+        return [
+            f"service:{self.digest}",
+            f"id:{self.id}",
+            f"name:{self.name}",
+            *(f"category:{c}" for c in category_ancestors(self.category)),
+        ]
+
+
+class ProviderRecord(Struct, frozen=True, array_like=True, tag="provider", forbid_unknown_fields=True):
+    """`node` serves chunks of the content at `addresses` (host:port of its node-to-node listener)."""
+
+    content: Digest
+    node: NodeId
+    addresses: Addresses
+    seq: Millis
+    expiry: Seconds
+
+    @property
+    def names(self) -> list[str]:
+        return [f"content:{self.content}"]
+
+
+class RegionRecord(Struct, frozen=True, array_like=True, tag="region", forbid_unknown_fields=True):
+    """A controller of `region`, with a summary of what its agents could still host."""
+
+    region: Region
+    node: NodeId
+    addresses: Addresses
+    agents: Annotated[int, Meta(ge=0, le=2**20)]
+    memory_total: Annotated[int, Meta(ge=0, le=2**40)]
+    memory_free: Annotated[int, Meta(ge=0, le=2**40)]
+    seq: Millis
+    expiry: Seconds
+
+    @property
+    def names(self) -> list[str]:
+        return [f"region:{self.region}", f"children:{parent_region(self.region)}"]
+
+
+Record = ServiceRecord | ProviderRecord | RegionRecord
+
+
+class Signed(Struct, frozen=True):
+    """A record whose signature was verified, with the exact bytes that were."""
+
+    record: Record
+    public_key: bytes
+    envelope: bytes
+
+
+class _Envelope(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    version: int
+    payload: bytes
+    public_key: Key
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+_envelope_decoder = msgspec.msgpack.Decoder(_Envelope)
+_record_decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Record)
+
+
+def raw_public_key(key: Ed25519PrivateKey) -> bytes:
+    return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def sign(record: Record, key: Ed25519PrivateKey) -> Signed:
+    """Raises InvalidRecord if the record is not the key's to sign, violates a bound, or would exceed MAX_ENVELOPE."""
+    payload = msgspec.msgpack.encode(record)
+    public_key = raw_public_key(key)
+    signature = key.sign(SIGNATURE_CONTEXT + payload)
+    return verify(msgspec.msgpack.encode(_Envelope(RECORD_VERSION, payload, public_key, signature)))
+
+
+def verify(envelope: bytes) -> Signed:
+    """Raises InvalidRecord with the first thing that is wrong. Expiry is not judged here: it needs the time."""
+    if len(envelope) > MAX_ENVELOPE:
+        raise InvalidRecord(f"{len(envelope)} bytes; a record has at most {MAX_ENVELOPE}")
+    try:
+        outer = _envelope_decoder.decode(envelope)
+        if outer.version != RECORD_VERSION:
+            raise InvalidRecord(f"record version {outer.version}; this node speaks {RECORD_VERSION}")
+        record = _record_decoder.decode(outer.payload)
+    except msgspec.MsgspecError as error:
+        raise InvalidRecord(f"malformed record: {error}") from None
+    if _owner(record) != (outer.public_key if isinstance(record, ServiceRecord) else node_id(outer.public_key)):
+        raise InvalidRecord("the record is signed by a key that does not own it")
+    try:
+        Ed25519PublicKey.from_public_bytes(outer.public_key).verify(outer.signature, SIGNATURE_CONTEXT + outer.payload)
+    except (InvalidSignature, ValueError):
+        raise InvalidRecord("the signature does not match") from None
+    return Signed(record, outer.public_key, envelope)
+
+
+def _owner(record: Record) -> bytes | str:
+    return record.publisher if isinstance(record, ServiceRecord) else record.node
+
+
+def service_record(
+    descriptor: ServiceDescriptor,
+    *,
+    digest: str,
+    size: int,
+    publisher: bytes,
+    seq: int,
+    expiry: int,
+    withdrawn: bool = False,
+) -> ServiceRecord:
+    """The record that announces `descriptor`; `size` in bytes, `seq` in Unix ms, `expiry` in Unix s."""
+    return ServiceRecord(
+        digest=digest,
+        id=descriptor.id,
+        name=descriptor.name,
+        description=descriptor.description[:160],
+        category=descriptor.category,
+        inputs=descriptor.inputs,
+        outputs=descriptor.outputs,
+        size=size,
+        mem=descriptor.mem_requirement,
+        publisher=publisher,
+        version=descriptor.version,
+        seq=seq,
+        expiry=expiry,
+        withdrawn=withdrawn,
+    )
