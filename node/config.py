@@ -1,0 +1,123 @@
+"""`<data-dir>/config.toml`: what an operator may set. Written by init and join, read by `up`."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from protocol.identifiers import check_region
+from protocol.peers import Role
+from protocol.problems import BadRequest, ConfigError
+
+FILE_NAME = "config.toml"
+DEFAULT_DATA_DIR = Path("~/.local/share/cornerstore")
+DEFAULT_REST_PORT = 7400
+DEFAULT_PEER_PORT = 7401
+DEFAULT_ALIVE_PORT = 5001
+
+Port = Annotated[int, Meta(ge=1, le=65535)]
+HostPort = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,253}:[0-9]{1,5}$")]
+
+
+class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`host`: the address that phones and peers reach; empty: the LAN address of this machine.
+
+    A port that is not named falls back to a free one when its default is taken; a named one must be free.
+    `advertise`: further addresses (host:port of the node-to-node listener), such as a port forward on a router.
+    """
+
+    host: str = ""
+    rest_port: Port | None = None
+    peer_port: Port | None = None
+    dht_port: Port | None = None
+    mdns: bool = True
+    advertise: Annotated[tuple[HostPort, ...], Meta(max_length=3)] = ()
+
+
+class Mesh(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`bootstrap`: UDP addresses (host:port) of members known when this node joined; later ones are remembered."""
+
+    bootstrap: tuple[HostPort, ...] = ()
+
+
+class ContentCache(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`upload_mbit_s` 0: as fast as the line."""
+
+    quota_gb: Annotated[float, Meta(gt=0)] = 20.0
+    upload_mbit_s: Annotated[float, Meta(ge=0)] = 0.0
+    max_uploads: Annotated[int, Meta(ge=1, le=1024)] = 32
+
+
+class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`url` empty: DOCKER_HOST or the local socket. `base_image_aliases`: what a Dockerfile's FROM is read as."""
+
+    enabled: bool = True
+    url: str = ""
+    base_image_aliases: dict[str, str] = {}
+
+
+class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`memory_mb` 0: half of the machine's memory. `controller`: skip mDNS and dial this host:port."""
+
+    memory_mb: Annotated[int, Meta(ge=0)] = 0
+    alive_port: Port = DEFAULT_ALIVE_PORT
+    labels: dict[str, str] = {}
+    controller: str = ""
+    docker: Docker = Docker()
+
+
+class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    max_archive_mb: Annotated[int, Meta(ge=1, le=65536)] = 256
+
+
+class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    mesh: str
+    region: str
+    site: str = "site"
+    roles: Annotated[tuple[Role, ...], Meta(min_length=1)] = ("controller", "agent", "store")
+    network: Network = Network()
+    dht: Mesh = Mesh()
+    content: ContentCache = ContentCache()
+    agent: Agent = Agent()
+    controller: Controller = Controller()
+
+    @classmethod
+    def load(cls, data_dir: Path) -> NodeConfig:
+        """Raises ConfigError that names the file, the key and the way out."""
+        path = data_dir / FILE_NAME
+        try:
+            config = msgspec.toml.decode(path.read_bytes(), type=cls)
+            check_region(config.region)
+        except FileNotFoundError:
+            raise ConfigError(
+                f"{path} does not exist: this machine belongs to no mesh yet",
+                fix="Make a mesh with `cornerstore bootstrap init`, or join one with `cornerstore bootstrap join TOKEN`.",
+            ) from None
+        except (msgspec.MsgspecError, UnicodeDecodeError, BadRequest) as error:
+            raise ConfigError(f"{path}: {error}", fix="Correct the file; docs/operations.md lists every key.") from None
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
+        return config
+
+    def save(self, data_dir: Path) -> None:
+        """Write config.toml so that a crash leaves the old file or the new one."""
+        data_dir.mkdir(parents=True, exist_ok=True)
+        body = msgspec.toml.encode(_without_none(msgspec.to_builtins(self)))
+        descriptor, temporary = tempfile.mkstemp(dir=data_dir, prefix=".config-")
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(data_dir / FILE_NAME)
+
+
+def _without_none(value: object) -> object:
+    """TOML has no null: an unset key is a missing key."""
+    if isinstance(value, dict):
+        return {k: _without_none(v) for k, v in value.items() if v is not None}
+    return value

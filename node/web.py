@@ -1,0 +1,159 @@
+"""The two HTTP listeners of a node and what wraps every handler: problems, peers, limits."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from protocol.peers import PeerIdentity
+from protocol.problems import BadRequest, KeyNeeded, NotFound, PortTaken, Problem, TooLarge
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY = 64 << 10
+"""Bytes of a request body that is read whole; streamed uploads have limits of their own."""
+DRAIN_S = 5.0
+OPEN_PREFIX = "/bootstrap/"
+"""Node-to-node paths that answer without a mesh certificate: a machine that joins has none yet."""
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+IdentifyPeer = Callable[[ssl.SSLObject | None], PeerIdentity | None]
+
+
+def problem_response(problem: Problem) -> web.Response:
+    """RFC 9457, with `Retry-After` where waiting helps."""
+    headers = {}
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(max(1, round(problem.retry_after)))
+    if isinstance(problem, KeyNeeded):
+        headers["WWW-Authenticate"] = "Bearer"
+    return web.Response(
+        status=problem.status,
+        body=msgspec.json.encode(problem.to_dict()),
+        content_type="application/problem+json",
+        headers=headers,
+    )
+
+
+@web.middleware
+async def problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Every failure leaves as a problem; an unforeseen one is logged once, with its trace, and told without it."""
+    try:
+        return await handler(request)
+    except Problem as problem:
+        return problem_response(problem)
+    except BaseExceptionGroup as group:
+        problem = _sole_problem(group)
+        if problem is None:
+            raise
+        return problem_response(problem)
+    except web.HTTPNotFound:
+        return problem_response(NotFound(f"{request.path} is not served here", fix="See /openapi.json."))
+    except web.HTTPRequestEntityTooLarge as error:
+        return problem_response(TooLarge(error.text or f"at most {MAX_BODY} bytes"))
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        response = problem_response(BadRequest(error.reason))
+        response.set_status(error.status)
+        return response
+    except (ConnectionResetError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("unforeseen-failure", method=request.method, path=request.path)
+        return problem_response(Problem("This node met a fault of its own.", fix="Its log has the details."))
+
+
+def _sole_problem(group: BaseExceptionGroup[BaseException]) -> Problem | None:
+    matched, rest = group.split(Problem)
+    if matched is None or rest is not None:
+        return None
+    first = matched.exceptions[0]
+    return first if isinstance(first, Problem) else _sole_problem(first)  # type: ignore[arg-type]
+
+
+@web.middleware
+async def access_log(request: web.Request, handler: Handler) -> web.StreamResponse:
+    started = time.perf_counter()
+    response = await handler(request)
+    log.debug(
+        "http",
+        method=request.method,
+        path=request.path,
+        status=response.status,
+        ms=round((time.perf_counter() - started) * 1e3, 1),
+    )
+    return response
+
+
+def members_only(identify: IdentifyPeer) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    """Only verified members of the mesh pass; the handler finds who it is in `request["peer"]`."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        transport = request.transport
+        peer = identify(transport.get_extra_info("ssl_object") if transport else None)
+        if peer is None and not request.path.startswith(OPEN_PREFIX):
+            raise KeyNeeded("only members of the mesh may ask this", fix="Join with `cornerstore bootstrap join`.")
+        request["peer"] = peer
+        return await handler(request)
+
+    return check
+
+
+def bind(host: str, port: int | None, default: int, *, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """A bound socket: the named port, or the default, or a free one if the default is taken.
+
+    Raises PortTaken if a port that was asked for by name is in use, or the address is not of this machine.
+    """
+    for candidate in (port,) if port is not None else (default, 0):
+        sock = socket.socket(socket.AF_INET, kind)
+        if kind == socket.SOCK_STREAM:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host, candidate))
+        except OSError as error:
+            sock.close()
+            if error.errno == errno.EADDRINUSE and port is None and candidate:
+                continue
+            raise PortTaken(
+                f"{host}:{candidate} cannot be bound: {error.strerror}",
+                fix="Name another port in config.toml under [network], or end the program that holds it."
+                if error.errno == errno.EADDRINUSE
+                else "Set `host` under [network] in config.toml to an address of this machine.",
+            ) from None
+        sock.setblocking(False)
+        return sock
+    raise PortTaken(f"no free port on {host}")
+
+
+@asynccontextmanager
+async def serving(
+    sock: socket.socket,
+    routes: Sequence[web.RouteDef],
+    *,
+    middlewares: Sequence[object] = (),
+    tls: ssl.SSLContext | None = None,
+) -> AsyncIterator[None]:
+    """Serve `routes` on a bound socket for the time of the block; then drain for at most `DRAIN_S`."""
+    app = web.Application(
+        middlewares=[access_log, problems, *middlewares],  # type: ignore[list-item]
+        client_max_size=MAX_BODY,
+    )
+    app.add_routes(routes)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=DRAIN_S, keepalive_timeout=30)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, sock, ssl_context=tls, backlog=512).start()
+        yield
+    finally:
+        await runner.cleanup()
