@@ -96,7 +96,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         except FileNotFoundError:
             raise ConfigError(
                 f"{path} does not exist: this machine belongs to no mesh yet",
-                fix="Make a mesh with `cornerstore bootstrap init`, or join one with `cornerstore bootstrap join TOKEN`.",
+                fix="Make a mesh with `cornerstore bootstrap init`, or join one: `cornerstore bootstrap join TOKEN`.",
             ) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, BadRequest) as error:
             raise ConfigError(f"{path}: {error}", fix="Correct the file; docs/operations.md lists every key.") from None

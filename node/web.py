@@ -51,11 +51,11 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return await handler(request)
     except Problem as problem:
         return problem_response(problem)
-    except BaseExceptionGroup as group:
-        problem = _sole_problem(group)
-        if problem is None:
+    except ExceptionGroup as group:
+        sole = _sole_problem(group)
+        if sole is None:
             raise
-        return problem_response(problem)
+        return problem_response(sole)
     except web.HTTPNotFound:
         return problem_response(NotFound(f"{request.path} is not served here", fix="See /openapi.json."))
     except web.HTTPRequestEntityTooLarge as error:
@@ -73,12 +73,12 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem_response(Problem("This node met a fault of its own.", fix="Its log has the details."))
 
 
-def _sole_problem(group: BaseExceptionGroup[BaseException]) -> Problem | None:
-    matched, rest = group.split(Problem)
-    if matched is None or rest is not None:
+def _sole_problem(group: ExceptionGroup[Exception]) -> Problem | None:
+    """What a TaskGroup wrapped, if it is problems and nothing else."""
+    first = group.exceptions[0]
+    if group.split(Problem)[1] is not None:
         return None
-    first = matched.exceptions[0]
-    return first if isinstance(first, Problem) else _sole_problem(first)  # type: ignore[arg-type]
+    return _sole_problem(first) if isinstance(first, ExceptionGroup) else first if isinstance(first, Problem) else None
 
 
 @web.middleware
@@ -131,6 +131,8 @@ def bind(host: str, port: int | None, default: int, *, kind: socket.SocketKind =
                 if error.errno == errno.EADDRINUSE
                 else "Set `host` under [network] in config.toml to an address of this machine.",
             ) from None
+        if kind == socket.SOCK_STREAM:
+            sock.listen(512)  # at once: two bound sockets that do not listen yet may share a port
         sock.setblocking(False)
         return sock
     raise PortTaken(f"no free port on {host}")
