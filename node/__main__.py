@@ -1,0 +1,5 @@
+"""`python -m node`: the same as the console command `cornerstore`."""
+
+from node.cli import main
+
+main()
