@@ -23,7 +23,7 @@ from msgspec import Meta, Struct
 
 from protocol.identifiers import category_ancestors, node_id, parent_region
 from protocol.problems import InvalidRecord
-from protocol.service import ServiceDescriptor
+from protocol.service import Kind, ServiceDescriptor
 
 MAX_ENVELOPE = 1024
 RECORD_VERSION = 1
@@ -45,7 +45,7 @@ Millis = Annotated[int, Meta(ge=0, le=2**53)]
 
 class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_unknown_fields=True):
     """One published service. `seq` is the publisher's clock in ms: the highest per (publisher, id, name) counts.
-    `expiry` is in Unix seconds. With `withdrawn`, a tombstone."""
+    `expiry` is in Unix seconds. With `withdrawn`, a tombstone. `kind` lets a controller place it unseen."""
 
     digest: Digest
     id: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -61,6 +61,7 @@ class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_
     seq: Millis
     expiry: Seconds
     withdrawn: bool = False
+    kind: Kind = "docker_container"
 
     @property
     def names(self) -> list[str]:
@@ -188,4 +189,5 @@ def service_record(
         seq=seq,
         expiry=expiry,
         withdrawn=withdrawn,
+        kind=descriptor.kind,
     )
