@@ -75,13 +75,15 @@ class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_
 
 
 class ProviderRecord(Struct, frozen=True, array_like=True, tag="provider", forbid_unknown_fields=True):
-    """`node` serves chunks of the content at `addresses` (host:port of its node-to-node listener)."""
+    """`node` serves chunks of the content at `addresses` (host:port of its node-to-node listener).
+    With `withdrawn`, it no longer does."""
 
     content: Digest
     node: NodeId
     addresses: Addresses
     seq: Millis
     expiry: Seconds
+    withdrawn: bool = False
 
     @property
     def names(self) -> list[str]:
