@@ -10,10 +10,17 @@ from typing import Any
 
 import aiohttp
 import msgspec
+from aiohttp import web
 
+from protocol.peers import PeerIdentity
 from protocol.problems import Problem, TooLarge, Unavailable
 
+PEER: web.RequestKey[PeerIdentity] = web.RequestKey("peer", PeerIdentity)
+"""Where a handler of the node-to-node listener finds who asks."""
+
 MAX_PROBLEM_BYTES = 64 << 10
+_NETWORK_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError, ssl.SSLError)
+"""What a broken connection raises while a body is read. TimeoutError is an OSError: a total or idle timeout."""
 
 
 class PeerHttp:
@@ -29,19 +36,27 @@ class PeerHttp:
 
     @asynccontextmanager
     async def request(
-        self, method: str, address: str, path: str, *, timeout_s: float, **kwargs: Any
+        self, method: str, address: str, path: str, *, timeout_s: float, idle_s: float | None = None, **kwargs: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer with a 2xx status. Raises the peer's own Problem, or Unavailable if it cannot be reached."""
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, 3.0))
+        """An answer with a 2xx status. Raises the peer's own Problem, or Unavailable if it cannot be reached.
+
+        `timeout_s` bounds the whole exchange, `idle_s` the silence between two reads. The network's errors are
+        translated in the block too, since the body is read there; the block's own errors (a full disk) pass through.
+        """
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, 3.0), sock_read=idle_s)
+        answered = False
         try:
             async with self._session.request(
                 method, self.url(address, path), ssl=self._tls, timeout=timeout, allow_redirects=False, **kwargs
             ) as response:
                 if not 200 <= response.status < 300:
                     raise await _problem(response, address)
+                answered = True
                 yield response
-        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
-            raise Unavailable(f"node {address} cannot be reached: {error or type(error).__name__}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            if answered and not isinstance(error, _NETWORK_ERRORS):
+                raise
+            raise _unreachable(address, error) from error
 
     @asynccontextmanager
     async def websocket(
@@ -53,8 +68,8 @@ class PeerHttp:
                 socket = await self._session.ws_connect(
                     self.url(address, path), ssl=self._tls, max_msg_size=max_frame, heartbeat=10.0
                 )
-        except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
-            raise Unavailable(f"node {address} cannot be reached: {error or type(error).__name__}") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise _unreachable(address, error) from error
         async with socket:
             yield socket
 
@@ -69,6 +84,13 @@ async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
             raise TooLarge(f"the peer sent more than {limit} bytes")
         parts.append(part)
     return b"".join(parts)
+
+
+def _unreachable(address: str, error: Exception) -> Unavailable:
+    return Unavailable(
+        f"node {address} cannot be reached: {str(error) or type(error).__name__}",
+        fix="Check that the node is up and that its node-to-node port is open.",
+    )
 
 
 async def _problem(response: aiohttp.ClientResponse, address: str) -> Problem:

@@ -7,56 +7,29 @@ too small to host. A phone that knows nothing but mDNS finds them.
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import signal
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from rich.table import Table
 
 from client.controller import ControllerClient
 from client.discovery import FoundController, discover
-from node.config import NodeConfig
-from node.runtime import STATE_FILE, Running
+from node.local_mesh import READY_S, Site, up
 from protocol.instances import InstanceView, Progress, StartAnswer, StartRequest, State
-from protocol.peers import Role
-from protocol.problems import Problem, Unavailable
+from protocol.problems import Problem
 
 SERVICE = Path(__file__).resolve().parent.parent / "services" / "word_count"
 TEXT = b"A shop at every corner, and the bread is still warm."
 WORDS = 11
-BASE_IMAGE = "cornerstore/python:3.11"
-READY_S = 30.0
 SHORT_LIFE_S = 4
 
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
-
-
-@dataclass
-class Site:
-    """One site: its data directory and the `cornerstore up` that runs there."""
-
-    name: str
-    roles: tuple[Role, ...]
-    memory_mb: int
-    data_dir: Path
-    process: asyncio.subprocess.Process | None = None
-
-    @property
-    def region(self) -> str:
-        return f"demo/{self.name}"
-
-    @property
-    def running(self) -> Running:
-        return msgspec.json.decode((self.data_dir / STATE_FILE).read_bytes(), type=Running)
 
 
 @dataclass
@@ -102,18 +75,22 @@ async def demo(*, stay: bool, service: Path = SERVICE, console: Console | None =
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cornerstore-demo-")))
         sites = (
-            Site("a", ("controller", "store"), 0, folder / "a"),
-            Site("b", ("controller", "agent", "store"), 1024, folder / "b"),
-            Site("c", ("controller", "agent", "store"), 16, folder / "c"),
+            Site("demo-a", "demo/a", folder / "a", roles=("controller", "store")),
+            Site("demo-b", "demo/b", folder / "b"),
+            Site("demo-c", "demo/c", folder / "c", memory_mb=16),
         )
         a, b, c = sites
         archive = folder / "word_count.csar"
-        await _cornerstore("pack", str(service), "-o", str(archive))
+        await a.cornerstore("pack", str(service), "-o", str(archive))
         story.tell(f"packed {service.name} into a CSAR of {archive.stat().st_size:,} bytes")
-        await _found_mesh(stack, a, story)
-        for site in (b, c):
-            await _join(stack, a, site, story)
-        await _cornerstore("--data-dir", str(a.data_dir), "--controller", a.running.rest, "publish", str(archive))
+        await a.found("demo")
+        await stack.enter_async_context(up(a))
+        story.tell(f"site A made the mesh: region {a.region}, controller at {a.running.rest}")
+        for guest in (b, c):
+            await guest.join(await a.invite(guest))
+            await stack.enter_async_context(up(guest))
+            story.tell(f"{guest.name} joined with an invitation: region {guest.region}, {guest.running.rest}")
+        await a.cornerstore("--controller", a.running.rest, "publish", str(archive))
         story.tell("a developer published it at site A; A keeps the archive, the mesh knows the record")
         found = await _discover_all({site.region for site in sites})
         story.tell("a phone that knows only mDNS found " + ", ".join(f"{f.region} at {f.url}" for f in found))
@@ -168,86 +145,6 @@ async def _until_state(client: ControllerClient, instance: str, state: State) ->
         while (view := await client.instance(instance)).state != state:
             await asyncio.sleep(0.2)
     return view
-
-
-async def _found_mesh(stack: AsyncExitStack, site: Site, story: Story) -> None:
-    await _cornerstore("--data-dir", str(site.data_dir), "bootstrap", "init", "--mesh", "demo", "--region", site.region)
-    _settle_in(site)
-    await stack.enter_async_context(_up(site))
-    story.tell(f"site A made the mesh: region {site.region}, controller at {site.running.rest}")
-
-
-async def _join(stack: AsyncExitStack, host: Site, guest: Site, story: Story) -> None:
-    asked = await _cornerstore(
-        "--json", "--data-dir", str(host.data_dir), "bootstrap", "invite", "--region", guest.region
-    )
-    token = json.loads(asked)["token"]
-    await _cornerstore("--data-dir", str(guest.data_dir), "bootstrap", "join", token)
-    _settle_in(guest)
-    await stack.enter_async_context(_up(guest))
-    story.tell(f"site {guest.name.upper()} joined with an invitation: region {guest.region}, {guest.running.rest}")
-
-
-def _settle_in(site: Site) -> None:
-    """What an operator would write into config.toml for three sites that share one machine."""
-    config = NodeConfig.load(site.data_dir)
-    config = msgspec.structs.replace(
-        config,
-        site=f"demo-{site.name}",
-        roles=site.roles,
-        network=msgspec.structs.replace(config.network, host="127.0.0.1"),
-        agent=msgspec.structs.replace(
-            config.agent,
-            memory_mb=site.memory_mb,
-            docker=msgspec.structs.replace(config.agent.docker, base_image_aliases={"python:3.6-alpine": BASE_IMAGE}),
-        ),
-    )
-    config.save(site.data_dir)
-
-
-@asynccontextmanager
-async def _up(site: Site) -> AsyncIterator[None]:
-    """`cornerstore up` as a process of its own, until it says it runs; ended by SIGTERM."""
-    log_path = site.data_dir / "node.log"
-    with log_path.open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            *_argv("--data-dir", str(site.data_dir), "up"), stdout=log, stderr=log, start_new_session=True
-        )
-    site.process = process
-    try:
-        async with asyncio.timeout(READY_S):
-            while not (site.data_dir / STATE_FILE).exists():
-                if process.returncode is not None:
-                    raise Unavailable(f"site {site.name} ended: {_tail(log_path)}")
-                await asyncio.sleep(0.05)
-        yield
-    finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGTERM)
-        try:
-            await asyncio.wait_for(process.wait(), 15.0)
-        except TimeoutError:
-            process.kill()
-            await process.wait()
-
-
-def _tail(path: Path, lines: int = 12) -> str:
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
-
-
-def _argv(*arguments: str) -> Sequence[str]:
-    return (sys.executable, "-m", "node", *arguments)
-
-
-async def _cornerstore(*arguments: str) -> str:
-    """Run one `cornerstore` command and return what it prints. Raises Problem with its error text."""
-    process = await asyncio.create_subprocess_exec(
-        *_argv(*arguments), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env=os.environ
-    )
-    out, error = await process.communicate()
-    if process.returncode:
-        raise Problem(f"cornerstore {' '.join(arguments[:4])} failed: {error.decode(errors='replace').strip()}")
-    return out.decode()
 
 
 async def _discover_all(regions: set[str]) -> list[FoundController]:

@@ -14,6 +14,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from dht.peer_http import PEER
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, KeyNeeded, NotFound, PortTaken, Problem, TooLarge
 
@@ -96,7 +97,7 @@ async def access_log(request: web.Request, handler: Handler) -> web.StreamRespon
 
 
 def members_only(identify: IdentifyPeer) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
-    """Only verified members of the mesh pass; the handler finds who it is in `request["peer"]`."""
+    """Only verified members of the mesh pass; the handler finds who it is in `request[PEER]`."""
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -104,7 +105,8 @@ def members_only(identify: IdentifyPeer) -> Callable[[web.Request, Handler], Awa
         peer = identify(transport.get_extra_info("ssl_object") if transport else None)
         if peer is None and not request.path.startswith(OPEN_PREFIX):
             raise KeyNeeded("only members of the mesh may ask this", fix="Join with `cornerstore bootstrap join`.")
-        request["peer"] = peer
+        if peer is not None:
+            request[PEER] = peer
         return await handler(request)
 
     return check

@@ -1,0 +1,24 @@
+"""One running site with the word count published: what the start benchmarks measure."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from client.controller import ControllerClient
+from node.local_mesh import Site, up
+
+WORD_COUNT = Path(__file__).resolve().parent.parent / "services" / "word_count"
+
+
+@asynccontextmanager
+async def one_site() -> AsyncIterator[tuple[Site, ControllerClient]]:
+    """A mesh of one site on loopback, `wc01` published, nothing built yet."""
+    with tempfile.TemporaryDirectory(prefix="cornerstore-bench-") as folder:
+        site = Site("bench", "bench", Path(folder) / "site")
+        await site.found("bench")
+        async with up(site), ControllerClient(site.running.rest) as client:
+            await site.cornerstore("--controller", site.running.rest, "publish", str(WORD_COUNT))
+            yield site, client

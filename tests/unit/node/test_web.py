@@ -1,0 +1,102 @@
+"""The listeners: every failure is a problem, strangers are kept out, ports are chosen or refused."""
+
+from __future__ import annotations
+
+import ssl
+
+import aiohttp
+import pytest
+from aiohttp import web
+
+from dht.peer_http import PEER
+from node.web import bind, members_only, serving
+from protocol.peers import PeerIdentity
+from protocol.problems import NoCapacity, NoMatchingService, PortTaken
+
+MEMBER = PeerIdentity("0" * 40, "home", "eu", ("agent",))
+
+
+async def failing(request: web.Request) -> web.Response:
+    kind = request.query["kind"]
+    if kind == "problem":
+        raise NoMatchingService("nothing counts words here", fix="Publish one.")
+    if kind == "group":
+        raise ExceptionGroup("tasks", [ExceptionGroup("inner", [NoCapacity("full", retry_after=2.4)])])
+    if kind == "http":
+        raise web.HTTPMethodNotAllowed("GET", ["POST"])
+    raise ZeroDivisionError("a secret path")
+
+
+async def ask(path: str, **kwargs: object) -> tuple[int, dict[str, object], aiohttp.typedefs.LooseHeaders]:
+    sock = bind("127.0.0.1", None, 0)
+    port = sock.getsockname()[1]
+    async with (
+        serving(sock, [web.get("/fail", failing)]),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{port}{path}") as response,
+    ):
+        assert response.content_type == "application/problem+json"
+        return response.status, await response.json(content_type=None), response.headers
+
+
+async def test_a_problem_leaves_as_rfc_9457() -> None:
+    status, body, _ = await ask("/fail?kind=problem")
+    assert status == 404
+    assert body["type"].endswith("/no-matching-service")  # type: ignore[attr-defined]
+    assert body["detail"] == "nothing counts words here"
+    assert body["fix"] == "Publish one."
+
+
+async def test_a_problem_inside_exception_groups_is_unwrapped_with_retry_after() -> None:
+    status, body, headers = await ask("/fail?kind=group")
+    assert (status, body["detail"], headers["Retry-After"]) == (503, "full", "2")  # type: ignore[index]
+
+
+async def test_an_unforeseen_failure_tells_nothing_of_its_inside() -> None:
+    status, body, _ = await ask("/fail?kind=bug")
+    assert status == 500
+    assert "secret" not in str(body)
+
+
+async def test_foreign_http_errors_become_problems() -> None:
+    assert (await ask("/fail?kind=http"))[0] == 405
+    assert (await ask("/nowhere"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("peer", "path", "status"), [(None, "/peer", 401), (None, "/bootstrap/x", 200), (MEMBER, "/peer", 200)]
+)
+async def test_only_members_pass(peer: PeerIdentity | None, path: str, status: int) -> None:
+    def identify(_: ssl.SSLObject | None) -> PeerIdentity | None:
+        return peer
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.json_response({"node": request[PEER].node if PEER in request else None})
+
+    sock = bind("127.0.0.1", None, 0)
+    routes = [web.get("/peer", handler), web.get("/bootstrap/x", handler)]
+    async with (
+        serving(sock, routes, middlewares=[members_only(identify)]),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{sock.getsockname()[1]}{path}") as response,
+    ):
+        assert response.status == status
+        if status == 200:
+            assert (await response.json())["node"] == (peer and peer.node)
+
+
+def test_a_default_port_that_is_taken_is_replaced_and_a_named_one_is_not() -> None:
+    with bind("127.0.0.1", None, 0) as first:
+        taken = first.getsockname()[1]
+        with bind("127.0.0.1", None, taken) as second:
+            assert second.getsockname()[1] != taken
+        with pytest.raises(PortTaken) as caught:
+            bind("127.0.0.1", taken, 1)
+        assert str(taken) in caught.value.detail
+        assert "config.toml" in caught.value.fix
+
+
+def test_a_foreign_address_is_refused_with_its_fix() -> None:
+    with pytest.raises(PortTaken) as caught:
+        bind("203.0.113.7", None, 0)
+    assert "host" in caught.value.fix
