@@ -161,6 +161,12 @@ class StartFailed(Problem):
     status, slug, title = 502, "start-failed", "The service started but did not stay up"
 
 
+class ServiceError(Problem):
+    """A started service's own error. `extra`: `answered`, its HTTP status; `reply`, the beginning of its body."""
+
+    status, slug, title = 502, "service-error", "The service answered with an error"
+
+
 class CorruptContent(Problem):
     status, slug, title = 502, "corrupt-content", "The content received is not what its digest promises"
 

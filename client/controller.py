@@ -1,0 +1,273 @@
+"""The REST interface of a region controller, typed (DESIGN: `/v1`)."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import aiohttp
+import msgspec
+from msgspec import Struct
+
+from client.invocation import invoke
+from client.rest import Rest, retried
+from client.sse import EventParser
+from client.transfer import DEFAULT_MAX_BYTES, OnProgress, blocks_of, record_headers, save_verified, size_of
+from protocol.identifiers import check_digest
+from protocol.instances import (
+    AgentView,
+    InstanceView,
+    Progress,
+    RegionView,
+    ServiceView,
+    StartAnswer,
+    StartRequest,
+)
+from protocol.problems import BadRequest, ControllerUnreachable, Problem
+
+GRACE_S = 10.0
+"""How much longer than the work it asked for a client waits for the answer."""
+TRANSFER_TIMEOUT_S = 3600.0
+
+
+class _Instances(Struct):
+    instances: list[InstanceView]
+
+
+class _Services(Struct):
+    services: list[ServiceView]
+
+
+class _Agents(Struct):
+    agents: list[AgentView]
+
+
+class _Regions(Struct):
+    regions: list[RegionView]
+
+
+class ControllerClient:
+    """One controller. Every call raises the controller's own Problem, or ControllerUnreachable if it is away.
+
+    `token`: an operator's; calls on an instance take its lease token instead. Calls that may safely be repeated are,
+    for a moment, while the controller cannot be reached. A `session` that is handed in stays open.
+    """
+
+    def __init__(self, url: str, *, session: aiohttp.ClientSession | None = None, token: str | None = None) -> None:
+        self._url = url
+        self._token = token
+        self._session = session
+        self._owned: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        if self._session is None:
+            self._owned = self._session = aiohttp.ClientSession()
+        self._rest = Rest(self._url, self._session, self._token)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._owned is not None:
+            await self._owned.close()
+
+    @property
+    def url(self) -> str:
+        return self._rest.url
+
+    # --- instances ---------------------------------------------------------------------------------------------------
+
+    async def start(self, request: StartRequest, on_progress: OnProgress | None = None) -> StartAnswer:
+        """Start the service or find it warm. With `on_progress`, each step is told as it happens.
+
+        The request gets a `request_key` if it has none, so that repeating it after a broken connection is harmless.
+        """
+        if request.request_key is None:
+            request = msgspec.structs.replace(request, request_key=secrets.token_hex(16))
+        return await retried(lambda: self._start(request, on_progress))
+
+    async def _start(self, request: StartRequest, on_progress: OnProgress | None) -> StartAnswer:
+        headers = {"Content-Type": "application/json"}
+        if on_progress is not None:
+            headers["Accept"] = "text/event-stream"
+        async with self._rest.request(
+            "POST",
+            "/instances",
+            data=_json_without_defaults(request),
+            headers=headers,
+            timeout_s=request.wait_s + GRACE_S,
+            works=True,
+        ) as response:
+            if response.content_type != "text/event-stream":
+                return self._rest.decode(await response.read(), StartAnswer)
+            return await self._follow(response, on_progress)
+
+    async def _follow(self, response: aiohttp.ClientResponse, on_progress: OnProgress | None) -> StartAnswer:
+        parser = EventParser()
+        async for piece in response.content.iter_any():
+            for event in parser.feed(piece):
+                if event.name == "progress" and on_progress is not None:
+                    on_progress(self._rest.decode(event.data, Progress))
+                elif event.name == "result":
+                    return self._rest.decode(event.data, StartAnswer)
+                elif event.name == "problem":
+                    raise Problem.from_dict(self._rest.decode(event.data, dict[str, Any]))
+        raise ControllerUnreachable(
+            f"the controller at {self.url} ended its answer early", fix="Ask again: a repeated request is the same one."
+        )
+
+    async def instances(self) -> list[InstanceView]:
+        return (await retried(lambda: self._rest.call("GET", "/instances", _Instances))).instances
+
+    async def instance(self, instance: str) -> InstanceView:
+        return await retried(lambda: self._rest.call("GET", f"/instances/{_segment(instance)}", InstanceView))
+
+    async def stop(self, instance: str, token: str | None = None) -> InstanceView:
+        """Stop without removing: it can be restarted at the same address."""
+        return await self._command(instance, "stop", token)
+
+    async def restart(self, instance: str, token: str | None = None) -> InstanceView:
+        return await self._command(instance, "restart", token)
+
+    async def alive(self, instance: str, token: str | None = None, *, alive_time: int | None = None) -> InstanceView:
+        """Let it live `alive_time` seconds from now (None: its own alive time)."""
+        body = {} if alive_time is None else {"alive_time": alive_time}
+        return await self._command(instance, "alive", token, json=body)
+
+    async def remove(self, instance: str, token: str | None = None) -> None:
+        await retried(
+            lambda: self._rest.tell(
+                "DELETE", f"/instances/{_segment(instance)}", token=token, timeout_s=60.0, works=True
+            )
+        )
+
+    async def _command(self, instance: str, verb: str, token: str | None, **kwargs: Any) -> InstanceView:
+        return await retried(
+            lambda: self._rest.call(
+                "POST",
+                f"/instances/{_segment(instance)}/{verb}",
+                InstanceView,
+                token=token,
+                timeout_s=60.0,
+                works=True,
+                **kwargs,
+            )
+        )
+
+    async def invoke(
+        self,
+        answer: StartAnswer,
+        path: str,
+        body: bytes | None = None,
+        *,
+        method: str | None = None,
+        content_type: str = "application/octet-stream",
+        timeout_s: float = 60.0,
+    ) -> bytes:
+        """Call the service itself; see `client.invocation.invoke`."""
+        assert self._session is not None
+        return await invoke(
+            self._session, answer, path, body, method=method, content_type=content_type, timeout_s=timeout_s
+        )
+
+    # --- services ----------------------------------------------------------------------------------------------------
+
+    async def services(
+        self,
+        *,
+        category: str | None = None,
+        input: str | Sequence[str] = (),
+        output: str | Sequence[str] = (),
+        id: str | None = None,
+        q: str | None = None,
+    ) -> list[ServiceView]:
+        """Published services that fit every condition given; `category` includes what lies below it."""
+        query = [(k, v) for k, v in (("category", category), ("id", id), ("q", q)) if v is not None]
+        query += [("input", name) for name in _names(input)] + [("output", name) for name in _names(output)]
+        return (await retried(lambda: self._rest.call("GET", "/services", _Services, params=query))).services
+
+    async def service(self, digest: str) -> ServiceView:
+        return await retried(lambda: self._rest.call("GET", f"/services/{check_digest(digest)}", ServiceView))
+
+    async def publish(
+        self, path: Path, envelope: bytes | None = None, on_progress: OnProgress | None = None
+    ) -> ServiceView:
+        """Upload a CSAR, which the controller keeps and announces. `envelope`: the publisher's signed record."""
+
+        async def upload() -> ServiceView:
+            size = await asyncio.to_thread(size_of, path)
+            headers = {
+                "Content-Type": "application/zip",
+                "Content-Length": str(size),
+                **record_headers(envelope),
+            }
+            return await self._rest.call(
+                "POST",
+                "/services",
+                ServiceView,
+                data=blocks_of(path, on_progress),
+                headers=headers,
+                timeout_s=TRANSFER_TIMEOUT_S,
+                works=True,
+            )
+
+        return await retried(upload)
+
+    async def withdraw(self, digest: str, envelope: bytes | None = None) -> None:
+        """Take a service off the mesh. `envelope`: the publisher's tombstone."""
+        path = f"/services/{check_digest(digest)}"
+        await retried(lambda: self._rest.tell("DELETE", path, headers=record_headers(envelope)))
+
+    async def fetch(
+        self,
+        digest: str,
+        out: Path,
+        on_progress: OnProgress | None = None,
+        *,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        timeout_s: float = TRANSFER_TIMEOUT_S,
+    ) -> int:
+        """Download content to `out`, verified; returns its size in bytes. Raises CorruptContent, DiskFull, TooLarge."""
+
+        async def download() -> int:
+            path = f"/content/{check_digest(digest)}"
+            async with self._rest.request("GET", path, timeout_s=timeout_s, works=True) as response:
+                return await save_verified(response, digest, out, max_bytes=max_bytes, on_progress=on_progress)
+
+        return await retried(download)
+
+    # --- the region --------------------------------------------------------------------------------------------------
+
+    async def categories(self) -> dict[str, Any]:
+        return await retried(lambda: self._rest.call("GET", "/categories", dict[str, Any]))
+
+    async def agents(self) -> list[AgentView]:
+        return (await retried(lambda: self._rest.call("GET", "/agents", _Agents))).agents
+
+    async def regions(self) -> list[RegionView]:
+        return (await retried(lambda: self._rest.call("GET", "/regions", _Regions))).regions
+
+    async def health(self) -> dict[str, Any]:
+        """At least `region`, `node` and `status`. Not repeated: it asks whether the controller is there now."""
+        return await self._rest.call("GET", "/healthz", dict[str, Any], timeout_s=5.0)
+
+
+def _segment(instance: str) -> str:
+    """One path segment; refuses what would change the path."""
+    if not instance or len(instance) > 128 or not instance.replace("-", "").replace("_", "").isalnum():
+        raise BadRequest(f"{instance[:80]!r} is not an instance id", fix="List them with `cornerstore ps`.")
+    return instance
+
+
+def _names(value: str | Sequence[str]) -> Sequence[str]:
+    return (value,) if isinstance(value, str) else value
+
+
+def _json_without_defaults(request: StartRequest) -> bytes:
+    defaults = StartRequest()
+    given = {f: getattr(request, f) for f in request.__struct_fields__ if getattr(request, f) != getattr(defaults, f)}
+    return msgspec.json.encode(given)

@@ -1,0 +1,68 @@
+"""Calling a started service at its own address."""
+
+from __future__ import annotations
+
+import aiohttp
+import stamina
+
+from client.rest import CONNECT_TIMEOUT_S, read_bounded
+from protocol.instances import StartAnswer
+from protocol.problems import BadRequest, Conflict, DeadlineExceeded, ServiceError, Unavailable
+
+MAX_REPLY_BYTES = 256 << 20
+MAX_ERROR_BYTES = 4 << 10
+PATIENCE_S = 3.0
+"""How long a refused connection is tried again: an instance that was just restarted needs a moment."""
+
+
+async def invoke(
+    session: aiohttp.ClientSession,
+    answer: StartAnswer,
+    path: str,
+    body: bytes | None = None,
+    *,
+    method: str | None = None,
+    content_type: str = "application/octet-stream",
+    timeout_s: float = 60.0,
+) -> bytes:
+    """The body that the service replies to `path`. `method`: POST with a body, else GET.
+
+    Only connections that could not be opened are tried again: the service has then seen nothing of the request.
+    Raises Conflict (the service has no HTTP address), Unavailable (nobody listens), ServiceError (status 400 or
+    above), DeadlineExceeded.
+    """
+    if answer.url is None:
+        raise Conflict(f"instance {answer.instance} of {answer.service.id} has no TCP port to call")
+    if not path.startswith("/"):
+        raise BadRequest(f"{path[:80]!r} is not a path", fix="A path starts with a slash, such as /wordcount.")
+    url = answer.url.rstrip("/") + path
+    timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+    headers = {} if body is None else {"Content-Type": content_type}
+
+    async def attempt() -> bytes:
+        async with session.request(
+            method or ("GET" if body is None else "POST"), url, data=body, headers=headers, timeout=timeout
+        ) as response:
+            if response.status >= 400:
+                raise await _error(response, url)
+            return await read_bounded(response, MAX_REPLY_BYTES)
+
+    caller = stamina.AsyncRetryingCaller(attempts=None, timeout=PATIENCE_S, wait_initial=0.05, wait_max=0.5)
+    try:
+        return await caller(aiohttp.ClientConnectorError, attempt)
+    except TimeoutError:
+        raise DeadlineExceeded(f"the service at {url} did not reply within {timeout_s:g} s") from None
+    except (aiohttp.ClientError, ValueError) as error:
+        raise Unavailable(
+            f"the service at {url} cannot be reached: {error}",
+            fix="See its state with `cornerstore ps`; start it again if it was stopped.",
+        ) from error
+
+
+async def _error(response: aiohttp.ClientResponse, url: str) -> ServiceError:
+    reply = await response.content.read(MAX_ERROR_BYTES)
+    return ServiceError(
+        f"the service at {url} answered {response.status} {response.reason}",
+        answered=response.status,
+        reply=reply.decode("utf-8", "replace"),
+    )

@@ -1,0 +1,95 @@
+"""A client that needs no address: it finds a controller on its link, and another one when that dies."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from types import TracebackType
+from typing import Self, TypeVar
+
+import aiohttp
+import structlog
+
+from client.controller import ControllerClient
+from client.discovery import Browser
+from client.dnssd import FoundController
+from client.invocation import invoke
+from client.transfer import OnProgress
+from protocol.instances import StartAnswer, StartRequest
+from protocol.problems import ControllerUnreachable
+
+FIND_TIMEOUT_S = 3.0
+MAX_CONTROLLERS_TRIED = 4
+
+T = TypeVar("T")
+log = structlog.get_logger(__name__)
+
+
+class Phone:
+    """Calls go to one controller for as long as it answers, then to the next that mDNS shows, then to `url`.
+
+    `mesh` and `region` choose among several; `url` is the way where multicast is blocked (read from a QR code).
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str | None = None,
+        mesh: str | None = None,
+        region: str | None = None,
+        interfaces: Sequence[str] | None = None,
+        find_timeout_s: float = FIND_TIMEOUT_S,
+    ) -> None:
+        self._fallback = url
+        self._browser = Browser(mesh=mesh, region=region, interfaces=interfaces)
+        self._find_timeout_s = find_timeout_s
+        self._chosen: FoundController | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession()
+        await self._browser.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._browser.__aexit__(kind, error, traceback)
+        await self._session.close()
+
+    @property
+    def controller(self) -> FoundController | None:
+        """The one in use; None before the first call and while the fallback URL is used."""
+        return self._chosen
+
+    async def start(self, request: StartRequest, on_progress: OnProgress | None = None) -> StartAnswer:
+        return await self.call(lambda client: client.start(request, on_progress))
+
+    async def invoke(self, answer: StartAnswer, path: str, body: bytes | None = None) -> bytes:
+        """Call the service; no controller is needed for that."""
+        return await invoke(self._session, answer, path, body)
+
+    async def call(self, work: Callable[[ControllerClient], Awaitable[T]]) -> T:
+        """`work` with a controller that answers. Raises ControllerUnreachable once nobody is left to ask."""
+        for _ in range(MAX_CONTROLLERS_TRIED):
+            self._chosen = await self._next()
+            if self._chosen is None:
+                break
+            try:
+                async with ControllerClient(self._chosen.url, session=self._session) as client:
+                    return await work(client)
+            except ControllerUnreachable as problem:
+                log.info("controller-lost", controller=self._chosen.url, cause=problem.detail)
+                self._browser.forget(self._chosen)
+        if self._fallback is None:
+            raise ControllerUnreachable(
+                f"no controller on this network answered within {self._find_timeout_s:g} s",
+                fix="Where multicast is blocked, give the URL that a controller's page shows.",
+            )
+        async with ControllerClient(self._fallback, session=self._session) as client:
+            return await work(client)
+
+    async def _next(self) -> FoundController | None:
+        known = self._browser.controllers
+        if self._chosen in known:
+            return self._chosen
+        found = known or await self._browser.wait_until(bool, timeout_s=self._find_timeout_s)
+        return found[0] if found else None

@@ -1,0 +1,129 @@
+"""Real mDNS on the loopback interface: announce, browse, say goodbye."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from client.controller import ControllerClient
+from client.discovery import Browser, discover
+from client.phone import Phone
+from node.discovery import ControllerBrowser, announced
+from tests.stub_controller import stub_controller
+from tests.waiting import until
+
+LO = ["127.0.0.1"]
+
+
+def a_mesh() -> str:
+    """A mesh name of its own for each test: all of them share one loopback interface."""
+    return f"test-{secrets.token_hex(6)}"
+
+
+@asynccontextmanager
+async def announced_site(mesh: str, region: str, *, rest_port: int = 7400, peer_port: int = 7401) -> AsyncIterator[str]:
+    async with announced(
+        host="127.0.0.1",
+        rest_port=rest_port,
+        peer_port=peer_port,
+        region=region,
+        mesh=mesh,
+        node=secrets.token_hex(20),
+        site="corner",
+    ) as name:
+        yield name
+
+
+async def test_two_regions_are_discovered_and_a_goodbye_drops_one() -> None:
+    mesh = a_mesh()
+    async with Browser(mesh=mesh, interfaces=LO) as browser, announced_site(mesh, "eu/a", rest_port=7410):
+        async with announced_site(mesh, "eu/b", rest_port=7420, peer_port=7421):
+            await until(lambda: len(browser.controllers) == 2)
+            found = await discover(mesh=mesh, interfaces=LO, enough=2)
+            assert [(c.region, c.url, c.peer_address, c.path) for c in found] == [
+                ("eu/a", "http://127.0.0.1:7410", "127.0.0.1:7401", "/v1"),
+                ("eu/b", "http://127.0.0.1:7420", "127.0.0.1:7421", "/v1"),
+            ]
+        await until(lambda: [c.region for c in browser.controllers] == ["eu/a"])
+        changes = [await anext(aiter(browser)) for _ in range(3)]
+        assert [change.kind for change in changes] == ["appeared", "appeared", "gone"]
+        assert changes[-1].controller.region == "eu/b"
+
+
+async def test_a_region_is_chosen_and_an_unknown_one_is_not_found() -> None:
+    mesh = a_mesh()
+    async with announced_site(mesh, "eu/a"), announced_site(mesh, "eu/b", rest_port=7420):
+        assert [c.region for c in await discover(mesh=mesh, region="eu/b", interfaces=LO, enough=1)] == ["eu/b"]
+        assert await discover(mesh=mesh, region="eu/c", interfaces=LO, timeout_s=0.5) == []
+
+
+async def test_two_sites_of_one_name_and_region_are_told_apart() -> None:
+    mesh = a_mesh()
+    async with (
+        announced_site(mesh, "eu/a", rest_port=7410) as first,
+        announced_site(mesh, "eu/a", rest_port=7411) as second,
+    ):
+        assert first != second
+        found = await discover(mesh=mesh, interfaces=LO, enough=2)
+        assert {c.port for c in found} == {7410, 7411}
+        assert len({c.node for c in found}) == 2
+
+
+async def test_an_agent_prefers_its_own_region_then_the_nearest_ancestor() -> None:
+    mesh = a_mesh()
+    async with AsyncExitStack() as stack:
+        for region, port in (("eu", 7501), ("eu/de", 7502), ("eu/de/darmstadt", 7503)):
+            await stack.enter_async_context(announced_site(mesh, region, peer_port=port))
+        for region, expected in (("eu/de/darmstadt", 7503), ("eu/de/mainz", 7502), ("eu/fr", 7501)):
+            async with ControllerBrowser(mesh=mesh, region=region, interfaces=LO) as browser:
+                assert await browser.locate() == [f"127.0.0.1:{expected}"]
+
+
+async def test_a_failed_controller_is_dropped_and_comes_back_when_it_announces_itself_again() -> None:
+    mesh = a_mesh()
+    async with ControllerBrowser(mesh=mesh, region="eu/a", interfaces=LO) as browser:
+        async with announced_site(mesh, "eu/a", peer_port=7501):
+            assert await browser.locate() == ["127.0.0.1:7501"]
+            browser.failed("127.0.0.1:7501")
+            assert await browser.locate() == []
+        async with announced_site(mesh, "eu/a", peer_port=7502):
+            assert await until(browser.locate) == ["127.0.0.1:7502"]
+
+
+async def test_a_controller_that_was_only_slow_is_found_again_by_asking() -> None:
+    mesh = a_mesh()
+    async with (
+        announced_site(mesh, "eu/a", peer_port=7501),
+        ControllerBrowser(mesh=mesh, region="eu/a", interfaces=LO) as browser,
+    ):
+        assert await browser.locate() == ["127.0.0.1:7501"]
+        browser.failed("127.0.0.1:7501")
+        assert await until(browser.locate, timeout_s=20) == ["127.0.0.1:7501"]
+
+
+async def test_a_phone_moves_on_when_its_controller_dies() -> None:
+    mesh = a_mesh()
+    async with AsyncExitStack() as stack:
+        living = await stack.enter_async_context(stub_controller())
+        async with stub_controller() as dying:
+            await stack.enter_async_context(announced_site(mesh, "eu/a", rest_port=dying.port))
+            await stack.enter_async_context(announced_site(mesh, "eu/b", rest_port=living.port))
+            phone = await stack.enter_async_context(Phone(mesh=mesh, interfaces=LO))
+            await phone.call(ControllerClient.health)
+            first = phone.controller
+            assert first is not None
+            other = living if first.port == dying.port else dying
+            await (dying if first.port == dying.port else living).close()
+            await phone.call(ControllerClient.health)
+            assert phone.controller is not None
+            assert phone.controller.port == other.port
+
+
+async def test_a_phone_falls_back_to_a_url_where_nothing_is_announced() -> None:
+    async with (
+        stub_controller() as stub,
+        Phone(url=stub.url, mesh=a_mesh(), interfaces=LO, find_timeout_s=0.2) as phone,
+    ):
+        assert (await phone.call(ControllerClient.health))["region"] == stub.region
+        assert phone.controller is None

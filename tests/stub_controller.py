@@ -1,0 +1,223 @@
+"""A small controller that follows the REST contract, with knobs for what may go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from protocol.identifiers import digest_of
+from protocol.instances import (
+    AgentView,
+    InstanceView,
+    Lease,
+    PortBinding,
+    Progress,
+    RegionView,
+    ServiceRef,
+    ServiceView,
+    StartAnswer,
+    StartRequest,
+    State,
+)
+from protocol.problems import Forbidden, NoMatchingService, Problem
+
+ARCHIVE = b"PK\x05\x06" + bytes(18)
+SERVICE = ServiceView(
+    digest=digest_of(ARCHIVE),
+    id="wc01",
+    name="wordcount",
+    description="Counts words",
+    category="/text",
+    inputs=("text",),
+    outputs=("integer",),
+    size=len(ARCHIVE),
+    mem=50,
+    publisher="ab" * 32,
+    version="1",
+    published_at=1_700_000_000.0,
+    expires_at=1_800_000_000.0,
+)
+REF = ServiceRef(SERVICE.digest, SERVICE.id, SERVICE.name)
+TOKEN = "lease-token-of-i-1"
+INSTANCE = InstanceView(
+    instance="i-1", service=REF, state=State.RUNNING, region="eu/a", agent="n1", host="127.0.0.1", port=1, mem=50
+)
+
+
+@dataclass
+class StubController:
+    """`problem`: what a start ends with. `content`: what a download gives. `cut_streams`: event streams to break."""
+
+    port: int
+    region: str = "eu/a"
+    problem: Problem | None = None
+    content: bytes = ARCHIVE
+    cut_streams: int = 0
+    starts: list[StartRequest] = field(default_factory=list)
+    uploads: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    withdrawn: list[tuple[str, bytes | None]] = field(default_factory=list)
+    queries: list[dict[str, list[str]]] = field(default_factory=list)
+    authorizations: list[str] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def close(self) -> None:
+        if self.runner is not None:
+            await self.runner.cleanup()
+
+    def answer(self) -> StartAnswer:
+        return StartAnswer(
+            instance="i-1",
+            service=REF,
+            start="cold",
+            region=self.region,
+            agent="n1",
+            host="127.0.0.1",
+            port=self.port,
+            ports=(PortBinding(8080, self.port),),
+            url=self.url,
+            lease=Lease(TOKEN, 1_800_000_000.0),
+            timings_ms={"resolve": 1.0, "total": 12.5},
+            why="the only match; free memory",
+        )
+
+    async def start(self, request: web.Request) -> web.StreamResponse:
+        self.starts.append(msgspec.json.decode(await request.read(), type=StartRequest))
+        if "text/event-stream" not in request.headers.get("Accept", ""):
+            if self.problem:
+                raise self.problem
+            return _json(self.answer(), 201)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await _event(response, "progress", Progress("resolve", "wc01"))
+        if self.cut_streams:
+            self.cut_streams -= 1
+            return response
+        await _event(response, "progress", Progress("fetch", "archive", 5, 10))
+        if self.problem:
+            await _event(response, "problem", self.problem.to_dict())
+        else:
+            await _event(response, "result", self.answer())
+        return response
+
+    async def command(self, request: web.Request) -> web.StreamResponse:
+        self.authorizations.append(request.headers.get("Authorization", ""))
+        self.bodies.append(await request.read())
+        if self.authorizations[-1] != f"Bearer {TOKEN}":
+            raise Forbidden("this token is not the lease's", fix="Use the token that the start answered.")
+        states = {"stop": State.STOPPED, "restart": State.RUNNING, "alive": State.RUNNING}
+        view = msgspec.structs.replace(INSTANCE, state=states.get(request.match_info.get("verb", ""), State.REMOVED))
+        return _json(view)
+
+    async def services(self, request: web.Request) -> web.StreamResponse:
+        self.queries.append({key: request.query.getall(key) for key in request.query})
+        return _json({"services": [SERVICE]})
+
+    async def service(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["digest"] != SERVICE.digest:
+            raise NoMatchingService("nothing is published under that digest")
+        return _json(SERVICE)
+
+    async def publish(self, request: web.Request) -> web.StreamResponse:
+        self.uploads.append((await request.read(), _envelope(request)))
+        return _json(SERVICE, 201)
+
+    async def withdraw(self, request: web.Request) -> web.StreamResponse:
+        self.withdrawn.append((request.match_info["digest"], _envelope(request)))
+        return web.Response(status=204)
+
+    async def download(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(body=self.content)
+
+    async def word_count(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(text=str(len((await request.read()).split())))
+
+    def routes(self) -> list[web.RouteDef]:
+        agent = AgentView(
+            node="n1", host="127.0.0.1", runtimes=("docker",), memory_total=1024, memory_free=974, instances=1
+        )
+        region = RegionView(
+            region=self.region,
+            node="c1",
+            addresses=("127.0.0.1:7401",),
+            relation="self",
+            agents=1,
+            memory_total=1024,
+            memory_free=974,
+            age_s=0.0,
+        )
+        return [
+            web.post("/v1/instances", self.start),
+            web.get("/v1/instances", _fixed({"instances": [INSTANCE]})),
+            web.get("/v1/instances/{id}", _fixed(INSTANCE)),
+            web.delete("/v1/instances/{id}", self.command),
+            web.post("/v1/instances/{id}/{verb}", self.command),
+            web.get("/v1/services", self.services),
+            web.post("/v1/services", self.publish),
+            web.get("/v1/services/{digest}", self.service),
+            web.delete("/v1/services/{digest}", self.withdraw),
+            web.get("/v1/content/{digest}", self.download),
+            web.get("/v1/categories", _fixed({"categories": [{"category": "/text", "services": 1}]})),
+            web.get("/v1/agents", _fixed({"agents": [agent]})),
+            web.get("/v1/regions", _fixed({"regions": [region]})),
+            web.get("/v1/healthz", _fixed({"status": "ok", "region": self.region, "node": "c1"})),
+            web.post("/wordcount", self.word_count),
+        ]
+
+
+@asynccontextmanager
+async def stub_controller(*, region: str = "eu/a") -> AsyncIterator[StubController]:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        stub = StubController(sock.getsockname()[1], region)
+        app = web.Application(middlewares=[_problems])
+        app.add_routes(stub.routes())
+        stub.runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        await stub.runner.setup()
+        await web.SockSite(stub.runner, sock).start()
+        try:
+            yield stub
+        finally:
+            await stub.close()
+
+
+@web.middleware
+async def _problems(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        response: web.StreamResponse = await handler(request)
+    except Problem as problem:
+        return _json(problem.to_dict(), problem.status, "application/problem+json")
+    return response
+
+
+def _json(value: object, status: int = 200, content_type: str = "application/json") -> web.Response:
+    return web.Response(body=msgspec.json.encode(value), status=status, content_type=content_type)
+
+
+def _fixed(value: object) -> Any:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        await asyncio.sleep(0)
+        return _json(value)
+
+    return handler
+
+
+async def _event(response: web.StreamResponse, name: str, data: object) -> None:
+    await response.write(b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data)))
+
+
+def _envelope(request: web.Request) -> bytes | None:
+    header = request.headers.get("Cornerstore-Record")
+    return None if header is None else base64.urlsafe_b64decode(header)
