@@ -1,1 +1,28 @@
-"""bootstrap"""
+"""How a mesh begins and grows: its root, invitations, joining, certificates, and the TLS that rests on them."""
+
+from bootstrap.certificates import peer_identity
+from bootstrap.enrol import Contacts, Enroller, enrol_routes
+from bootstrap.enrolment import ENROL_PATHS
+from bootstrap.identity import Identity, has_identity, load_identity
+from bootstrap.invites import Invitation, create_invite
+from bootstrap.join import JoinResult, join
+from bootstrap.mesh import create_mesh
+from bootstrap.tls import client_context, server_context
+
+__all__ = [
+    "ENROL_PATHS",
+    "Contacts",
+    "Enroller",
+    "Identity",
+    "Invitation",
+    "JoinResult",
+    "client_context",
+    "create_invite",
+    "create_mesh",
+    "enrol_routes",
+    "has_identity",
+    "join",
+    "load_identity",
+    "peer_identity",
+    "server_context",
+]

@@ -1,0 +1,245 @@
+"""The side of an enrolment that joins: from a token to an identity on disk, within five seconds or with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import aiohttp
+import msgspec
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Struct
+
+from bootstrap.certificates import check_issued, check_roles, fingerprint, parse_certificate
+from bootstrap.enrolment import (
+    ENROL_PATH,
+    MAX_MESSAGE,
+    ROOT_PATH,
+    EnrolAnswer,
+    EnrolRequest,
+    RootAnswer,
+    check_clock,
+    prove,
+)
+from bootstrap.identity import (
+    OLD_STATE_FIX,
+    Identity,
+    discard_unfinished,
+    has_identity,
+    save_identity,
+    unfinished_node_key,
+)
+from bootstrap.tls import joining_context, unverified_context
+from bootstrap.tokens import Token, decode_token
+from dht.peer_http import PeerHttp, read_bounded
+from protocol.identifiers import node_id
+from protocol.peers import Role
+from protocol.problems import BadRequest, JoinRefused, Problem, TooLarge, Unavailable
+from protocol.records import raw_public_key
+
+_log = structlog.get_logger(__name__)
+
+FIND_TIMEOUT_S = 1.8
+ENROL_TIMEOUT_S = 2.8
+"""Together below five seconds. Finding the enrolling node and being enrolled are bounded apart."""
+
+Answer = TypeVar("Answer", RootAnswer, EnrolAnswer)
+
+
+class JoinResult(Struct, frozen=True, kw_only=True):
+    """What the node's configuration needs. `bootstrap`: DHT addresses (UDP); `peers`: controllers (TCP)."""
+
+    mesh: str
+    region: str
+    roles: tuple[Role, ...]
+    node: str
+    bootstrap: tuple[str, ...]
+    peers: tuple[str, ...]
+
+
+class _Found(Struct, frozen=True):
+    """A node of the right mesh that answered at `address`, and the verified root."""
+
+    address: str
+    root: x509.Certificate
+    answer: RootAnswer
+
+
+async def join(
+    token_text: str,
+    *,
+    data_dir: Path,
+    roles: Sequence[str] | None = None,
+    name: str | None = None,
+    now: Callable[[], float] = time.time,
+) -> JoinResult:
+    """Become a member of the mesh that the token names. `roles` None: all that the invitation allows.
+
+    Raises JoinRefused with `code` expired, spent, clock, unreachable, mesh, region, state, role or token, and a fix;
+    TooManyRequests if this address failed too often. `<data-dir>/identity` exists afterwards, or nothing of it does.
+    """
+    token = decode_token(token_text)
+    if has_identity(data_dir):
+        raise JoinRefused(f"{data_dir} holds the identity of a node already", fix=OLD_STATE_FIX, code="state")
+    asked = _asked_roles(roles)
+    found = await _find(token, now)
+    if now() > token.expires:
+        raise JoinRefused(
+            f"the invitation expired {int(now() - token.expires)} s ago",
+            fix="Ask for a new one: `cornerstore bootstrap invite --ttl 1h`.",
+            code="expired",
+        )
+    key = unfinished_node_key(data_dir)
+    request = EnrolRequest(
+        invite=token.invite,
+        secret=token.secret,
+        public_key=raw_public_key(key),
+        proof=prove(key, root=found.root, invite=token.invite, secret=token.secret),
+        roles=asked,
+        name=(name or socket.gethostname())[:64],
+        now=now(),
+    )
+    answer = await _enrol(found, request, data_dir)
+    identity = _keep(token, found.root, key, answer, data_dir)
+    _log.info("mesh-joined", mesh=identity.mesh, region=identity.region, node=identity.node)
+    return JoinResult(
+        mesh=identity.mesh,
+        region=identity.region,
+        roles=identity.roles,
+        node=identity.node,
+        bootstrap=answer.bootstrap,
+        peers=answer.peers,
+    )
+
+
+def _asked_roles(roles: Sequence[str] | None) -> tuple[Role, ...] | None:
+    if roles is None:
+        return None
+    try:
+        return check_roles(roles)
+    except BadRequest as error:
+        raise JoinRefused(error.detail, fix=error.fix, code="role") from None
+
+
+async def _find(token: Token, now: Callable[[], float]) -> _Found:
+    """The first node that shows the token's root and can enrol; all addresses are asked at once."""
+    refusals: list[JoinRefused] = []
+    tasks = [asyncio.create_task(_ask_root(address, token, now)) for address in token.addresses]
+    try:
+        for next_answer in asyncio.as_completed(tasks):
+            try:
+                return await next_answer
+            except JoinRefused as refusal:
+                refusals.append(refusal)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    raise max(refusals, key=lambda r: _TELLING.index(r.extra["code"]))
+
+
+_TELLING = ("unreachable", "mesh", "clock")
+"""Of the reasons why no address would do, the one that came furthest is told."""
+
+
+async def _ask_root(address: str, token: Token, now: Callable[[], float]) -> _Found:
+    """Fetch the root from a stranger, and believe nothing that the token's fingerprint does not prove."""
+    try:
+        async with _peer(unverified_context()) as peer:
+            answer = await _call(peer, "GET", address, ROOT_PATH, RootAnswer, FIND_TIMEOUT_S)
+        root = parse_certificate(answer.root.encode())
+    except (Problem, ValueError) as error:
+        raise _unreachable(f"no enrolling node answers at {address}: {error}") from error
+    if fingerprint(root) != token.fingerprint:
+        raise JoinRefused(
+            f"the node at {address} belongs to another mesh than the token",
+            fix=f"Check the address with the operator of mesh {token.mesh}; then ask for a new token.",
+            code="mesh",
+        )
+    check_clock(joiner=now(), mesh=answer.now)
+    if not answer.enrols:
+        raise JoinRefused(
+            f"the node at {address} does not hold the root key of the mesh; node {answer.founder} does",
+            fix=f"Ask the operator of node {answer.founder} for an invitation that carries its address.",
+            code="unreachable",
+        )
+    return _Found(address, root, answer)
+
+
+async def _enrol(found: _Found, request: EnrolRequest, data_dir: Path) -> EnrolAnswer:
+    """Over a connection that the root vouches for. After a refusal the node key is thrown away; after silence it is
+    kept, because the answer may have been lost on the way back."""
+    body = msgspec.json.encode(request)
+    try:
+        async with _peer(joining_context(found.root)) as peer:
+            return await _call(peer, "POST", found.address, ENROL_PATH, EnrolAnswer, ENROL_TIMEOUT_S, body)
+    except JoinRefused:
+        discard_unfinished(data_dir)
+        raise
+    except (Unavailable, TooLarge, BadRequest) as error:
+        raise _unreachable(f"the node at {found.address} did not enrol this machine: {error}") from error
+
+
+def _keep(
+    token: Token, root: x509.Certificate, key: Ed25519PrivateKey, answer: EnrolAnswer, data_dir: Path
+) -> Identity:
+    try:
+        certificate = parse_certificate(answer.certificate.encode())
+        member = check_issued(certificate, root)
+    except BadRequest as error:
+        raise _not_ours(error.detail) from error
+    if (member.node, member.mesh, member.region) != (node_id(raw_public_key(key)), token.mesh, token.region):
+        raise _not_ours("it is for another node, mesh or region")
+    if answer.keyring.mesh != token.mesh:
+        raise _not_ours("the keyring beside it is of another mesh")
+    return save_identity(data_dir, key=key, certificate=certificate, root=root, keyring=answer.keyring)
+
+
+@asynccontextmanager
+async def _peer(tls: ssl.SSLContext) -> AsyncIterator[PeerHttp]:
+    async with aiohttp.ClientSession(trust_env=False) as session:
+        yield PeerHttp(session, tls)
+
+
+async def _call(
+    peer: PeerHttp,
+    method: str,
+    address: str,
+    path: str,
+    kind: type[Answer],
+    timeout_s: float,
+    body: bytes | None = None,
+) -> Answer:
+    """The decoded answer. Raises the node's Problem, or Unavailable for silence and nonsense."""
+    headers = {"Content-Type": "application/json"}
+    async with peer.request(method, address, path, timeout_s=timeout_s, data=body, headers=headers) as response:
+        data = await read_bounded(response, MAX_MESSAGE)
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.MsgspecError as error:
+        raise Unavailable(f"node {address} answered something else than Cornerstore does: {error}") from None
+
+
+def _unreachable(detail: str) -> JoinRefused:
+    return JoinRefused(
+        detail,
+        fix="Check that the inviting node is up (`cornerstore status` there) and that no firewall blocks the port; "
+        "then join again with the same token.",
+        code="unreachable",
+    )
+
+
+def _not_ours(detail: str) -> JoinRefused:
+    return JoinRefused(
+        f"the certificate received cannot be used: {detail}",
+        fix="Ask the operator of the mesh for a new invitation.",
+        code="mesh",
+    )
