@@ -22,6 +22,7 @@ from bootstrap.enrolment import (
     EnrolAnswer,
     EnrolRequest,
     RootAnswer,
+    cannot_enrol,
     check_clock,
     check_proof,
 )
@@ -82,7 +83,7 @@ class Enroller:
         """
         root_key = self._identity.root_key
         if root_key is None:
-            raise _cannot_enrol(founder_of(self._identity.root))
+            raise cannot_enrol(founder_of(self._identity.root))
         now = self._now()
         self._attempts.check(remote, now)
         check_clock(joiner=request.now, mesh=now)
@@ -187,11 +188,3 @@ async def _bounded_body(request: web.Request) -> bytes:
     except TimeoutError:
         raise BadRequest(f"the request was not complete within {BODY_TIMEOUT_S:g} s") from None
     return bytes(body)
-
-
-def _cannot_enrol(founder: str) -> JoinRefused:
-    return JoinRefused(
-        f"this node does not hold the root key of the mesh; node {founder} does",
-        fix=f"Ask the operator of node {founder} for an invitation that carries its address.",
-        code="unreachable",
-    )

@@ -95,6 +95,15 @@ def check_clock(*, joiner: float, mesh: float) -> None:
         )
 
 
+def cannot_enrol(founder: str, who: str = "this node") -> JoinRefused:
+    return JoinRefused(
+        f"{who} does not hold the root key of the mesh; node {founder} does",
+        fix=f"Ask the operator of node {founder} for an invitation that carries its address.",
+        code="unreachable",
+        founder=founder,
+    )
+
+
 def _claim(root: x509.Certificate, invite: bytes, secret: bytes) -> bytes:
     """Context, root fingerprint (32 bytes), invitation (8), secret (20)."""
     return _PROOF_CONTEXT + fingerprint(root) + invite + secret

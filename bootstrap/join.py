@@ -26,6 +26,7 @@ from bootstrap.enrolment import (
     EnrolAnswer,
     EnrolRequest,
     RootAnswer,
+    cannot_enrol,
     check_clock,
     prove,
 )
@@ -143,11 +144,15 @@ async def _find(token: Token, now: Callable[[], float]) -> _Found:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-    raise max(refusals, key=lambda r: _TELLING.index(r.extra["code"]))
+    raise _most_telling(refusals)
 
 
-_TELLING = ("unreachable", "mesh", "clock")
-"""Of the reasons why no address would do, the one that came furthest is told."""
+def _most_telling(refusals: Sequence[JoinRefused]) -> JoinRefused:
+    """Why no address would do: a node that answered tells more than one that did not."""
+    answered = [r for r in refusals if r.extra["code"] != "unreachable" or "founder" in r.extra]
+    if answered:
+        return answered[0]
+    return JoinRefused("; ".join(r.detail for r in refusals), fix=refusals[0].fix, code="unreachable")
 
 
 async def _ask_root(address: str, token: Token, now: Callable[[], float]) -> _Found:
@@ -166,11 +171,7 @@ async def _ask_root(address: str, token: Token, now: Callable[[], float]) -> _Fo
         )
     check_clock(joiner=now(), mesh=answer.now)
     if not answer.enrols:
-        raise JoinRefused(
-            f"the node at {address} does not hold the root key of the mesh; node {answer.founder} does",
-            fix=f"Ask the operator of node {answer.founder} for an invitation that carries its address.",
-            code="unreachable",
-        )
+        raise cannot_enrol(answer.founder, f"the node at {address}")
     return _Found(address, root, answer)
 
 
