@@ -1,13 +1,14 @@
 """How a mesh begins and grows: its root, invitations, joining, certificates, and the TLS that rests on them."""
 
-from bootstrap.certificates import peer_identity
+from bootstrap.certificates import peer_identity, renewal_due
 from bootstrap.enrol import Contacts, Enroller, enrol_routes
 from bootstrap.enrolment import ENROL_PATHS
 from bootstrap.identity import Identity, has_identity, load_identity
 from bootstrap.invites import Invitation, create_invite
 from bootstrap.join import JoinResult, join
 from bootstrap.mesh import create_mesh
-from bootstrap.tls import client_context, server_context
+from bootstrap.renewal import renew, renew_own
+from bootstrap.tls import client_context, server_context, use_renewed
 
 __all__ = [
     "ENROL_PATHS",
@@ -24,5 +25,9 @@ __all__ = [
     "join",
     "load_identity",
     "peer_identity",
+    "renew",
+    "renew_own",
+    "renewal_due",
     "server_context",
+    "use_renewed",
 ]

@@ -100,6 +100,12 @@ def issue(
     )
 
 
+def renewal_due(certificate: x509.Certificate, now: float) -> bool:
+    """True in the last third of the certificate's life: a month is left to reach the founding node."""
+    begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    return now > begins + (ends - begins) * 2 / 3
+
+
 def parse_certificate(data: bytes) -> x509.Certificate:
     """A certificate from PEM. Raises BadRequest if it is malformed or not of an Ed25519 key."""
     try:
@@ -171,10 +177,22 @@ def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket | None) -> PeerIdent
     None also for plain connections, and for contexts that do not verify: there a certificate proves nothing. With
     aiohttp: `peer_identity(request.transport.get_extra_info("ssl_object"))`.
     """
+    der = _verified_der(connection)
+    return _identity_in(der) if der else None
+
+
+def peer_public_key(connection: ssl.SSLObject | ssl.SSLSocket | None) -> Ed25519PublicKey | None:
+    """The key of the member at the other end, under the same conditions as `peer_identity`."""
+    der = _verified_der(connection)
+    if der is None or _identity_in(der) is None:
+        return None
+    return ed25519_key(x509.load_der_x509_certificate(der))
+
+
+def _verified_der(connection: ssl.SSLObject | ssl.SSLSocket | None) -> bytes | None:
     if connection is None or connection.context.verify_mode == ssl.CERT_NONE:
         return None
-    der = connection.getpeercert(binary_form=True)
-    return _identity_in(der) if der else None
+    return connection.getpeercert(binary_form=True)
 
 
 @lru_cache(maxsize=1024)

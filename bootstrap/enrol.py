@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,10 +15,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from msgspec import Struct
 
 from bootstrap.attempts import FailedAttempts
-from bootstrap.certificates import founder_of, issue, pem
+from bootstrap.certificates import founder_of, issue, peer_identity, peer_public_key, pem
 from bootstrap.enrolment import (
     ENROL_PATH,
     MAX_MESSAGE,
+    RENEW_PATH,
     ROOT_PATH,
     EnrolAnswer,
     EnrolRequest,
@@ -29,7 +31,7 @@ from bootstrap.enrolment import (
 from bootstrap.identity import Identity
 from bootstrap.invites import Invite, InviteStore, choose_roles
 from protocol.identifiers import node_id
-from protocol.problems import BadRequest, JoinRefused, TooLarge, Unavailable
+from protocol.problems import BadRequest, JoinRefused, KeyNeeded, TooLarge, Unavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -108,8 +110,34 @@ class Enroller:
             now=now,
             issue=lambda invite: self._certify(public_key, root_key, invite, request, now),
         )
-        contacts = self._contacts()
         _log.info("node-enrolled", node=node, name=request.name, region=invite.region, invite=request.invite.hex())
+        return self._answer(certificate, node)
+
+    def renew(self, connection: ssl.SSLObject | ssl.SSLSocket | None) -> EnrolAnswer:
+        """A new certificate for the member at the other end: same key, region and roles; and the present keyring.
+
+        Raises KeyNeeded for a stranger, JoinRefused on a node without the root key.
+        """
+        member = peer_identity(connection)
+        public_key = peer_public_key(connection)
+        if member is None or public_key is None:
+            raise KeyNeeded("only a member of the mesh can renew its certificate", fix="Join the mesh first.")
+        root_key = self._identity.root_key
+        if root_key is None:
+            raise cannot_enrol(founder_of(self._identity.root))
+        certificate = issue(
+            public_key,
+            root=self._identity.root,
+            root_key=root_key,
+            region=member.region,
+            roles=member.roles,
+            now=self._now(),
+        )
+        _log.info("certificate-renewed", node=member.node, region=member.region)
+        return self._answer(pem(certificate), member.node)
+
+    def _answer(self, certificate: bytes, node: str) -> EnrolAnswer:
+        contacts = self._contacts()
         return EnrolAnswer(
             certificate=certificate.decode(),
             node=node,
@@ -155,7 +183,7 @@ class Enroller:
 
 
 def enrol_routes(enroller: Enroller) -> list[web.RouteDef]:
-    """The routes of `ENROL_PATHS`. Handlers raise Problems; the application's middleware writes them."""
+    """The routes of `ENROL_PATHS`, and the renewal for members. Handlers raise Problems; a middleware writes them."""
 
     async def get_root(request: web.Request) -> web.Response:
         return _json(enroller.root())
@@ -168,7 +196,15 @@ def enrol_routes(enroller: Enroller) -> list[web.RouteDef]:
             raise BadRequest(f"malformed enrolment: {error}") from None
         return _json(await enroller.enrol(message, remote=request.remote or ""))
 
-    return [web.get(ROOT_PATH, get_root), web.post(ENROL_PATH, post_enrol)]
+    async def post_renew(request: web.Request) -> web.Response:
+        transport = request.transport
+        return _json(enroller.renew(transport.get_extra_info("ssl_object") if transport is not None else None))
+
+    return [
+        web.get(ROOT_PATH, get_root),
+        web.post(ENROL_PATH, post_enrol),
+        web.post(RENEW_PATH, post_renew),
+    ]
 
 
 def _json(answer: RootAnswer | EnrolAnswer) -> web.Response:

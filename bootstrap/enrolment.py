@@ -22,6 +22,7 @@ from protocol.records import Address, Key, NodeId
 
 ROOT_PATH = "/bootstrap/root"
 ENROL_PATH = "/bootstrap/enrol"
+RENEW_PATH = "/bootstrap/renew"
 ENROL_PATHS = frozenset({ROOT_PATH, ENROL_PATH})
 """The only paths that a node-to-node listener answers without a client certificate."""
 

@@ -157,6 +157,12 @@ def save_identity(
 OLD_STATE_FIX = "Choose another --data-dir, or move the old one away if that node is no longer wanted."
 
 
+def renew_identity(identity: Identity, *, certificate: x509.Certificate, keyring: Keyring) -> Identity:
+    """Put a new certificate and keyring in place of the old ones, each file atomically, and load the result."""
+    _write_files(identity.directory, {KEYRING: msgspec.json.encode(keyring), NODE_CERTIFICATE: pem(certificate)})
+    return load_identity(identity.directory.parent)
+
+
 def unfinished_directory(data_dir: Path) -> Path:
     """Where an identity grows before it is renamed; made if absent."""
     data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)

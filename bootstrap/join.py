@@ -52,6 +52,9 @@ FIND_TIMEOUT_S = 1.8
 ENROL_TIMEOUT_S = 2.8
 """Together below five seconds. Finding the enrolling node and being enrolled are bounded apart."""
 
+_FINAL = frozenset({"expired", "spent", "token"})
+"""Refusals after which no repetition with the same key can succeed."""
+
 Answer = TypeVar("Answer", RootAnswer, EnrolAnswer)
 
 
@@ -176,14 +179,15 @@ async def _ask_root(address: str, token: Token, now: Callable[[], float]) -> _Fo
 
 
 async def _enrol(found: _Found, request: EnrolRequest, data_dir: Path) -> EnrolAnswer:
-    """Over a connection that the root vouches for. After a refusal the node key is thrown away; after silence it is
-    kept, because the answer may have been lost on the way back."""
+    """Over a connection that the root vouches for. The node key is kept while the token may still be worth something:
+    an earlier try may have been granted, and its answer lost on the way back."""
     body = msgspec.json.encode(request)
     try:
         async with _peer(joining_context(found.root)) as peer:
             return await _call(peer, "POST", found.address, ENROL_PATH, EnrolAnswer, ENROL_TIMEOUT_S, body)
-    except JoinRefused:
-        discard_unfinished(data_dir)
+    except JoinRefused as refusal:
+        if refusal.extra.get("code") in _FINAL:
+            discard_unfinished(data_dir)
         raise
     except (Unavailable, TooLarge, BadRequest) as error:
         raise _unreachable(f"the node at {found.address} did not enrol this machine: {error}") from error

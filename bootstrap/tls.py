@@ -28,6 +28,11 @@ def client_context(identity: Identity) -> ssl.SSLContext:
     return _with_own_certificate(_context(ssl.PROTOCOL_TLS_CLIENT, identity.root), identity)
 
 
+def use_renewed(context: ssl.SSLContext, identity: Identity) -> None:
+    """Let a context in use show the certificate that `identity` has now; open connections keep the old one."""
+    _with_own_certificate(context, identity)
+
+
 def joining_context(root: x509.Certificate) -> ssl.SSLContext:
     """For a machine that knows the mesh root and has no certificate yet."""
     return _context(ssl.PROTOCOL_TLS_CLIENT, root)

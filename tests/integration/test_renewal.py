@@ -1,0 +1,72 @@
+"""A certificate is renewed before it ends, for the same key and under the same bounds: real TLS on loopback."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import aiohttp
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bootstrap import Identity, client_context, create_mesh, load_identity, renew, renew_own, renewal_due, use_renewed
+from bootstrap.certificates import issue
+from bootstrap.identity import save_identity
+from bootstrap.tls import joining_context
+from dht.peer_http import PeerHttp
+from protocol.problems import JoinRefused, KeyNeeded
+from tests.integration.test_join import ask, node_of
+
+DAY_S = 86_400
+
+
+@pytest.fixture
+def founder(tmp_path: Path) -> Identity:
+    return create_mesh(tmp_path / "founder", mesh="corner", region="eu", roles=["controller"], now=time.time())
+
+
+def member_since(founder: Identity, data_dir: Path, days: int) -> Identity:
+    assert founder.root_key is not None
+    key = Ed25519PrivateKey.generate()
+    began = time.time() - days * DAY_S
+    certificate = issue(
+        key.public_key(), root=founder.root, root_key=founder.root_key, region="eu/de", roles=["agent"], now=began
+    )
+    return save_identity(data_dir, key=key, certificate=certificate, root=founder.root, keyring=founder.keyring)
+
+
+async def test_a_member_renews_and_goes_on_with_its_contexts(founder: Identity, tmp_path: Path) -> None:
+    old = member_since(founder, tmp_path / "old", days=80)
+    assert renewal_due(old.certificate, time.time())
+    context = client_context(old)
+    async with node_of(founder) as address, aiohttp.ClientSession() as session:
+        new = await renew(old, PeerHttp(session, context), address)
+        assert new.member == old.member
+        assert not renewal_due(new.certificate, time.time())
+        assert load_identity(tmp_path / "old").certificate == new.certificate
+        assert (new.operator_token, new.keyring) == (old.operator_token, old.keyring)
+        use_renewed(context, new)
+        assert await ask(context, address) == new.member
+
+
+async def test_a_stranger_cannot_renew(founder: Identity, tmp_path: Path) -> None:
+    member = member_since(founder, tmp_path / "member", days=1)
+    async with node_of(founder, members_only=False) as address, aiohttp.ClientSession() as session:
+        with pytest.raises(KeyNeeded):
+            await renew(member, PeerHttp(session, joining_context(founder.root)), address)
+
+
+async def test_another_member_names_the_founder(founder: Identity, tmp_path: Path) -> None:
+    member = member_since(founder, tmp_path / "member", days=1)
+    async with node_of(member) as address, aiohttp.ClientSession() as session:
+        with pytest.raises(JoinRefused, match=founder.node):
+            await renew(member, PeerHttp(session, client_context(member)), address)
+
+
+def test_the_founder_renews_its_own(founder: Identity) -> None:
+    later = time.time() + 80 * DAY_S
+    assert renewal_due(founder.certificate, later)
+    renewed = renew_own(founder, now=later)
+    assert renewed.member == founder.member
+    assert not renewal_due(renewed.certificate, later)
+    assert renewed.root_key is not None
