@@ -3,7 +3,7 @@
 from bootstrap.certificates import peer_identity, renewal_due
 from bootstrap.enrol import Contacts, Enroller, enrol_routes
 from bootstrap.enrolment import ENROL_PATHS
-from bootstrap.identity import Identity, has_identity, load_identity
+from bootstrap.identity import Identity, has_identity
 from bootstrap.invites import Invitation, create_invite
 from bootstrap.join import JoinResult, join
 from bootstrap.mesh import create_mesh
@@ -23,7 +23,6 @@ __all__ = [
     "enrol_routes",
     "has_identity",
     "join",
-    "load_identity",
     "peer_identity",
     "renew",
     "renew_own",

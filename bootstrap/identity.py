@@ -53,11 +53,44 @@ class Identity:
     member: PeerIdentity
     certificate: x509.Certificate
     root: x509.Certificate
-    key: Ed25519PrivateKey = field(repr=False)
+    node_key: Ed25519PrivateKey = field(repr=False)
     keyring: Keyring = field(repr=False)
-    publisher: Ed25519PrivateKey = field(repr=False)
+    publisher_key: Ed25519PrivateKey = field(repr=False)
     operator_token: str = field(repr=False)
     root_key: Ed25519PrivateKey | None = field(repr=False)
+
+    @classmethod
+    def load(cls, data_dir: Path) -> Identity:
+        """Raises ConfigError if the identity is missing, readable by others, damaged, or not of one piece."""
+        directory = data_dir / DIRECTORY
+        if not directory.is_dir():
+            raise ConfigError(
+                f"there is no identity in {data_dir}",
+                fix="Run `cornerstore bootstrap init` to found a mesh, or `cornerstore bootstrap join` to join one.",
+            )
+        _refuse_open_to_others(directory)
+        try:
+            root = parse_certificate(_read(directory / ROOT_CERTIFICATE))
+            certificate = parse_certificate(_read(directory / NODE_CERTIFICATE))
+            member = check_issued(certificate, root)
+            keyring = msgspec.json.decode(_read(directory / KEYRING), type=Keyring)
+        except (BadRequest, msgspec.MsgspecError) as error:
+            raise _damaged(directory, str(error)) from error
+        key = _read_key(directory / NODE_KEY)
+        if key.public_key() != certificate.public_key():
+            raise _damaged(directory, f"{NODE_CERTIFICATE} belongs to another key than {NODE_KEY}")
+        root_key_path = directory / ROOT_KEY
+        return cls(
+            directory=directory,
+            member=member,
+            certificate=certificate,
+            root=root,
+            node_key=key,
+            keyring=keyring,
+            publisher_key=_read_key(directory / PUBLISHER_KEY),
+            operator_token=_read(directory / OPERATOR_TOKEN).decode("ascii", "replace").strip(),
+            root_key=_read_key(root_key_path) if root_key_path.exists() else None,
+        )
 
     @property
     def node(self) -> str:
@@ -86,39 +119,6 @@ class Identity:
 
 def has_identity(data_dir: Path) -> bool:
     return (data_dir / DIRECTORY).exists()
-
-
-def load_identity(data_dir: Path) -> Identity:
-    """Raises ConfigError if the identity is missing, readable by others, damaged, or not of one piece."""
-    directory = data_dir / DIRECTORY
-    if not directory.is_dir():
-        raise ConfigError(
-            f"there is no identity in {data_dir}",
-            fix="Run `cornerstore bootstrap init` to found a mesh, or `cornerstore bootstrap join` to join one.",
-        )
-    _refuse_open_to_others(directory)
-    try:
-        root = parse_certificate(_read(directory / ROOT_CERTIFICATE))
-        certificate = parse_certificate(_read(directory / NODE_CERTIFICATE))
-        member = check_issued(certificate, root)
-        keyring = msgspec.json.decode(_read(directory / KEYRING), type=Keyring)
-    except (BadRequest, msgspec.MsgspecError) as error:
-        raise _damaged(directory, str(error)) from error
-    key = _read_key(directory / NODE_KEY)
-    if key.public_key() != certificate.public_key():
-        raise _damaged(directory, f"{NODE_CERTIFICATE} belongs to another key than {NODE_KEY}")
-    root_key_path = directory / ROOT_KEY
-    return Identity(
-        directory=directory,
-        member=member,
-        certificate=certificate,
-        root=root,
-        key=key,
-        keyring=keyring,
-        publisher=_read_key(directory / PUBLISHER_KEY),
-        operator_token=_read(directory / OPERATOR_TOKEN).decode("ascii", "replace").strip(),
-        root_key=_read_key(root_key_path) if root_key_path.exists() else None,
-    )
 
 
 def save_identity(
@@ -151,7 +151,7 @@ def save_identity(
     except OSError as error:
         raise ConfigError(f"the identity cannot be put in place: {error}", fix=OLD_STATE_FIX) from error
     _sync_directory(data_dir)
-    return load_identity(data_dir)
+    return Identity.load(data_dir)
 
 
 OLD_STATE_FIX = "Choose another --data-dir, or move the old one away if that node is no longer wanted."
@@ -160,7 +160,7 @@ OLD_STATE_FIX = "Choose another --data-dir, or move the old one away if that nod
 def renew_identity(identity: Identity, *, certificate: x509.Certificate, keyring: Keyring) -> Identity:
     """Put a new certificate and keyring in place of the old ones, each file atomically, and load the result."""
     _write_files(identity.directory, {KEYRING: msgspec.json.encode(keyring), NODE_CERTIFICATE: pem(certificate)})
-    return load_identity(identity.directory.parent)
+    return Identity.load(identity.directory.parent)
 
 
 def unfinished_directory(data_dir: Path) -> Path:

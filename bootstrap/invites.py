@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from bootstrap.certificates import check_roles, fingerprint, founder_of
-from bootstrap.identity import load_identity
+from bootstrap.identity import Identity
 from bootstrap.tokens import INVITE_BYTES, SECRET_BYTES, Token, TokenAddresses, check_ports, encode_token
 from protocol.identifiers import check_region
 from protocol.peers import Role
@@ -189,7 +189,7 @@ def create_invite(
     `addresses`: host:port where the joining machine reaches this node's node-to-node listener. Raises Forbidden on a
     node that does not hold the root key, BadRequest for values out of range, ConfigError without an identity.
     """
-    identity = load_identity(data_dir)
+    identity = Identity.load(data_dir)
     if identity.root_key is None:
         raise Forbidden(
             "this node does not hold the root key of the mesh, so it cannot admit others",

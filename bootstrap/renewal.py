@@ -39,7 +39,7 @@ def renew_own(identity: Identity, *, now: float) -> Identity:
     if identity.root_key is None:
         raise BadRequest("this node does not hold the root key", fix="Renew at the node that founded the mesh.")
     certificate = issue(
-        identity.key.public_key(),
+        identity.node_key.public_key(),
         root=identity.root,
         root_key=identity.root_key,
         region=identity.region,

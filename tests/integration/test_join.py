@@ -27,7 +27,6 @@ from bootstrap import (
     create_mesh,
     enrol_routes,
     join,
-    load_identity,
     peer_identity,
     server_context,
 )
@@ -162,7 +161,7 @@ async def refusal(token: str, data_dir: Path, **options: object) -> JoinRefused:
 async def test_join_makes_a_member(founder: Identity, tmp_path: Path) -> None:
     async with node_of(founder) as address:
         result = await join(invite(founder, address), data_dir=tmp_path / "new", name="site-2")
-        joined = load_identity(tmp_path / "new")
+        joined = Identity.load(tmp_path / "new")
         assert (result.mesh, result.region, result.roles) == ("corner", "eu/de", ("agent", "store"))
         assert (result.bootstrap, result.peers) == (CONTACTS.bootstrap, CONTACTS.peers)
         assert joined.keyring == founder.keyring
@@ -181,7 +180,7 @@ async def test_join_makes_a_member(founder: Identity, tmp_path: Path) -> None:
 async def test_the_enrolling_node_is_found_among_several_addresses(founder: Identity, tmp_path: Path) -> None:
     async with node_of(founder) as address:
         first = await join(invite(founder, address), data_dir=tmp_path / "first")
-        async with node_of(load_identity(tmp_path / "first")) as member, silence() as silent:
+        async with node_of(Identity.load(tmp_path / "first")) as member, silence() as silent:
             token = invite(founder, f"127.0.0.1:{unused_port()}", silent, member, address)
             second = await join(token, data_dir=tmp_path / "second")
     assert first.node != second.node
@@ -386,7 +385,7 @@ async def test_region_unknown_because_the_mesh_is_slow(founder: Identity, tmp_pa
 async def test_old_state(founder: Identity) -> None:
     refused = await refusal(invite(founder, "127.0.0.1:1"), founder.directory.parent)
     assert refused.extra["code"] == "state"
-    assert load_identity(founder.directory.parent).node == founder.node
+    assert Identity.load(founder.directory.parent).node == founder.node
 
 
 async def test_a_role_that_was_not_offered(founder: Identity, tmp_path: Path) -> None:

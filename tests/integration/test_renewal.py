@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bootstrap import Identity, client_context, create_mesh, load_identity, renew, renew_own, renewal_due, use_renewed
+from bootstrap import Identity, client_context, create_mesh, renew, renew_own, renewal_due, use_renewed
 from bootstrap.certificates import issue
 from bootstrap.identity import save_identity
 from bootstrap.tls import joining_context
@@ -43,7 +43,7 @@ async def test_a_member_renews_and_goes_on_with_its_contexts(founder: Identity, 
         new = await renew(old, PeerHttp(session, context), address)
         assert new.member == old.member
         assert not renewal_due(new.certificate, time.time())
-        assert load_identity(tmp_path / "old").certificate == new.certificate
+        assert Identity.load(tmp_path / "old").certificate == new.certificate
         assert (new.operator_token, new.keyring) == (old.operator_token, old.keyring)
         use_renewed(context, new)
         assert await ask(context, address) == new.member

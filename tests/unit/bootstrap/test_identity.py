@@ -13,7 +13,6 @@ from bootstrap.identity import (
     discard_unfinished,
     has_identity,
     key_pem,
-    load_identity,
     save_identity,
     unfinished_node_key,
 )
@@ -32,9 +31,9 @@ def founder(tmp_path: Path) -> Identity:
 
 
 def test_a_founded_mesh_loads_again(tmp_path: Path, founder: Identity) -> None:
-    loaded = load_identity(tmp_path)
+    loaded = Identity.load(tmp_path)
     assert (loaded.mesh, loaded.region, loaded.roles) == ("corner", "eu/de", ("controller", "store"))
-    assert loaded.node == founder.node == node_id(raw_public_key(loaded.key))
+    assert loaded.node == founder.node == node_id(raw_public_key(loaded.node_key))
     assert loaded.keyring == founder.keyring
     assert loaded.keyring.mesh == "corner"
     assert loaded.root_key is not None
@@ -57,14 +56,14 @@ def test_no_secret_is_printed(founder: Identity) -> None:
 def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, founder: Identity, name: str) -> None:
     (founder.directory / name).chmod(0o640)
     with pytest.raises(ConfigError) as refused:
-        load_identity(tmp_path)
+        Identity.load(tmp_path)
     assert f"chmod 600 {founder.directory / name}" in refused.value.fix
 
 
 def test_a_directory_that_others_can_read_is_refused(tmp_path: Path, founder: Identity) -> None:
     founder.directory.chmod(0o755)
     with pytest.raises(ConfigError, match="others can read"):
-        load_identity(tmp_path)
+        Identity.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["node.key", "node.crt", "mesh-root.crt", "keyring", "publisher.key"])
@@ -73,19 +72,19 @@ def test_damage_is_named(tmp_path: Path, founder: Identity, name: str, damage: b
     file = founder.directory / name
     file.unlink() if damage is None else file.write_bytes(damage)
     with pytest.raises(ConfigError, match="is damaged") as refused:
-        load_identity(tmp_path)
+        Identity.load(tmp_path)
     assert refused.value.fix
 
 
 def test_a_key_of_another_node_is_refused(tmp_path: Path, founder: Identity) -> None:
     (founder.directory / "node.key").write_bytes(key_pem(Ed25519PrivateKey.generate()))
     with pytest.raises(ConfigError, match="another key"):
-        load_identity(tmp_path)
+        Identity.load(tmp_path)
 
 
 def test_a_missing_identity_names_both_ways_to_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as refused:
-        load_identity(tmp_path)
+        Identity.load(tmp_path)
     assert "bootstrap init" in refused.value.fix
     assert "bootstrap join" in refused.value.fix
 
@@ -94,15 +93,19 @@ def test_init_refuses_over_old_state(tmp_path: Path, founder: Identity) -> None:
     with pytest.raises(Conflict) as refused:
         create_mesh(tmp_path, mesh="other", region="eu", roles=["controller"], now=NOW)
     assert "--data-dir" in refused.value.fix
-    assert load_identity(tmp_path).mesh == "corner"
+    assert Identity.load(tmp_path).mesh == "corner"
 
 
 def test_saving_never_replaces_an_identity(tmp_path: Path, founder: Identity) -> None:
     with pytest.raises(ConfigError):
         save_identity(
-            tmp_path, key=founder.key, certificate=founder.certificate, root=founder.root, keyring=founder.keyring
+            tmp_path,
+            key=founder.node_key,
+            certificate=founder.certificate,
+            root=founder.root,
+            keyring=founder.keyring,
         )
-    assert load_identity(tmp_path).operator_token == founder.operator_token
+    assert Identity.load(tmp_path).operator_token == founder.operator_token
 
 
 @pytest.mark.parametrize("change", [{"mesh": "No Good"}, {"region": "EU"}, {"roles": ["king"]}])
