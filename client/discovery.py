@@ -22,6 +22,8 @@ from client.dnssd import SERVICE_TYPE, FoundController, read_announcement
 from client.lan import choose_browsing_addresses, interface_addresses
 from protocol.problems import ConfigError
 
+__all__ = ["Browser", "Change", "FoundController", "discover", "open_zeroconf"]
+
 MAX_CONTROLLERS = 256
 """Announcements kept at once: a flood of forged ones costs no more than this."""
 RESOLVE_TIMEOUT_MS = 3000

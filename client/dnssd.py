@@ -25,7 +25,7 @@ MAX_LABEL = 63
 """Bytes of one DNS label (RFC 1035 section 2.3.4)."""
 MAX_TXT_STRING = 255
 
-_MESH = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+_MESH = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 _NODE = re.compile(r"[0-9a-f]{40}")
 _PATH = re.compile(r"/v[0-9]{1,2}")
 _PORT = re.compile(r"[0-9]{1,5}")

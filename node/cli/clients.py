@@ -1,0 +1,301 @@
+"""Commands of clients: find a controller, start services, call them, hold and end their leases."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from node.cli.framework import Command
+from node.cli.leases import LeaseBook
+from node.cli.output import facts, remaining, styled, table
+from node.cli.session import Session, command_session
+from protocol.identifiers import check_category
+from protocol.instances import InstanceView, StartAnswer, StartRequest, State
+from protocol.problems import BadRequest, ConfigError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from client import ControllerClient, FoundController
+
+STATE_STYLE = {State.RUNNING: "green", State.FAILED: "red", State.STOPPED: "dim", State.UNKNOWN: "yellow"}
+PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
+
+
+@click.command(cls=Command)
+@click.option("--wait", type=click.FloatRange(0.1, 60), default=2.0, show_default=True, help="Seconds to listen.")
+@click.option("--mesh", help="Only controllers of this mesh.")
+def discover(wait: float, mesh: str | None) -> None:
+    """List the controllers that announce themselves on this network."""
+    session = command_session()
+    found = asyncio.run(_discover(session, wait, mesh))
+    session.output.give(
+        [_found_json(c) for c in found],
+        table(
+            ("REGION", "URL", "MESH", "NODE", "PEERS AT"),
+            [(c.region, c.url, c.mesh, c.node[:8], c.peer_address) for c in found],
+        ),
+    )
+
+
+async def _discover(session: Session, wait_s: float, mesh: str | None) -> list[FoundController]:
+    from client import discover as ask
+
+    return await ask(timeout_s=wait_s, mesh=mesh, region=session.region)
+
+
+def _found_json(controller: FoundController) -> dict[str, Any]:
+    import msgspec
+
+    return {**msgspec.to_builtins(controller), "url": controller.url}
+
+
+def _start_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What `start` and `invoke` share."""
+    options = [
+        click.option("--category", metavar="PATH", help="Any service in this subtree, such as /image."),
+        click.option("--input", "inputs", metavar="TYPE", multiple=True, help="A type that it must take."),
+        click.option("--output", "outputs", metavar="TYPE", multiple=True, help="A type that it must give."),
+        click.option(
+            "--alive-time", type=click.IntRange(0, 604_800), metavar="S", help="Seconds it lives unheard; 0: for ever."
+        ),
+        click.option("--force-rebuild", is_flag=True, help="Build the image anew."),
+        click.option(
+            "--wait", type=click.FloatRange(1, 3600), default=120.0, metavar="S", help="Seconds to wait (120)."
+        ),
+        click.option("--param", "parameters", metavar="K=V", multiple=True, help="A parameter of the service."),
+        click.option("--variant", help="A variant that the description names."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command(cls=Command)
+@click.argument("service", required=False)
+@_start_options
+def start(service: str | None, **options: Any) -> None:
+    """Start SERVICE (an id, a name or a digest), or any service that fits --category, --input and --output."""
+    session = command_session()
+    request = start_request(service, **options)
+
+    async def work() -> StartAnswer:
+        async with session.connected() as client:
+            return await _start(session, client, request)
+
+    answer = asyncio.run(work())
+    session.output.give(
+        answer,
+        styled(f"{answer.service.id} runs at {answer.url or answer.host}", "bold"),
+        facts(
+            {
+                "instance": answer.instance,
+                "start": answer.start,
+                "service": f"{answer.service.name} ({answer.service.digest[:19]})",
+                "region": answer.region,
+                "handed off": " -> ".join([*answer.handoff, answer.region]) if answer.handoff else "",
+                "agent": answer.agent[:16],
+                "ports": ", ".join(f"{p.container_port}/{p.protocol} -> {p.port}" for p in answer.ports),
+                "lease": remaining(answer.lease.expires_at),
+                "why": answer.why,
+                "timings": _timings(answer),
+            }
+        ),
+    )
+
+
+def start_request(
+    service: str | None,
+    *,
+    category: str | None = None,
+    inputs: Sequence[str] = (),
+    outputs: Sequence[str] = (),
+    alive_time: int | None = None,
+    force_rebuild: bool = False,
+    wait: float = 120.0,
+    parameters: Sequence[str] = (),
+    variant: str | None = None,
+) -> StartRequest:
+    """The request that the options describe. Raises click's UsageError where they contradict each other."""
+    meant = category is not None or bool(inputs) or bool(outputs)
+    if (service is None) != meant:
+        raise click.UsageError("Name either a SERVICE or what it shall do: --category, --input, --output.")
+    return StartRequest(
+        service=service,
+        category=None if category is None else check_category(category),
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        alive_time=alive_time,
+        force_rebuild=force_rebuild,
+        wait_s=wait,
+        parameters=dict(_pair(text) for text in parameters),
+        variant=variant,
+    )
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise click.UsageError(f"--param {text!r}: write it as NAME=VALUE.")
+    return name, value
+
+
+async def _start(session: Session, client: ControllerClient, request: StartRequest) -> StartAnswer:
+    with session.output.progress() as on_progress:
+        answer = await client.start(request, on_progress)
+    LeaseBook(session.data_dir).remember(answer, client.url)
+    return answer
+
+
+def _timings(answer: StartAnswer) -> str:
+    known = [p for p in PHASES if p in answer.timings_ms] + [p for p in answer.timings_ms if p not in PHASES]
+    return ", ".join(f"{phase} {answer.timings_ms[phase]:.0f} ms" for phase in known)
+
+
+@click.command(cls=Command)
+def ps() -> None:
+    """List the instances that the region runs."""
+    session = command_session()
+
+    async def work() -> list[InstanceView]:
+        async with session.connected() as client:
+            return await client.instances()
+
+    instances = asyncio.run(work())
+    session.output.give(
+        instances,
+        table(
+            ("INSTANCE", "SERVICE", "STATE", "ADDRESS", "MEMORY", "LIVES", "AGENT", "REASON"),
+            [
+                (
+                    view.instance,
+                    f"{view.service.id} ({view.service.name})",
+                    _state(view),
+                    view.url or view.host,
+                    f"{view.mem} MB",
+                    remaining(view.expires_at) if view.state is State.RUNNING else "",
+                    view.agent[:8],
+                    view.reason,
+                )
+                for view in instances
+            ],
+        ),
+    )
+
+
+def _state(view: InstanceView) -> Text:
+    return styled(view.state, STATE_STYLE.get(view.state, "cyan"))
+
+
+Verb = Callable[["ControllerClient", str, str | None], Awaitable[InstanceView | None]]
+
+
+def _on_lease(instance: str, token: str | None, verb: Verb) -> None:
+    """Do `verb` with the token given or remembered, through the controller that gave the lease."""
+    session = command_session()
+    name, kept = LeaseBook(session.data_dir).find(instance)
+    url = session.controller or (kept.controller if kept else None)
+
+    async def work() -> InstanceView | None:
+        async with session.connected(url) as client:
+            return await verb(client, name, token or (kept.token if kept else None))
+
+    view = asyncio.run(work())
+    if view is None or view.state is State.REMOVED:
+        LeaseBook(session.data_dir).forget(name)
+        session.output.give({"instance": name, "state": State.REMOVED}, styled(f"{name} is removed", "bold"))
+    else:
+        session.output.give(
+            view,
+            styled(f"{view.instance} is {view.state}", "bold"),
+            facts({"address": view.url, "lives": remaining(view.expires_at), "reason": view.reason}),
+        )
+
+
+_token = click.option("--token", envvar="CORNERSTORE_LEASE", help="The lease token (default: the remembered one).")
+
+
+@click.command(cls=Command)
+@click.argument("instance")
+@_token
+def stop(instance: str, token: str | None) -> None:
+    """Stop INSTANCE; it can be restarted at the same address."""
+    _on_lease(instance, token, lambda client, name, lease: client.stop(name, lease))
+
+
+@click.command(cls=Command)
+@click.argument("instance")
+@_token
+def restart(instance: str, token: str | None) -> None:
+    """Start INSTANCE again after it stopped."""
+    _on_lease(instance, token, lambda client, name, lease: client.restart(name, lease))
+
+
+@click.command(cls=Command)
+@click.argument("instance")
+@click.option("--alive-time", type=click.IntRange(1, 604_800), metavar="S", help="Seconds from now.")
+@_token
+def alive(instance: str, alive_time: int | None, token: str | None) -> None:
+    """Say that INSTANCE is still wanted."""
+    _on_lease(instance, token, lambda client, name, lease: client.alive(name, lease, alive_time=alive_time))
+
+
+@click.command(cls=Command, name="rm")
+@click.argument("instance")
+@_token
+def remove(instance: str, token: str | None) -> None:
+    """Stop INSTANCE and remove what is left of it."""
+    _on_lease(instance, token, lambda client, name, lease: client.remove(name, lease))
+
+
+@click.command(cls=Command)
+@click.argument("service")
+@click.argument("path")
+@click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
+@_start_options
+@click.option("--content-type", default="application/octet-stream", show_default=True, help="Of what is posted.")
+@click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Write the reply here.")
+def invoke(service: str, path: str, file: Path | None, content_type: str, out: Path | None, **options: Any) -> None:
+    """Start SERVICE if need be and post FILE (- for stdin) to its PATH; without FILE, get PATH.
+
+    With --category, --input or --output, write - for SERVICE.
+    """
+    session = command_session()
+    request = start_request(None if service == "-" else service, **options)
+    body = None if file is None else _read(file)
+
+    async def work() -> tuple[StartAnswer, bytes]:
+        async with session.connected() as client:
+            answer = await _start(session, client, request)
+            return answer, await client.invoke(answer, path, body, content_type=content_type)
+
+    answer, reply = asyncio.run(work())
+    session.output.note(f"{answer.start} start in {answer.timings_ms.get('total', 0):.0f} ms at {answer.url}")
+    if out is not None:
+        _write(out, reply)
+    if session.json:
+        shown = None if out is not None else reply.decode("utf-8", "replace")
+        session.output.give({"start": answer, "bytes": len(reply), "reply": shown})
+    elif out is None:
+        click.echo(reply, nl=sys.stdout.isatty() and not reply.endswith(b"\n"))
+
+
+def _read(file: Path) -> bytes:
+    if str(file) == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise BadRequest(f"{file} cannot be read: {error.strerror}") from None
+
+
+def _write(out: Path, reply: bytes) -> None:
+    try:
+        out.write_bytes(reply)
+    except OSError as error:
+        raise ConfigError(f"{out} cannot be written: {error.strerror}") from None

@@ -1,0 +1,291 @@
+"""Commands of developers: make archives, publish them, find and fetch what others published."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from node.cli.framework import Command
+from node.cli.output import facts, remaining, short_digest, size, styled, table
+from node.cli.session import Session, command_session
+from protocol.identifiers import check_category, check_service_id, is_digest
+from protocol.instances import ServiceView
+from protocol.problems import AmbiguousService, BadRequest, NoMatchingService
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from client import ControllerClient
+    from protocol.records import Signed
+    from protocol.service import ServiceDescriptor
+
+SUFFIX = ".csar"
+_existing = click.Path(exists=True, path_type=Path)
+
+
+@click.command(cls=Command)
+@click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Default: the folder's name + .csar")
+def pack(directory: Path, out: Path | None) -> None:
+    """Make a CSAR of DIRECTORY. The same files give the same digest."""
+    from csar import pack as pack_archive
+
+    session = command_session()
+    target = out or Path(directory.resolve().name + SUFFIX)
+    descriptor = pack_archive(directory, target)
+    digest, bytes_ = _digest_and_size(target)
+    session.output.give(
+        {"file": str(target), "digest": digest, "size": bytes_, "service": descriptor},
+        styled(f"{target}: {descriptor.id} ({descriptor.name}), {size(bytes_)}", "bold"),
+        facts({"digest": digest}),
+    )
+
+
+@click.command(cls=Command)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def validate(file: Path) -> None:
+    """Check the archive FILE and show what it describes."""
+    from csar import describe_sync
+
+    session = command_session()
+    descriptor = describe_sync(file)
+    session.output.give(descriptor, styled(f"{file} is a valid CSAR", "bold green"), _described(descriptor))
+
+
+def _described(descriptor: ServiceDescriptor) -> RenderableType:
+    return facts(
+        {
+            "id": descriptor.id,
+            "name": descriptor.name,
+            "version": descriptor.version,
+            "description": descriptor.description,
+            "kind": descriptor.kind,
+            "category": descriptor.category,
+            "takes": ", ".join(descriptor.inputs),
+            "gives": ", ".join(descriptor.outputs),
+            "memory": f"{descriptor.mem_requirement} MB",
+            "alive time": f"{descriptor.alive_time} s" if descriptor.alive_time else "until stopped",
+            "ports": ", ".join(f"{p.port}/{p.protocol}" for p in descriptor.ports),
+            "parameters": ", ".join(f"{k}={v}" for k, v in descriptor.parameters.items()),
+            "variants": ", ".join(descriptor.variants),
+        }
+    )
+
+
+@click.command(cls=Command)
+@click.argument("source", type=_existing)
+def publish(source: Path) -> None:
+    """Publish SOURCE (a CSAR, or a folder that is packed first) through a controller, which keeps it."""
+    session = command_session()
+    with _archive_of(source) as (archive, descriptor):
+        signed = _signed(session, archive, descriptor)
+
+        async def work() -> ServiceView:
+            async with session.connected() as client:
+                with session.output.progress() as on_progress:
+                    return await client.publish(archive, signed.envelope, on_progress)
+
+        view = asyncio.run(work())
+    session.output.give(view, styled(f"{view.id} ({view.name}) is published", "bold"), _shown(view))
+
+
+@contextmanager
+def _archive_of(source: Path) -> Iterator[tuple[Path, ServiceDescriptor]]:
+    """The archive to send and what it says of itself; a folder is packed into a file that lives for the block."""
+    from csar import describe_sync
+    from csar import pack as pack_archive
+
+    if source.is_dir():
+        with tempfile.TemporaryDirectory(prefix="cornerstore-") as folder:
+            archive = Path(folder) / (source.resolve().name + SUFFIX)
+            yield archive, pack_archive(source, archive)
+    else:
+        yield source, describe_sync(source)
+
+
+def _signed(session: Session, archive: Path, descriptor: ServiceDescriptor) -> Signed:
+    from node.cli.publisher import publisher_key, signed_archive
+
+    return signed_archive(archive, descriptor, publisher_key(session.data_dir))
+
+
+@click.command(cls=Command)
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def seed(files: tuple[Path, ...]) -> None:
+    """Serve FILES from this machine, as a store node of its mesh, until Ctrl-C."""
+    from csar import describe_sync
+    from node.cli.serving import seed_files
+
+    session = command_session()
+    signed = [(file, _signed(session, file, describe_sync(file))) for file in files]
+    seed_files(session, signed)
+
+
+@click.command(cls=Command)
+@click.argument("text", required=False)
+@click.option("--category", metavar="PATH", help="This category and all below it.")
+@click.option("--input", "inputs", metavar="TYPE", multiple=True)
+@click.option("--output", "outputs", metavar="TYPE", multiple=True)
+@click.option("--id", "service_id", metavar="ID")
+def search(
+    text: str | None,
+    category: str | None,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    service_id: str | None,
+) -> None:
+    """List published services, whose id, name or description holds TEXT if it is given."""
+    session = command_session()
+    # Without any condition, everything: the root of all categories.
+    given = (text, service_id) != (None, None)
+    subtree = check_category(category) if category is not None else (None if given else "/")
+
+    async def work() -> list[ServiceView]:
+        async with session.connected() as client:
+            return await client.services(category=subtree, input=inputs, output=outputs, id=service_id, q=text)
+
+    services = asyncio.run(work())
+    session.output.give(
+        services,
+        table(
+            ("ID", "NAME", "CATEGORY", "TAKES", "GIVES", "SIZE", "DIGEST"),
+            [
+                (s.id, s.name, s.category, ", ".join(s.inputs), ", ".join(s.outputs), size(s.size), _short(s))
+                for s in services
+            ],
+        ),
+    )
+
+
+def _short(service: ServiceView) -> str:
+    return short_digest(service.digest)
+
+
+@click.command(cls=Command)
+@click.argument("service")
+def show(service: str) -> None:
+    """Show the published SERVICE (an id, a name or a digest)."""
+    session = command_session()
+
+    async def work() -> ServiceView:
+        async with session.connected() as client:
+            return await resolve(client, service)
+
+    view = asyncio.run(work())
+    session.output.give(view, _shown(view))
+
+
+def _shown(view: ServiceView) -> RenderableType:
+    return facts(
+        {
+            "id": view.id,
+            "name": view.name,
+            "version": view.version,
+            "description": view.description,
+            "category": view.category,
+            "takes": ", ".join(view.inputs),
+            "gives": ", ".join(view.outputs),
+            "memory": f"{view.mem} MB",
+            "size": size(view.size),
+            "digest": view.digest,
+            "publisher": view.publisher,
+            "valid for": remaining(view.expires_at),
+        }
+    )
+
+
+async def resolve(client: ControllerClient, service: str) -> ServiceView:
+    """The one service that `service` names. Raises NoMatchingService, or AmbiguousService with its candidates."""
+    if is_digest(service):
+        return await client.service(service)
+    check_service_id(service)
+    found = await client.services(id=service)
+    if not found:
+        found = [s for s in await client.services(q=service) if s.name == service]
+    newest = _newest(found)
+    if len(newest) == 1:
+        return newest[0]
+    if not found:
+        raise NoMatchingService(f"nothing published is called {service}", fix="Look with `cornerstore search`.")
+    raise AmbiguousService(
+        f"{len(newest)} services are called {service}",
+        fix="Name one by its digest.",
+        candidates=[{"digest": s.digest, "id": s.id, "name": s.name, "publisher": s.publisher[:16]} for s in newest],
+    )
+
+
+def _newest(services: Sequence[ServiceView]) -> list[ServiceView]:
+    """Per publisher and name, the version published last."""
+    newest: dict[tuple[str, str, str], ServiceView] = {}
+    for service in sorted(services, key=lambda s: s.published_at):
+        newest[service.publisher, service.id, service.name] = service
+    return list({s.digest: s for s in newest.values()}.values())
+
+
+@click.command(cls=Command)
+@click.argument("service")
+@click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Default: the service's id + .csar")
+def fetch(service: str, out: Path | None) -> None:
+    """Download the archive of SERVICE, verified against its digest."""
+    session = command_session()
+
+    async def work() -> tuple[ServiceView, Path, int]:
+        async with session.connected() as client:
+            view = await resolve(client, service)
+            target = out or Path(_file_name(view))
+            with session.output.progress() as on_progress:
+                return view, target, await client.fetch(view.digest, target, on_progress)
+
+    view, target, bytes_ = asyncio.run(work())
+    session.output.give(
+        {"file": str(target), "digest": view.digest, "size": bytes_},
+        styled(f"{target}: {view.id} ({view.name}), {size(bytes_)}", "bold"),
+        facts({"digest": view.digest}),
+    )
+
+
+def _file_name(view: ServiceView) -> str:
+    """From the network, so made harmless: no folders, no hidden files."""
+    safe = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in view.id).lstrip(".")
+    return (safe or "service") + SUFFIX
+
+
+@click.command(cls=Command)
+@click.argument("service")
+def withdraw(service: str) -> None:
+    """Take SERVICE (a digest, an id or a name), published by this machine's key, off the mesh."""
+    from node.cli.publisher import publisher_key, signed_tombstone
+
+    session = command_session()
+    key = publisher_key(session.data_dir)
+
+    async def work() -> ServiceView:
+        async with session.connected() as client:
+            view = await resolve(client, service)
+            await client.withdraw(view.digest, signed_tombstone(view, key).envelope)
+            return view
+
+    view = asyncio.run(work())
+    session.output.give(
+        {"withdrawn": view.digest, "id": view.id, "name": view.name},
+        styled(f"{view.id} ({view.name}) is withdrawn", "bold"),
+        facts({"digest": view.digest}),
+    )
+
+
+def _digest_and_size(path: Path) -> tuple[str, int]:
+    import hashlib
+
+    from protocol.identifiers import DIGEST_PREFIX
+
+    try:
+        with path.open("rb") as file:
+            return DIGEST_PREFIX + hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
+    except OSError as error:
+        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None

@@ -1,0 +1,190 @@
+"""What people and programs see: tables and colours on a terminal, JSON with --json, problems on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from protocol.instances import Progress
+from protocol.problems import Problem
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.text import Text
+
+OnProgress = Callable[[Progress], None]
+
+
+class Output:
+    """One command's output. What comes from the network is shown as plain text, whatever control codes it holds."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+
+    def give(self, value: Any, *shown: RenderableType) -> None:
+        """The command's result: `value` for programs, `shown` for people."""
+        if self.json:
+            import msgspec
+
+            click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+            return
+        from rich.console import Console
+
+        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        for part in shown:
+            console.print(part)
+
+    def note(self, message: str) -> None:
+        """Something beside the result that a person may want to know; silent with --json."""
+        if not self.json:
+            click.secho(readable(message), err=True, dim=True)
+
+    def fail(self, problem: Problem) -> None:
+        """Cause and fix on stderr; with --json the problem+json object."""
+        if self.json:
+            import msgspec
+
+            click.echo(msgspec.json.encode(problem.to_dict()), err=True)
+            return
+        click.echo(f"{click.style('Error:', fg='red', bold=True)} {readable(problem.detail)}", err=True)
+        if problem.title != problem.detail:
+            click.secho(f"  {problem.title} ({problem.slug})", err=True, dim=True)
+        for line in _details(problem.extra):
+            click.secho(f"  {readable(line)}", err=True)
+        if problem.fix:
+            click.echo(f"{click.style('Fix:', fg='green', bold=True)} {readable(problem.fix)}", err=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[OnProgress | None]:
+        """Live progress on stderr: bars on a terminal, else one line a phase; None with --json."""
+        if self.json:
+            yield None
+        elif sys.stderr.isatty():
+            with _bars() as on_progress:
+                yield on_progress
+        else:
+            yield _lines()
+
+
+@contextmanager
+def _bars() -> Iterator[OnProgress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    tasks: dict[str, Any] = {}
+    with Bars(
+        SpinnerColumn(),
+        TextColumn("{task.fields[phase]:8}"),
+        BarColumn(bar_width=24),
+        DownloadColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}", markup=False),
+        console=Console(stderr=True),
+        transient=True,
+    ) as bars:
+
+        def show(step: Progress) -> None:
+            if step.phase not in tasks:
+                for earlier in tasks.values():
+                    bars.stop_task(earlier)
+                tasks[step.phase] = bars.add_task("", total=None, phase=readable(step.phase)[:8])
+            bars.update(
+                tasks[step.phase],
+                total=step.total or None,
+                completed=step.done,
+                description=readable(step.message)[:60],
+            )
+
+        yield show
+
+
+def _lines() -> OnProgress:
+    last = ""
+
+    def show(step: Progress) -> None:
+        nonlocal last
+        if step.phase != last:
+            last = step.phase
+            click.echo(readable(f"{step.phase:8} {step.message}").rstrip(), err=True)
+
+    return show
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> RenderableType:
+    """A table; with no rows, a line that says so. Cells are plain text."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(cell if isinstance(cell, Text) else Text(readable(str(cell))) for cell in row))
+    return grid if grid.row_count else Text("nothing to show", style="dim")
+
+
+def facts(pairs: Mapping[str, object]) -> RenderableType:
+    """Names and values, one a line; empty values are left out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for name, value in pairs.items():
+        if value not in (None, "", ()):
+            grid.add_row(Text(name, style="bold"), Text(readable(str(value))))
+    return grid
+
+
+def styled(text: str, style: str) -> Text:
+    from rich.text import Text
+
+    return Text(readable(text), style=style)
+
+
+def readable(text: str) -> str:
+    """Text from the network without control codes, which could rewrite a terminal; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def short_digest(digest: str) -> str:
+    return digest[:19]
+
+
+def size(bytes_: int) -> str:
+    value = float(bytes_)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}" if unit != "B" else f"{bytes_} B"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
+def remaining(expires_at: float | None) -> str:
+    """How long until a Unix time, as a person says it."""
+    if expires_at is None:
+        return "until stopped"
+    seconds = round(expires_at - time.time())
+    if seconds <= 0:
+        return "over"
+    if seconds < 120:
+        return f"{seconds} s"
+    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
+
+
+def _details(extra: Mapping[str, Any]) -> Iterator[str]:
+    """The further members of a problem, in words."""
+    for key, value in extra.items():
+        if isinstance(value, Mapping):
+            yield from (f"{name}: {reason}" for name, reason in value.items())
+        elif isinstance(value, list | tuple):
+            yield f"{key}:"
+            for item in value:
+                yield "  " + (", ".join(str(v) for v in item.values()) if isinstance(item, Mapping) else str(item))
+        elif value not in (None, ""):
+            yield f"{key}: {value}"

@@ -1,0 +1,136 @@
+"""Commands that keep a node running until SIGINT or SIGTERM: `up` and `seed`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from dht.traffic import ContentStats
+from node.cli.output import facts, short_digest, size, styled
+from node.cli.session import Session
+from node.config import NodeConfig
+from node.runtime import Node, running_node
+from protocol.instances import ServiceView
+from protocol.problems import Conflict
+from protocol.records import Signed
+
+SHOW_EVERY_S = 1.0
+
+
+def serve_node(session: Session) -> None:
+    """`up`: the node that config.toml describes. Logs to stderr, says on stdout where it is reached."""
+    session.configure_logging(logging.DEBUG if session.debug else logging.INFO)
+    config = NodeConfig.load(session.data_dir)
+    _refuse_second_node(session)
+
+    async def work() -> None:
+        stop = stop_signal()
+        async with running_node(config, session.data_dir) as node:
+            session.output.give(node.running, *_welcome(config, node))
+            await stop.wait()
+
+    uvloop.run(work())
+
+
+def seed_files(session: Session, signed: Sequence[tuple[Path, Signed]]) -> None:
+    """`seed`: through this machine's own controller if it runs, else as a store node that serves until stopped."""
+    local = session.local_node
+    if local is not None and local.rest:
+        _publish_through(session, local.rest, signed)
+        return
+    _refuse_second_node(session)
+    config = msgspec.structs.replace(NodeConfig.load(session.data_dir), roles=("store",))
+
+    async def work() -> None:
+        stop = stop_signal()
+        async with running_node(config, session.data_dir) as node:
+            for path, record in signed:
+                digest = await node.content.add(path, pin="seeded")
+                await node.directory.publish(record)
+                session.output.give(
+                    {"file": str(path), "digest": digest}, styled(f"{path} is served as {digest}", "bold")
+                )
+            session.output.note("This machine serves it until Ctrl-C.")
+            await _show_fetches(session, node, stop)
+
+    uvloop.run(work())
+
+
+def stop_signal() -> asyncio.Event:
+    """Set at the first SIGINT or SIGTERM; a second one ends the process as usual."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def ask_to_stop() -> None:
+        stop.set()
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(signum)
+
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signum, ask_to_stop)
+    return stop
+
+
+def fetched_since(before: Mapping[str, int], stats: ContentStats) -> tuple[dict[str, int], list[tuple[str, int]]]:
+    """Bytes of chunks sent to each peer by now, and what was added for whom since `before`."""
+    now: dict[str, int] = {}
+    for (peer, cause), sent in stats.sent.items():
+        if cause == "chunk":
+            now[peer] = now.get(peer, 0) + sent
+    return now, [(peer, sent - before.get(peer, 0)) for peer, sent in now.items() if sent > before.get(peer, 0)]
+
+
+async def _show_fetches(session: Session, node: Node, stop: asyncio.Event) -> None:
+    sent: dict[str, int] = {}
+    while not stop.is_set():
+        sent, added = fetched_since(sent, node.content.stats())
+        for peer, count in added:
+            session.output.give({"peer": peer, "bytes": count}, f"node {peer[:8]} fetched {size(count)}")
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), SHOW_EVERY_S)
+
+
+def _refuse_second_node(session: Session) -> None:
+    local = session.local_node
+    if local is not None:
+        raise Conflict(
+            f"a node runs from {session.data_dir} already (process {local.pid})",
+            fix="Stop that one first, or name another --data-dir.",
+        )
+
+
+def _publish_through(session: Session, url: str, signed: Sequence[tuple[Path, Signed]]) -> None:
+    async def work() -> list[ServiceView]:
+        async with session.connected(url) as client:
+            return [await client.publish(path, record.envelope) for path, record in signed]
+
+    views = asyncio.run(work())
+    session.output.give(
+        views,
+        *(styled(f"{view.id} ({view.name}) is served as {short_digest(view.digest)}", "bold") for view in views),
+    )
+    session.output.note(f"This machine's node at {url} keeps it and serves it for as long as it runs.")
+
+
+def _welcome(config: NodeConfig, node: Node) -> list[Any]:
+    running = node.running
+    lines = {
+        "region": config.region,
+        "mesh": config.mesh,
+        "roles": ", ".join(config.roles),
+        "node": running.node,
+        "phones": running.rest,
+        "peers": running.peer,
+    }
+    next_steps = "Next: cornerstore bootstrap invite --region REGION (another machine joins), cornerstore status"
+    if running.rest:
+        next_steps += f", or open {running.rest}/ in a browser"
+    return [styled("This node is up. Ctrl-C stops it.", "bold green"), facts(lines), styled(next_steps, "dim")]
