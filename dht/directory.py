@@ -1,0 +1,346 @@
+"""Signed records in the mesh, over the Kademlia overlay. The contract is `dht.contracts.Directory`."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Struct, field
+
+from dht import rules
+from dht.overlay import (
+    OpenTransport,
+    Overlay,
+    OwnedTasks,
+    StoreOutcome,
+    Tuning,
+    running_overlay,
+    udp_transport,
+)
+from dht.replica import Replica
+from dht.republish import Republisher
+from dht.sealing import Keyring
+from dht.storage import KnownContact, opened_storage
+from protocol.identifiers import check_digest, check_region, node_id, record_key
+from protocol.problems import ConfigError, InvalidRecord, Problem, Unavailable
+from protocol.records import ProviderRecord, Record, RegionRecord, ServiceRecord, Signed, raw_public_key, sign
+
+log = structlog.get_logger(__name__)
+
+PROVIDER_LIFETIME_S = 1800
+PROVIDER_INTERVAL_S = 600.0
+REGION_LIFETIME_S = 60
+ANNOUNCE_TICK_S = 5.0
+ANNOUNCEMENTS_AT_ONCE = 8
+REMEMBER_INTERVAL_S = 60.0
+REMEMBERED_CONTACTS = 64
+CONTACT_LIFETIME_S = 30 * 86_400.0
+INVITE_CONTACTS = 4
+
+
+class DirectoryConfig(Struct, frozen=True, kw_only=True):
+    """Where to listen (UDP; port 0: any free one) and whom to ask first (`host:port`, UDP).
+
+    `database` None keeps everything in memory. `advertise`: the host that others can reach, if `host` is a wildcard.
+    """
+
+    host: str
+    port: int
+    bootstrap: tuple[str, ...] = ()
+    database: Path | None = None
+    advertise: str | None = None
+    tuning: Tuning = field(default_factory=Tuning)
+
+
+class NetworkDirectory:
+    """Made by `running_directory`."""
+
+    def __init__(
+        self,
+        *,
+        config: DirectoryConfig,
+        identity: Ed25519PrivateKey,
+        addresses: Sequence[str],
+        clock: Callable[[], float],
+        replica: Replica,
+        overlay: Overlay,
+        republisher: Republisher,
+    ) -> None:
+        self.node = node_id(raw_public_key(identity))
+        self._config = config
+        self._identity = identity
+        self._addresses = tuple(addresses)
+        self._clock = clock
+        self._replica = replica
+        self._storage = replica.storage
+        self._overlay = overlay
+        self._republisher = republisher
+        self._announced: dict[str, float] = {}
+
+    # --- services ---
+
+    async def publish(self, signed: Signed) -> None:
+        """See `Directory.publish`."""
+        record = signed.record
+        rules.accept(record, self._clock())
+        keys = [record_key(name) for name in record.names]
+        for key in keys:
+            self._replica.check(key, signed.envelope)
+            if self._competes_at(key, record) and rules.supersedes(self._replica.held(key), signed):
+                raise _outdated(record)
+        outcomes = await asyncio.gather(*(self._spread(key, signed) for key in keys))
+        if self._overlay.alone:
+            return
+        for key, outcome in zip(keys, outcomes, strict=True):
+            if outcome.superseded and self._competes_at(key, record) and await self._is_outdated(key, signed):
+                raise _outdated(record)
+        if not any(outcome.acks for outcome in outcomes):
+            raise Unavailable(
+                "no other node took the record",
+                fix="It is kept here and spread as soon as a node answers. Check the network and the bootstrap "
+                "addresses.",
+            )
+
+    async def _spread(self, key: bytes, signed: Signed) -> StoreOutcome:
+        """Keep a record as ours, and hand it to the nodes nearest to the key."""
+        self._replica.keep(key, signed, ours=True, spread_at=0.0)
+        outcome = await self._overlay.store(key, [signed.envelope])
+        if outcome.enough:
+            rows = [row for row in self._storage.at(key) if row.envelope == signed.envelope]
+            self._storage.mark_spread(rows, self._clock())
+        return outcome
+
+    def _competes_at(self, key: bytes, record: Record) -> bool:
+        """True if a newer record at `key` makes this one pointless: a tombstone counts where its version stands."""
+        if isinstance(record, ServiceRecord) and record.withdrawn:
+            return key == record_key(f"service:{record.digest}")
+        return True
+
+    async def _is_outdated(self, key: bytes, signed: Signed) -> bool:
+        """Do not believe a peer's word that something newer exists: look at it."""
+        outcome = await self._overlay.read(key)
+        self._replica.offer(key, list(outcome.envelopes))
+        return rules.supersedes(self._replica.held(key), signed)
+
+    async def services(self, name: str) -> list[Signed]:
+        """See `Directory.services`."""
+        found = await self._read(rules.check_name(name, *rules.SERVICE_NAMES))
+        return [s for s in found if isinstance(s.record, ServiceRecord)]
+
+    # --- content ---
+
+    async def providers(self, digest: str) -> list[ProviderRecord]:
+        """See `Directory.providers`."""
+        found = [s.record for s in await self._read(f"content:{check_digest(digest)}")]
+        return [r for r in found if isinstance(r, ProviderRecord) and r.node != self.node]
+
+    async def announce_content(self, digest: str) -> None:
+        """See `Directory.announce_content`."""
+        self._announced[check_digest(digest)] = self._clock()
+        await self._say_provider(digest, withdrawn=False)
+
+    async def retract_content(self, digest: str) -> None:
+        """See `Directory.retract_content`."""
+        if self._announced.pop(check_digest(digest), None) is not None:
+            await self._say_provider(digest, withdrawn=True)
+
+    async def _say_provider(self, digest: str, *, withdrawn: bool) -> None:
+        key = record_key(f"content:{digest}")
+        now = self._clock()
+        record = ProviderRecord(
+            content=digest,
+            node=self.node,
+            addresses=self._addresses,
+            seq=self._next_seq(key),
+            expiry=int(now) + PROVIDER_LIFETIME_S,
+            withdrawn=withdrawn,
+        )
+        await self._spread(key, sign(record, self._identity))
+
+    def _next_seq(self, key: bytes) -> int:
+        """The clock in ms, but always above what this node said at `key` before."""
+        said = [s.record.seq for s in self._replica.held(key) if s.public_key == raw_public_key(self._identity)]
+        return max([int(self._clock() * 1000), *(seq + 1 for seq in said)])
+
+    async def announce_again(self) -> None:
+        """Announce contents anew, well before their records expire. Runs until cancelled."""
+        gate = asyncio.Semaphore(ANNOUNCEMENTS_AT_ONCE)
+
+        async def say(digest: str) -> None:
+            async with gate:
+                if digest in self._announced:
+                    self._announced[digest] = self._clock()
+                    await self._say_provider(digest, withdrawn=False)
+
+        while True:
+            await asyncio.sleep(ANNOUNCE_TICK_S)
+            now = self._clock()
+            due = [d for d, said_at in self._announced.items() if now - said_at >= announce_interval(d)]
+            await asyncio.gather(*map(say, due))
+
+    # --- regions ---
+
+    async def regions(self, name: str) -> list[RegionRecord]:
+        """See `Directory.regions`."""
+        found = await self._read(rules.check_name(name, *rules.REGION_NAMES))
+        return [s.record for s in found if isinstance(s.record, RegionRecord)]
+
+    async def announce_region(self, *, region: str, agents: int, memory_total: int, memory_free: int) -> None:
+        """See `Directory.announce_region`."""
+        now = self._clock()
+        record = RegionRecord(
+            region=check_region(region),
+            node=self.node,
+            addresses=self._addresses,
+            agents=agents,
+            memory_total=memory_total,
+            memory_free=memory_free,
+            seq=self._next_seq(record_key(f"region:{region}")),
+            expiry=int(now) + REGION_LIFETIME_S,
+        )
+        signed = sign(record, self._identity)
+        await asyncio.gather(*(self._spread(record_key(name), signed) for name in record.names))
+
+    # --- reading ---
+
+    async def _read(self, name: str) -> list[Signed]:
+        """Verified, visible records at a name. Raises Unavailable if there seem to be none but too few answered."""
+        key = record_key(name)
+        outcome = await self._overlay.read(key)
+        found = rules.visible([*self._replica.held(key), *self._checked(key, outcome.envelopes)], self._clock())
+        if not found and not outcome.conclusive and not self._overlay.alone:
+            raise Unavailable(
+                f"{outcome.answered} nodes answered: too few to say that nothing is known as {name[:100]}",
+                fix="Try again; if it persists, check that other nodes of the mesh can be reached over UDP.",
+                retry_after=1.0,
+            )
+        return found
+
+    def _checked(self, key: bytes, envelopes: frozenset[bytes]) -> list[Signed]:
+        checked: list[Signed] = []
+        for envelope in envelopes:
+            try:
+                checked.append(self._replica.check(key, envelope))
+            except InvalidRecord as problem:
+                log.info("record-from-peer-refused", detail=problem.detail)
+        return checked
+
+    # --- the node itself ---
+
+    @property
+    def udp_port(self) -> int:
+        """The port that is actually listened on."""
+        return self._overlay.address.port
+
+    def contacts(self) -> list[str]:
+        """`host:port` for an invitation: this node first, if its address is known, then live nodes near it."""
+        own = self._config.advertise or self._config.host
+        ours = [] if own in ("0.0.0.0", "::", "") else [_join(own, self.udp_port)]  # noqa: S104 (compared, not bound)
+        return ours + [str(address) for _, address in self._overlay.contacts()[:INVITE_CONTACTS]]
+
+    def add_bootstrap(self, addresses: Sequence[str]) -> None:
+        """Further `host:port` at which to look for members, from the next attempt on."""
+        self._overlay.add_bootstrap([parse_address(a) for a in addresses])
+
+    def use_keyring(self, keyring: Keyring) -> None:
+        """Seal and open with other keys from now on."""
+        self._overlay.use_keyring(keyring)
+
+    def stats(self) -> dict[str, float]:
+        """Numbers for metrics, by name."""
+        return {
+            **self._overlay.stats(),
+            "records": self._storage.count(),
+            "announced": len(self._announced),
+            "spreads": self._republisher.spreads,
+            "handovers": self._republisher.handovers,
+        }
+
+    async def remember_contacts(self) -> None:
+        """Write live contacts down for the next start. Runs until cancelled."""
+        while True:
+            await asyncio.sleep(REMEMBER_INTERVAL_S)
+            self.write_contacts()
+
+    def write_contacts(self) -> None:
+        now = self._clock()
+        live = self._overlay.contacts()[:REMEMBERED_CONTACTS]
+        self._storage.remember([KnownContact(node, address.host, address.port, now) for node, address in live])
+        self._storage.forget_contacts(now - CONTACT_LIFETIME_S)
+
+
+def announce_interval(digest: str) -> float:
+    """Seconds between two announcements: a tenth more or less by digest, so that they do not come all at once."""
+    return PROVIDER_INTERVAL_S * (0.9 + 0.2 * int(digest[-2:], 16) / 255)
+
+
+def parse_address(text: str) -> tuple[str, int]:
+    """`host:port` or `[v6]:port`. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{text[:80]!r} is not host:port", fix="Write a bootstrap address as 10.1.0.10:7401.")
+    return host.strip("[]"), int(port)
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _outdated(record: Record) -> Problem:
+    return InvalidRecord(
+        f"the mesh knows a newer record than seq {record.seq}", fix="Read it, and sign with a higher seq."
+    )
+
+
+@asynccontextmanager
+async def running_directory(
+    config: DirectoryConfig,
+    *,
+    identity: Ed25519PrivateKey,
+    keyring: Keyring,
+    addresses: Sequence[str],
+    clock: Callable[[], float] = time.time,
+    transport: OpenTransport | None = None,
+) -> AsyncIterator[NetworkDirectory]:
+    """The directory of one node: a member of the overlay, with its records on disk.
+
+    `addresses`: host:port of this node's node-to-node listener, as others reach it. `clock`: Unix s. `transport`
+    replaces UDP (simulation). It starts even when nobody can be reached, and goes on trying. Raises PortTaken,
+    ConfigError.
+    """
+    bootstrap = [parse_address(a) for a in config.bootstrap]
+    with opened_storage(config.database) as storage:
+        replica = Replica(storage, clock)
+        newcomers: set[bytes] = set()
+        known = [(c.host, c.port) for c in storage.known_contacts(limit=REMEMBERED_CONTACTS)]
+        async with running_overlay(
+            transport or udp_transport(config.host, config.port),
+            identity=identity,
+            keyring=keyring,
+            shelf=replica,
+            tuning=config.tuning,
+            bootstrap=[*bootstrap, *known],
+            on_newcomer=newcomers.add,
+        ) as overlay:
+            republisher = Republisher(replica, overlay, newcomers, replicas=config.tuning.replicas, clock=clock)
+            directory = NetworkDirectory(
+                config=config,
+                identity=identity,
+                addresses=addresses,
+                clock=clock,
+                replica=replica,
+                overlay=overlay,
+                republisher=republisher,
+            )
+            async with OwnedTasks() as tasks:
+                for loop in (republisher.run(), directory.announce_again(), directory.remember_contacts()):
+                    tasks.spawn(loop)
+                try:
+                    yield directory
+                finally:
+                    directory.write_contacts()

@@ -1,0 +1,18 @@
+"""The Kademlia overlay: who is near a key, and how to ask them. The only importer of the kademlia package."""
+
+from dht.overlay.datagrams import Address, DatagramTransport, OpenTransport, udp_transport
+from dht.overlay.network import Overlay, ReadOutcome, StoreOutcome, Tuning, running_overlay
+from dht.overlay.tasks import OwnedTasks
+
+__all__ = [
+    "Address",
+    "DatagramTransport",
+    "OpenTransport",
+    "Overlay",
+    "OwnedTasks",
+    "ReadOutcome",
+    "StoreOutcome",
+    "Tuning",
+    "running_overlay",
+    "udp_transport",
+]

@@ -1,0 +1,106 @@
+"""One iterative lookup: from the contacts known here to the nodes nearest to a key.
+
+Each candidate is in one of these states: heard of, asked, overdue (no answer after half its timeout: the next one is
+asked meanwhile, and this one still counts when it answers), answered, failed. The lookup has converged when the
+`width` nearest that are neither failed nor overdue have answered, and a quorum has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, Generic
+
+from kademlia.crawling import SpiderCrawl
+from kademlia.node import Node
+
+from dht.overlay.messages import A, Nodes, Page
+
+CANDIDATES = 64
+"""Nearest nodes looked at; those behind them cannot matter."""
+
+
+@dataclass(frozen=True)
+class CrawlPolicy:
+    """`width` nearest must answer; `alpha` asked at once; `quorum` answers before slow ones are left behind."""
+
+    width: int
+    alpha: int
+    quorum: int
+
+
+class Crawl(SpiderCrawl, Generic[A]):
+    """`ask` puts the question to one node (None: it failed) and `patience` says after how long it is overdue.
+
+    `spawn` starts a task that its owner ends; questions outlive the lookup, so that the dead are noticed.
+    """
+
+    def __init__(
+        self,
+        key: bytes,
+        seeds: list[Node],
+        policy: CrawlPolicy,
+        *,
+        ask: Callable[[Node], Coroutine[Any, Any, A | None]],
+        usable: Callable[[Node], bool],
+        patience: Callable[[Node], float],
+        spawn: Callable[[Coroutine[Any, Any, A | None]], asyncio.Task[A | None]],
+    ) -> None:
+        super().__init__(None, Node(key), list(seeds), CANDIDATES, policy.alpha)
+        self.answers: dict[bytes, A] = {}
+        self.converged = False
+        self._policy = policy
+        self._ask: Callable[[Node], Coroutine[Any, Any, A | None]] = ask
+        self._usable = usable
+        self._patience = patience
+        self._spawn: Callable[[Coroutine[Any, Any, A | None]], asyncio.Task[A | None]] = spawn
+        self._asked: dict[asyncio.Task[A | None], Node] = {}
+        self._overdue_at: dict[bytes, float] = {}
+        self._failed: set[bytes] = set()
+
+    async def run(self, deadline: float) -> None:
+        """Until converged, or until the event loop's time `deadline`."""
+        loop = asyncio.get_running_loop()
+        while (now := loop.time()) < deadline:
+            unanswered = [n for n in self._front(now) if n.id not in self.answers]
+            if not unanswered and (not self._asked or len(self.answers) >= self._policy.quorum):
+                self.converged = True
+                return
+            on_time = sum(self._overdue_at[n.id] > now for n in self._asked.values())
+            for node in [n for n in unanswered if n.id not in self._overdue_at][: max(0, self._policy.alpha - on_time)]:
+                self._overdue_at[node.id] = now + self._patience(node)
+                self._asked[self._spawn(self._ask(node))] = node
+            upcoming: list[float] = [
+                self._overdue_at[n.id] for n in self._asked.values() if self._overdue_at[n.id] > now
+            ]
+            done, _ = await asyncio.wait(
+                self._asked, timeout=min([deadline, *upcoming]) - now, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                self._heard(self._asked.pop(task), task.result())
+
+    def nearest_answered(self, count: int) -> list[Node]:
+        """Nodes that answered, nearest to the key first."""
+        return [n for n in self.nearest if n.id in self.answers][:count]
+
+    @property
+    def conclusive(self) -> bool:
+        """True if enough answered to say that what nobody has mentioned does not exist."""
+        live = len(self.answers)
+        return self.converged and live > 0 and (live >= self._policy.quorum or 2 * live >= len(self._overdue_at))
+
+    def _front(self, now: float) -> list[Node]:
+        on_time = (n for n in self.nearest if n.id in self.answers or self._overdue_at.get(n.id, now + 1) > now)
+        return list(on_time)[: self._policy.width]
+
+    def _heard(self, node: Node, answer: A | None) -> None:
+        if answer is None:
+            self._failed.add(node.id)
+            self.nearest.remove([node.id])
+            return
+        self.answers[node.id] = answer
+        if isinstance(answer, Nodes | Page):
+            named = [(c.node, c.address) for c in answer.contacts]
+            nodes = [Node(node_id, *address) for node_id, address in named if address is not None]
+            self.nearest.push([n for n in nodes if n.id not in self._failed and self._usable(n)])

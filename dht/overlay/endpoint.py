@@ -1,0 +1,177 @@
+"""Requests and answers over sealed datagrams: matching, repeating, proving who answers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Struct
+
+from dht.overlay import messages
+from dht.overlay.datagrams import Address, DatagramTransport
+from dht.overlay.messages import A, Answer, AnyAnswer, AnyRequest, Proof, Request
+from dht.overlay.timing import RoundTrips
+from dht.sealing import Sealer
+from protocol.identifiers import node_id
+from protocol.problems import TooLarge
+from protocol.records import raw_public_key
+
+log = structlog.get_logger(__name__)
+SENDINGS = 2
+"""A request is sent once and repeated once, after a doubled wait it is given up."""
+LATE_REMEMBERED = 512
+
+
+class Peer(NamedTuple):
+    """Whom to ask. `node` None: whoever proves to be at the address (a bootstrap address)."""
+
+    node: bytes | None
+    address: Address
+
+
+@dataclass(slots=True)
+class _Pending:
+    peer: Peer
+    kind: type[AnyAnswer]
+    prove: bool
+    plaintext: bytes
+    sent_at: float
+    timeout: float
+    answered: asyncio.Future[AnyAnswer | None]
+    sendings: int = 1
+    timer: asyncio.TimerHandle | None = None
+
+
+Serve = Callable[[AnyRequest, Address, Proof | None], AnyAnswer | None]
+OnLate = Callable[[Peer], None]
+
+
+class Endpoint:
+    """`serve` answers a request, or keeps silent with None; it must not raise for anything a peer can send.
+
+    `on_late` hears of proven peers that answered after they were given up.
+    """
+
+    def __init__(
+        self, *, identity: Ed25519PrivateKey, mesh: str, sealer: Sealer, serve: Serve, on_late: OnLate
+    ) -> None:
+        self.id = bytes.fromhex(node_id(raw_public_key(identity)))
+        self.round_trips = RoundTrips()
+        self.counts: Counter[str] = Counter()
+        self._identity = identity
+        self._mesh = mesh
+        self._sealer = sealer
+        self._serve = serve
+        self._on_late = on_late
+        self._transport: DatagramTransport | None = None
+        self._pending: dict[bytes, _Pending] = {}
+        self._late: OrderedDict[bytes, tuple[Peer, float]] = OrderedDict()
+
+    def attach(self, transport: DatagramTransport) -> None:
+        self._transport = transport
+
+    async def call(self, peer: Peer, request: type[Request], answer: type[A], *args: Any, prove: bool) -> A | None:
+        """The peer's answer; None if none came in time, or it came from somebody else, or without a good proof.
+
+        Safe to cancel.
+        """
+        loop = asyncio.get_running_loop()
+        message_id = os.urandom(messages.MESSAGE_ID_BYTES)
+        plaintext = messages.encode(request(message_id, self.id, prove, *args))
+        timeout = self.round_trips.timeout(peer.address)
+        pending = _Pending(peer, answer, prove, plaintext, loop.time(), timeout, loop.create_future())
+        self._pending[message_id] = pending
+        try:
+            self._send(plaintext, peer.address)
+            self.counts["calls"] += 1
+            pending.timer = loop.call_later(timeout, self._overdue, message_id)
+            found = await pending.answered
+            return found if isinstance(found, answer) else None
+        finally:
+            self._pending.pop(message_id, None)
+            if pending.timer is not None:
+                pending.timer.cancel()
+
+    def received(self, datagram: bytes, address: Address) -> None:
+        """Every datagram comes through here. What does not open, or makes no sense, gets silence."""
+        plaintext = self._sealer.open(datagram)
+        message = None if plaintext is None else messages.decode(plaintext)
+        if message is None:
+            self.counts["unopened" if plaintext is None else "malformed"] += 1
+        elif message.sender == self.id:
+            self.counts["own"] += 1
+        elif isinstance(message, Answer):
+            self._answered(message, address)
+        else:
+            self._asked(message, address)
+
+    def _asked(self, request: AnyRequest, address: Address) -> None:
+        self.counts["requests"] += 1
+        proof = None
+        if request.prove:
+            proof = messages.prove(
+                self._identity, mesh=self._mesh, message=request.id, asker=request.sender, answerer=self.id
+            )
+        answer = self._serve(request, address, proof)
+        if answer is not None:
+            self._send(messages.encode(answer), address)
+
+    def _answered(self, answer: AnyAnswer, address: Address) -> None:
+        now = asyncio.get_running_loop().time()
+        pending = self._pending.get(answer.id)
+        if pending is None:
+            peer, sent_at = self._late.pop(answer.id, (None, 0.0))
+            if peer is not None and peer == Peer(answer.sender, address):
+                self.round_trips.heard(address, now - sent_at)
+                self._on_late(peer)
+            return
+        if pending.answered.done() or not self._is_expected(pending, answer, address):
+            return
+        self.round_trips.heard(address, now - pending.sent_at)
+        pending.answered.set_result(answer)
+
+    def _is_expected(self, pending: _Pending, answer: AnyAnswer, address: Address) -> bool:
+        if address != pending.peer.address or not isinstance(answer, pending.kind):
+            return False
+        if pending.peer.node not in (None, answer.sender):
+            return False
+        return not pending.prove or messages.proven(
+            answer.proof, mesh=self._mesh, message=answer.id, asker=self.id, answerer=answer.sender
+        )
+
+    def _overdue(self, message_id: bytes) -> None:
+        pending = self._pending[message_id]
+        if pending.answered.done():
+            return
+        if pending.sendings == SENDINGS:
+            self.counts["timeouts"] += 1
+            if not pending.prove:
+                self._late[message_id] = (pending.peer, pending.sent_at)
+                if len(self._late) > LATE_REMEMBERED:
+                    self._late.popitem(last=False)
+            pending.answered.set_result(None)
+            return
+        pending.sendings += 1
+        self._send(pending.plaintext, pending.peer.address)
+        pending.timer = asyncio.get_running_loop().call_later(2 * pending.timeout, self._overdue, message_id)
+
+    def _send(self, plaintext: bytes, address: Address) -> None:
+        assert self._transport is not None
+        try:
+            datagram = self._sealer.seal(plaintext)
+        except TooLarge as error:
+            log.error("message-too-large", detail=error.detail)
+            self.counts["too_large"] += 1
+            return
+        self._transport.send(datagram, address)
+
+
+def size_of(message: Struct) -> int:
+    """Bytes of the encoded message."""
+    return len(messages.encode(message))

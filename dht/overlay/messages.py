@@ -1,0 +1,149 @@
+"""What travels inside sealed datagrams: msgpack arrays, the first element an integer tag.
+
+    request                                  answer
+    0 ping    [id, sender, prove]            16 pong   [id, sender, proof]
+    1 find    [id, sender, prove, key]       17 nodes  [id, sender, proof, contacts]
+    2 records [id, sender, prove, key,       18 page   [id, sender, proof, contacts, envelopes,
+               cursor]                                  next cursor, fingerprint]
+    3 store   [id, sender, prove, key,       19 stored [id, sender, proof, verdicts]
+               envelopes]
+
+`id` 8 random bytes, the same in the answer; `sender` and `key` 20 bytes; a contact is `[node id, packed IP, port]`.
+`prove` asks for a proof: the answer then carries `[public key, signature]` over
+PROOF_CONTEXT || mesh name || 0 || request id || asker's node id || answerer's node id, and the node id is the hash of
+that public key. An asker believes an address to be a node's only after such a proof. `cursor` nil asks for the first
+page and for contacts nearer to the key; bytes ask for what follows.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from typing import Annotated, TypeVar
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from msgspec import Meta, Struct
+
+from dht.overlay.datagrams import Address
+from dht.rules import POSITION_BYTES
+from protocol.identifiers import KEY_BYTES, node_id
+from protocol.records import MAX_ENVELOPE, raw_public_key
+
+PROOF_CONTEXT = b"cornerstore/hello/1\0"
+MESSAGE_ID_BYTES = 8
+
+MessageId = Annotated[bytes, Meta(min_length=MESSAGE_ID_BYTES, max_length=MESSAGE_ID_BYTES)]
+Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
+Cursor = Annotated[bytes, Meta(max_length=POSITION_BYTES)]
+Fingerprint = Annotated[bytes, Meta(min_length=POSITION_BYTES, max_length=POSITION_BYTES)]
+Envelopes = Annotated[tuple[Annotated[bytes, Meta(max_length=MAX_ENVELOPE)], ...], Meta(max_length=64)]
+
+
+class Proof(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    public_key: Annotated[bytes, Meta(min_length=32, max_length=32)]
+    signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+
+
+class WireContact(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    node: Key
+    ip: Annotated[bytes, Meta(min_length=4, max_length=16)]
+    port: Annotated[int, Meta(ge=1, le=65535)]
+
+    @property
+    def address(self) -> Address | None:
+        """None for bytes that are no IP address."""
+        return Address(str(ip_address(self.ip)), self.port) if len(self.ip) in (4, 16) else None
+
+
+Contacts = Annotated[tuple[WireContact, ...], Meta(max_length=32)]
+
+
+def wire_contact(node: bytes, address: Address) -> WireContact:
+    return WireContact(node, ip_address(address.host).packed, address.port)
+
+
+class Request(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    id: MessageId
+    sender: Key
+    prove: bool
+
+
+class Ping(Request, frozen=True, tag=0):
+    pass
+
+
+class Find(Request, frozen=True, tag=1):
+    key: Key
+
+
+class Records(Request, frozen=True, tag=2):
+    key: Key
+    cursor: Cursor | None
+
+
+class Store(Request, frozen=True, tag=3):
+    key: Key
+    envelopes: Envelopes
+
+
+class Answer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    id: MessageId
+    sender: Key
+    proof: Proof | None
+
+
+class Pong(Answer, frozen=True, tag=16):
+    pass
+
+
+class Nodes(Answer, frozen=True, tag=17):
+    contacts: Contacts
+
+
+class Page(Answer, frozen=True, tag=18):
+    contacts: Contacts
+    envelopes: Envelopes
+    next: Cursor | None
+    fingerprint: Fingerprint
+
+
+class Stored(Answer, frozen=True, tag=19):
+    verdicts: Annotated[tuple[Annotated[int, Meta(ge=0, le=255)], ...], Meta(max_length=64)]
+
+
+AnyRequest = Ping | Find | Records | Store
+AnyAnswer = Pong | Nodes | Page | Stored
+A = TypeVar("A", Pong, Nodes, Page, Stored)
+
+_decoder: msgspec.msgpack.Decoder[AnyRequest | AnyAnswer] = msgspec.msgpack.Decoder(AnyRequest | AnyAnswer)
+encode = msgspec.msgpack.encode
+
+
+def decode(plaintext: bytes) -> AnyRequest | AnyAnswer | None:
+    """None for anything but a well-formed message."""
+    try:
+        return _decoder.decode(plaintext)
+    except msgspec.MsgspecError:
+        return None
+
+
+def prove(key: Ed25519PrivateKey, *, mesh: str, message: bytes, asker: bytes, answerer: bytes) -> Proof:
+    return Proof(raw_public_key(key), key.sign(_claim(mesh, message, asker, answerer)))
+
+
+def proven(proof: Proof | None, *, mesh: str, message: bytes, asker: bytes, answerer: bytes) -> bool:
+    """True if the proof shows that the answerer holds the key of its node id, for this request."""
+    if proof is None or bytes.fromhex(node_id(proof.public_key)) != answerer:
+        return False
+    try:
+        Ed25519PublicKey.from_public_bytes(proof.public_key).verify(
+            proof.signature, _claim(mesh, message, asker, answerer)
+        )
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def _claim(mesh: str, message: bytes, asker: bytes, answerer: bytes) -> bytes:
+    return PROOF_CONTEXT + mesh.encode() + b"\0" + message + asker + answerer

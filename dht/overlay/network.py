@@ -1,0 +1,406 @@
+"""The overlay of one node: join, look up, store and read sets of records at keys, and answer others who do.
+
+It knows keys and envelopes as bytes; what may stand where is decided by the `Shelf` it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from kademlia.node import Node
+from msgspec import Struct
+
+from dht import rules
+from dht.overlay import messages
+from dht.overlay.crawl import Crawl, CrawlPolicy
+from dht.overlay.datagrams import Address, DatagramTransport, OpenTransport
+from dht.overlay.endpoint import Endpoint, Peer, size_of
+from dht.overlay.messages import (
+    A,
+    AnyAnswer,
+    AnyRequest,
+    Find,
+    Nodes,
+    Page,
+    Ping,
+    Pong,
+    Proof,
+    Records,
+    Request,
+    Store,
+    Stored,
+)
+from dht.overlay.routing import Routing, address_of, refresh_targets
+from dht.overlay.tasks import OwnedTasks
+from dht.sealing import MAX_PLAINTEXT, Keyring, Sealer
+from protocol.identifiers import KEY_BYTES
+
+log = structlog.get_logger(__name__)
+
+REFRESH_PREFIXES = 5
+FIRST_REFRESH_S = 15.0
+REFRESH_S = (600.0, 900.0)
+"""Bounds of the random pause between two refreshes."""
+REJOIN_S = (1.0, 15.0)
+"""First and longest pause between attempts to join while nobody is known."""
+TICK_S = 1.0
+PAGE_CONTACTS = 8
+PAGE_RESERVE = 24
+"""Bytes kept free in a page for the next cursor and the list headers."""
+MAX_PAGES = 4096
+MAX_CHECKS = 64
+"""Nodes whose claimed id is being checked at one time."""
+
+KEPT, SUPERSEDED = 0, 1
+"""Verdicts that count as an acknowledgement: see `dht.replica.Verdict`."""
+STORE_OVERHEAD = 64
+"""Bytes of a store request beside its envelopes."""
+
+
+class Tuning(Struct, frozen=True, kw_only=True):
+    """Kademlia's constants. `k` bucket size; `alpha` questions at once; `replicas` nodes that keep a record;
+    `acks` of them make a store good; `lookup_s` deadline of a lookup."""
+
+    k: int = 20
+    alpha: int = 4
+    replicas: int = 8
+    acks: int = 5
+    lookup_s: float = 2.0
+
+    @property
+    def policy(self) -> CrawlPolicy:
+        return CrawlPolicy(self.replicas, self.alpha, self.acks)
+
+
+class Shelf(Protocol):
+    """What this node keeps for others. Neither call raises."""
+
+    def envelopes(self, key: bytes) -> list[bytes]: ...
+
+    def offer(self, key: bytes, envelopes: Sequence[bytes]) -> Sequence[int]:
+        """One `dht.replica.Verdict` for each envelope."""
+
+
+@dataclass(frozen=True)
+class StoreOutcome:
+    """`asked` nodes were sent the records, `acks` answered that they hold them, or something newer (`superseded`).
+    `enough`: as many as make a store good, or all of them in a small mesh."""
+
+    asked: int
+    acks: int
+    enough: bool
+    superseded: bool = False
+
+
+@dataclass(frozen=True)
+class ReadOutcome:
+    """`envelopes` as peers sent them, not judged. `conclusive`: what is not among them does not exist."""
+
+    envelopes: frozenset[bytes] = frozenset()
+    conclusive: bool = False
+    answered: int = 0
+
+
+class Overlay:
+    """Made by `running_overlay`. All methods run in its event loop; none raises for what peers do or fail to do."""
+
+    def __init__(
+        self,
+        *,
+        identity: Ed25519PrivateKey,
+        keyring: Keyring,
+        shelf: Shelf,
+        tuning: Tuning,
+        tasks: OwnedTasks,
+        on_newcomer: Callable[[bytes], None],
+    ) -> None:
+        self._sealer = Sealer(keyring)
+        self._endpoint = Endpoint(
+            identity=identity, mesh=keyring.mesh, sealer=self._sealer, serve=self._serve, on_late=self._heard
+        )
+        self.id = self._endpoint.id
+        self.address = Address("", 0)
+        self._routing = Routing(self.id, tuning.k)
+        self._shelf = shelf
+        self._tuning = tuning
+        self._tasks = tasks
+        self._on_newcomer = on_newcomer
+        self._bootstrap: list[tuple[str, int]] = []
+        self._checking: set[bytes] = set()
+
+    def attach(self, transport: DatagramTransport) -> None:
+        self.address = transport.local
+        self._endpoint.attach(transport)
+
+    def received(self, datagram: bytes, address: Address) -> None:
+        self._endpoint.received(datagram, address)
+
+    # --- membership ---
+
+    @property
+    def alone(self) -> bool:
+        """True if no other node is known to exist: then this node's own records are the whole truth."""
+        return not (len(self._routing) or self._bootstrap or self._routing.lost_members())
+
+    @property
+    def connected(self) -> bool:
+        return len(self._routing) > 0
+
+    def use_keyring(self, keyring: Keyring) -> None:
+        self._sealer.use(keyring)
+
+    def add_bootstrap(self, addresses: Sequence[tuple[str, int]]) -> None:
+        """Addresses at which members may be found, asked whenever this node knows nobody."""
+        self._bootstrap += [a for a in addresses if a not in self._bootstrap]
+
+    def contacts(self) -> list[tuple[bytes, Address]]:
+        """Node id and address of every live contact, nearest first."""
+        return [(n.id, address_of(n)) for n in self._routing.closest(self.id, len(self._routing) or 1)]
+
+    def nearest_contacts(self, key: bytes, count: int) -> list[bytes]:
+        """Ids of the contacts nearest to a key, from the routing table alone."""
+        return [n.id for n in self._routing.closest(key, count)]
+
+    async def join(self) -> bool:
+        """Ask all bootstrap addresses at once, then fill the routing table. True if anybody answered."""
+        numeric = await asyncio.gather(*(_resolved(host, port) for host, port in self._bootstrap))
+        addresses = {a for found in numeric for a in found} | {address_of(n) for n in self._routing.lost_members()}
+        await asyncio.gather(*(self._call(Peer(None, a), Ping, Pong) for a in addresses if a != self.address))
+        if self.connected:
+            await self.refresh()
+        return self.connected
+
+    async def refresh(self) -> None:
+        """Look up the own id and one id in each far part of the id space."""
+        targets = [self.id, *refresh_targets(self.id, REFRESH_PREFIXES, os.urandom(KEY_BYTES))]
+        await asyncio.gather(*(self._find(target) for target in targets))
+
+    async def maintain(self) -> None:
+        """Rejoin when alone, ask lost members again, refresh the table. Runs until cancelled."""
+        loop = asyncio.get_running_loop()
+        next_refresh = loop.time() + FIRST_REFRESH_S
+        next_join, pause = loop.time(), REJOIN_S[0]
+        while True:
+            now = loop.time()
+            if not self.connected and now >= next_join:
+                joined = await self.join()
+                pause = REJOIN_S[0] if joined else min(2 * pause, REJOIN_S[1])
+                next_join = loop.time() + pause
+            for node in self._routing.to_ask_again(now):
+                self._check(node.id, address_of(node))
+            if now >= next_refresh:
+                await self.refresh()
+                next_refresh = loop.time() + random.uniform(*REFRESH_S)  # noqa: S311 (spreads load)
+            await asyncio.sleep(TICK_S)
+
+    # --- records ---
+
+    async def store(self, key: bytes, envelopes: Sequence[bytes]) -> StoreOutcome:
+        """Hand records to the nodes nearest to `key`. Returns at enough acks; the slower ones are told all the same."""
+        crawl = await self._find(key)
+        nearest = crawl.nearest_answered(self._tuning.replicas)
+        return await self._store_at(nearest, key, envelopes)
+
+    async def store_at(self, node_ids: Sequence[bytes], key: bytes, envelopes: Sequence[bytes]) -> StoreOutcome:
+        """Hand records to certain contacts."""
+        nodes = [node for node_id in node_ids if (node := self._routing.table.get(node_id)) is not None]
+        return await self._store_at(nodes, key, envelopes)
+
+    async def _store_at(self, nodes: Sequence[Node], key: bytes, envelopes: Sequence[bytes]) -> StoreOutcome:
+        waiting = {self._tasks.spawn(self._hand_over(node, key, envelopes)) for node in nodes}
+        acks, superseded = 0, False
+        while waiting and acks < self._tuning.acks:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            verdicts = [v for task in done if (v := task.result()) is not None]
+            acks += len(verdicts)
+            superseded = superseded or any(SUPERSEDED in v for v in verdicts)
+        enough = 0 < acks >= min(self._tuning.acks, len(nodes))
+        return StoreOutcome(len(nodes), acks, enough, superseded)
+
+    async def _hand_over(self, node: Node, key: bytes, envelopes: Sequence[bytes]) -> list[int] | None:
+        """The verdicts, or None if the node went silent or refused everything."""
+        verdicts: list[int] = []
+        for batch in rules.batches(envelopes, MAX_PLAINTEXT - STORE_OVERHEAD):
+            stored = await self._ask(node, Store, Stored, key, tuple(batch))
+            if stored is None:
+                return None
+            verdicts += stored.verdicts
+        return verdicts if set(verdicts) & {KEPT, SUPERSEDED} else None
+
+    async def read(self, key: bytes) -> ReadOutcome:
+        """The union of what the nodes nearest to `key` hold, within the lookup deadline."""
+        deadline = asyncio.get_running_loop().time() + self._tuning.lookup_s
+        crawl = self._crawl(key, Records, Page, key, None)
+        await crawl.run(deadline)
+        found: set[bytes] = {e for page in crawl.answers.values() for e in page.envelopes}
+        complete = await self._read_rest(key, crawl, found, deadline)
+        return ReadOutcome(frozenset(found), crawl.conclusive and complete, len(crawl.answers))
+
+    async def _read_rest(self, key: bytes, crawl: Crawl[Page], found: set[bytes], deadline: float) -> bool:
+        """Fetch the further pages, of equal sets only once. True if none is missing."""
+        holders: dict[bytes, list[Node]] = {}
+        for node in crawl.nearest_answered(len(crawl.answers)):
+            if crawl.answers[node.id].next is not None:
+                holders.setdefault(crawl.answers[node.id].fingerprint, []).append(node)
+        if not holders:
+            return True
+        rest = [self._read_pages(key, nodes, crawl.answers, found) for nodes in holders.values()]
+        try:
+            async with asyncio.timeout_at(deadline):
+                return all(await asyncio.gather(*rest))
+        except TimeoutError:
+            return False
+
+    async def _read_pages(self, key: bytes, nodes: Sequence[Node], first: dict[bytes, Page], found: set[bytes]) -> bool:
+        """Add a set that any of `nodes` holds to `found`, page by page."""
+        for node in nodes:
+            cursor = first[node.id].next
+            for _ in range(MAX_PAGES):
+                if cursor is None:
+                    return True
+                page = await self._ask(node, Records, Page, key, cursor)
+                if page is None or (page.next is not None and page.next <= cursor):
+                    break
+                found.update(page.envelopes)
+                cursor = page.next
+        return False
+
+    # --- asking ---
+
+    async def _find(self, key: bytes) -> Crawl[Nodes]:
+        crawl = self._crawl(key, Find, Nodes, key)
+        await crawl.run(asyncio.get_running_loop().time() + self._tuning.lookup_s)
+        return crawl
+
+    def _crawl(self, key: bytes, request: type[Request], answer: type[A], *args: Any) -> Crawl[A]:
+        now = asyncio.get_running_loop().time()
+        seeds = [n for n in self._routing.closest(key, self._tuning.k) if not self._routing.is_resting(n.id, now)]
+        return Crawl[A](
+            key,
+            seeds or self._routing.lost_members(),
+            self._tuning.policy,
+            ask=lambda node: self._ask(node, request, answer, *args),
+            usable=lambda node: node.id != self.id and not self._routing.is_resting(node.id, now),
+            patience=lambda node: self._endpoint.round_trips.timeout(address_of(node)) / 2,
+            spawn=self._tasks.spawn,
+        )
+
+    async def _ask(self, node: Node, request: type[Request], answer: type[A], *args: Any) -> A | None:
+        return await self._call(Peer(node.id, address_of(node)), request, answer, *args)
+
+    async def _call(self, peer: Peer, request: type[Request], answer: type[A], *args: Any) -> A | None:
+        """One question, with its consequences for the routing table."""
+        known = peer.node is not None and self._routing.is_proven(peer.node, peer.address)
+        found = await self._endpoint.call(peer, request, answer, *args, prove=not known)
+        if found is not None:
+            self._heard(Peer(found.sender, peer.address))
+        elif peer.node is not None:
+            self._routing.failed(peer.node, peer.address, asyncio.get_running_loop().time())
+        return found
+
+    def _heard(self, peer: Peer) -> None:
+        """A proven peer showed that it is alive."""
+        assert peer.node is not None
+        is_new = self._routing.table.get(peer.node) is None
+        doubtful = self._routing.alive(peer.node, peer.address)
+        if doubtful is not None:
+            self._check(doubtful.id, address_of(doubtful))
+        elif is_new:
+            self._on_newcomer(peer.node)
+
+    def _check(self, node_id: bytes, address: Address) -> None:
+        """Ping a node in the background, once at a time."""
+        if node_id not in self._checking and len(self._checking) < MAX_CHECKS:
+            self._checking.add(node_id)
+            self._tasks.spawn(self._checked(Peer(node_id, address)))
+
+    async def _checked(self, peer: Peer) -> None:
+        assert peer.node is not None
+        try:
+            await self._call(peer, Ping, Pong)
+        finally:
+            self._checking.discard(peer.node)
+
+    # --- answering ---
+
+    def _serve(self, request: AnyRequest, address: Address, proof: Proof | None) -> AnyAnswer | None:
+        if self._routing.is_proven(request.sender, address):
+            self._heard(Peer(request.sender, address))
+        else:
+            self._check(request.sender, address)
+        match request:
+            case Ping():
+                return Pong(request.id, self.id, proof)
+            case Find():
+                return Nodes(request.id, self.id, proof, self._contacts_for(request, self._tuning.k))
+            case Records():
+                return self._page(request, proof)
+            case Store():
+                verdicts = self._shelf.offer(request.key, request.envelopes)
+                return Stored(request.id, self.id, proof, tuple(map(int, verdicts)))
+
+    def _page(self, request: Records, proof: Proof | None) -> Page:
+        envelopes = self._shelf.envelopes(request.key)
+        contacts = self._contacts_for(request, PAGE_CONTACTS) if request.cursor is None else ()
+        page = Page(request.id, self.id, proof, contacts, (), None, rules.fingerprint(envelopes))
+        taken, following = rules.page(envelopes, request.cursor or b"", MAX_PLAINTEXT - size_of(page) - PAGE_RESERVE)
+        return Page(request.id, self.id, proof, contacts, tuple(taken), following, page.fingerprint)
+
+    def _contacts_for(self, request: Find | Records, count: int) -> tuple[messages.WireContact, ...]:
+        nearest = self._routing.table.find_neighbors(Node(request.key), count, exclude=Node(request.sender))
+        return tuple(messages.wire_contact(n.id, address_of(n)) for n in nearest)
+
+    def stats(self) -> dict[str, float]:
+        return {
+            "contacts": len(self._routing),
+            "lost_members": len(self._routing.lost_members()),
+            "tasks": len(self._tasks),
+            "crashes": self._tasks.crashes,
+            **{f"datagrams_{name}": count for name, count in self._endpoint.counts.items()},
+        }
+
+
+async def _resolved(host: str, port: int) -> list[Address]:
+    """Numeric addresses of a host; none if its name cannot be resolved in time."""
+    try:
+        async with asyncio.timeout(2.0):
+            found = await asyncio.get_running_loop().getaddrinfo(host, port, type=2)
+    except (OSError, TimeoutError) as error:
+        log.warning("bootstrap-address-not-resolved", host=host, error=str(error) or "timeout")
+        return []
+    return [Address(str(sockaddr[0]), int(sockaddr[1])) for *_, sockaddr in found]
+
+
+@asynccontextmanager
+async def running_overlay(
+    open_transport: OpenTransport,
+    *,
+    identity: Ed25519PrivateKey,
+    keyring: Keyring,
+    shelf: Shelf,
+    tuning: Tuning,
+    bootstrap: Sequence[tuple[str, int]],
+    on_newcomer: Callable[[bytes], None],
+) -> AsyncIterator[Overlay]:
+    """A member of the overlay that tried once to join, and keeps trying. Raises PortTaken or ConfigError.
+
+    `on_newcomer` hears the id of every node that enters the routing table.
+    """
+    async with OwnedTasks() as tasks:
+        overlay = Overlay(
+            identity=identity, keyring=keyring, shelf=shelf, tuning=tuning, tasks=tasks, on_newcomer=on_newcomer
+        )
+        async with open_transport(overlay.received) as transport:
+            overlay.attach(transport)
+            overlay.add_bootstrap(bootstrap)
+            await overlay.join()
+            tasks.spawn(overlay.maintain())
+            yield overlay

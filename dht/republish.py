@@ -1,0 +1,139 @@
+"""Keeping records where lookups look for them: a pure schedule, and the loop that follows it.
+
+    what                      when                                         to whom
+    ours (published here)     every 10 min, at once if nobody took it yet  the replicas nearest to the key
+    held for others           every 15 min, unless somebody sent it since  the same
+    anything held             when a node enters the routing table that    that node
+                              is among the replicas nearest to the key
+
+Times are spread by a tenth either way, by key, so that a node does not send everything at once and replicas of one key
+do not all send it. Re-replication passes envelopes on as they are: it never extends an expiry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from dht.overlay import Overlay
+from dht.replica import Replica
+from dht.storage import Row
+
+log = structlog.get_logger(__name__)
+
+OURS_INTERVAL_S = 600.0
+HELD_INTERVAL_S = 900.0
+RETRY_S = 15.0
+"""After fewer acks than wanted."""
+JITTER = 0.1
+TICK_S = 1.0
+DUE_AT_ONCE = 128
+"""Rows considered in one tick."""
+SPREADS_AT_ONCE = 4
+PURGE_S = 60.0
+KEYS_BETWEEN_PAUSES = 64
+HANDOVER_RANK = 3
+"""A newcomer is told of a key by the nodes that are among so many nearest to it: enough that one may be away."""
+
+
+def interval(key: bytes, *, ours: bool) -> float:
+    """Seconds between two spreads of the records at `key`: the same for a key at every call, different among keys."""
+    base = OURS_INTERVAL_S if ours else HELD_INTERVAL_S
+    return base * (1 - JITTER + 2 * JITTER * key[-1] / 255)
+
+
+def is_due(row: Row, now: float) -> bool:
+    return row.spread_at + interval(row.key, ours=row.ours) <= now
+
+
+def spread_again_from(key: bytes, now: float, *, ours: bool, enough: bool) -> float:
+    """What to note as `spread_at`: now, or a time that makes the row due again after RETRY_S."""
+    return now if enough else now + RETRY_S - interval(key, ours=ours)
+
+
+def by_key(rows: Iterable[Row]) -> dict[bytes, list[Row]]:
+    groups: defaultdict[bytes, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[row.key].append(row)
+    return dict(groups)
+
+
+def distance(a: bytes, b: bytes) -> int:
+    return int.from_bytes(a, "big") ^ int.from_bytes(b, "big")
+
+
+def owed(key: bytes, own_id: bytes, nearest: Sequence[bytes], newcomers: set[bytes]) -> list[bytes]:
+    """Newcomers that `own_id` should tell about `key`. `nearest`: ids of the replicas nearest to it, newcomers too."""
+    new = [n for n in nearest if n in newcomers]
+    nearer = [n for n in nearest if n not in newcomers and distance(n, key) < distance(own_id, key)]
+    return new if len(nearer) < HANDOVER_RANK else []
+
+
+class Republisher:
+    """`run` until cancelled. `clock` gives Unix seconds. `newcomers`: the overlay adds the ids of nodes that entered
+    the routing table, this takes them out."""
+
+    def __init__(
+        self, replica: Replica, overlay: Overlay, newcomers: set[bytes], *, replicas: int, clock: Callable[[], float]
+    ) -> None:
+        self._replica = replica
+        self._storage = replica.storage
+        self._overlay = overlay
+        self._replicas = replicas
+        self._clock = clock
+        self._newcomers = newcomers
+        self.spreads = 0
+        self.handovers = 0
+
+    async def run(self) -> None:
+        next_purge = self._clock()
+        while True:
+            now = self._clock()
+            if now >= next_purge:
+                self._storage.purge(now)
+                await asyncio.to_thread(self._storage.checkpoint)
+                next_purge = now + PURGE_S
+            if self._overlay.connected:
+                await self._hand_over()
+                await self.spread_due()
+            await asyncio.sleep(TICK_S)
+
+    async def spread_due(self) -> None:
+        """Spread what is due now."""
+        now = self._clock()
+        candidates = [
+            row
+            for ours, base in ((True, OURS_INTERVAL_S), (False, HELD_INTERVAL_S))
+            for row in self._storage.due(ours=ours, spread_before=now - base * (1 - JITTER), limit=DUE_AT_ONCE)
+        ]
+        groups = by_key(row for row in candidates if row.expiry > now and is_due(row, now))
+        gate = asyncio.Semaphore(SPREADS_AT_ONCE)
+        await asyncio.gather(*(self._spread(gate, key, rows) for key, rows in groups.items()))
+
+    async def _spread(self, gate: asyncio.Semaphore, key: bytes, rows: list[Row]) -> None:
+        async with gate:
+            outcome = await self._overlay.store(key, [row.envelope for row in rows])
+        self.spreads += 1
+        now = self._clock()
+        for ours in (True, False):
+            again = spread_again_from(key, now, ours=ours, enough=outcome.enough)
+            self._storage.mark_spread([row for row in rows if row.ours == ours], again)
+
+    async def _hand_over(self) -> None:
+        """Tell newcomers what they are now among the nearest for: one pass over the keys for all of them."""
+        if not self._newcomers:
+            return
+        newcomers = set(self._newcomers)
+        self._newcomers.clear()
+        for count, key in enumerate(self._storage.keys(), start=1):
+            nearest = self._overlay.nearest_contacts(key, self._replicas)
+            targets = owed(key, self._overlay.id, nearest, newcomers)
+            envelopes = self._replica.envelopes(key) if targets else []
+            if envelopes:
+                await self._overlay.store_at(targets, key, envelopes)
+                self.handovers += 1
+            if count % KEYS_BETWEEN_PAUSES == 0:
+                await asyncio.sleep(0)

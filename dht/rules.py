@@ -1,0 +1,163 @@
+"""What a node may keep at a key, which record replaces which, and how a set is cut into answers. Pure.
+
+A key holds a *set* of signed records. `merge` of two sets is commutative, associative and idempotent, so replicas that
+heard the same records in any order, any number of times, hold the same set. Every record has a *slot*; of two records
+in one slot the higher rank stays:
+
+    record    slot                        rank
+    service   publisher, id, name         seq, then tombstone before live, then the envelope's bytes
+    provider  node, content               the same
+    region    node, region                the same
+
+A tombstone takes its slot like any record and hides it for readers. It is bound to the keys of the version that it
+withdraws: at `service:<digest>` no other version ever competes, so an older version stays findable by its digest after
+a newer one took the slot at `id:`, `name:` and `category:`. A publisher who withdraws an old version and means to keep
+the newer one signs the tombstone with the old version's seq plus one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from protocol.identifiers import record_key
+from protocol.problems import BadRequest, InvalidRecord
+from protocol.records import CLOCK_SKEW_S, ProviderRecord, Record, RegionRecord, ServiceRecord, Signed
+
+MAX_LIFETIME_S = {ServiceRecord: 400 * 86_400, ProviderRecord: 3600, RegionRecord: 600}
+"""How far ahead an expiry may lie, in seconds."""
+MAX_PER_OWNER = {ServiceRecord: 1024, ProviderRecord: 16, RegionRecord: 16}
+"""Records of one signing key at one key; those of the highest rank stay."""
+MAX_PER_KEY = 8192
+POSITION_BYTES = 8
+"""Length of a cursor and of a fingerprint."""
+
+
+def check_name(name: str, *kinds: str) -> str:
+    """Raises BadRequest unless `name` reads `<kind>:<what>` with one of these kinds."""
+    kind, colon, what = name.partition(":")
+    if kind not in kinds or not colon or (kind == "region" and not what):
+        raise BadRequest(
+            f"{name[:80]!r} names no such record", fix=f"Names here begin with {', '.join(kinds)} and ':'."
+        )
+    return name
+
+
+SERVICE_NAMES = ("id", "name", "service", "category")
+REGION_NAMES = ("region", "children")
+
+
+def accept(record: Record, now: float) -> None:
+    """Raises InvalidRecord if the record is expired or dated so far ahead that it could not be replaced in time."""
+    if record.expiry <= now:
+        raise InvalidRecord(f"the record expired {now - record.expiry:.0f} s ago", fix="Sign it again.")
+    if record.expiry > now + MAX_LIFETIME_S[type(record)] + CLOCK_SKEW_S:
+        raise InvalidRecord(
+            f"the record would live {record.expiry - now:.0f} s; at most {MAX_LIFETIME_S[type(record)]} are accepted"
+        )
+    if record.seq > (now + CLOCK_SKEW_S) * 1000:
+        raise InvalidRecord(
+            f"the record is dated {record.seq / 1000 - now:.0f} s in the future", fix="Set the signer's clock."
+        )
+
+
+def bound_to(record: Record, key: bytes) -> bool:
+    """True if `key` is the key of one of the record's own names; nowhere else may it be stored."""
+    return any(record_key(name) == key for name in record.names)
+
+
+def is_withdrawn(record: Record) -> bool:
+    return not isinstance(record, RegionRecord) and record.withdrawn
+
+
+def slot(record: Record) -> bytes:
+    """What a newer record must have in common with an older one to replace it."""
+    match record:
+        case ServiceRecord():
+            parts: tuple[str | bytes, ...] = ("service", record.publisher, record.id, record.name)
+        case ProviderRecord():
+            parts = ("provider", record.node, record.content)
+        case RegionRecord():
+            parts = ("region", record.node, record.region)
+    return msgspec.msgpack.encode(parts)
+
+
+def rank(signed: Signed) -> tuple[int, bool, bytes]:
+    """Total order: the higher one replaces, and is listed first."""
+    return signed.record.seq, is_withdrawn(signed.record), signed.envelope
+
+
+def merge(*sets: Iterable[Signed]) -> list[Signed]:
+    """One record per slot, within the bounds per owner and per key, highest rank first."""
+    best: dict[bytes, Signed] = {}
+    for signed in (one for records in sets for one in records):
+        place = slot(signed.record)
+        if place not in best or rank(signed) > rank(best[place]):
+            best[place] = signed
+    kept: list[Signed] = []
+    per_owner: Counter[tuple[type[Record], bytes]] = Counter()
+    for signed in sorted(best.values(), key=rank, reverse=True):
+        owner = type(signed.record), signed.public_key
+        per_owner[owner] += 1
+        if per_owner[owner] <= MAX_PER_OWNER[type(signed.record)]:
+            kept.append(signed)
+    return kept[:MAX_PER_KEY]
+
+
+def visible(records: Iterable[Signed], now: float) -> list[Signed]:
+    """What a reader is shown: merged, unexpired, not withdrawn, newest first."""
+    return [s for s in merge(records) if s.record.expiry > now and not is_withdrawn(s.record)]
+
+
+def supersedes(held: Iterable[Signed], signed: Signed) -> bool:
+    """True if a set already holds something of higher rank in the record's slot."""
+    place = slot(signed.record)
+    return any(slot(h.record) == place and rank(h) > rank(signed) for h in held)
+
+
+def position(envelope: bytes) -> bytes:
+    """Where an envelope stands in the order of pages: stable while others come and go."""
+    return hashlib.sha256(envelope).digest()[:POSITION_BYTES]
+
+
+def fingerprint(envelopes: Iterable[bytes]) -> bytes:
+    """Equal for equal sets: a reader fetches further pages of a set only once."""
+    return hashlib.sha256(b"".join(sorted(map(position, envelopes)))).digest()[:POSITION_BYTES]
+
+
+def page(envelopes: Iterable[bytes], cursor: bytes, budget: int) -> tuple[Sequence[bytes], bytes | None]:
+    """Envelopes after `cursor` (empty: from the start) that fit in `budget` bytes of msgpack, and the next cursor.
+
+    The next cursor is None after the last page. A page may be empty when its first envelope does not fit.
+    """
+    ordered = sorted((position(e), e) for e in envelopes)
+    taken: list[bytes] = []
+    for place, envelope in ordered:
+        if place <= cursor:
+            continue
+        budget -= len(envelope) + ENVELOPE_HEADER
+        if budget < 0:
+            return taken, cursor
+        taken.append(envelope)
+        cursor = place
+    return taken, None
+
+
+ENVELOPE_HEADER = 3
+"""msgpack bytes before an envelope inside a list."""
+
+
+def batches(envelopes: Iterable[bytes], budget: int) -> list[list[bytes]]:
+    """Envelopes in lists that fit in `budget` bytes of msgpack each."""
+    lists: list[list[bytes]] = []
+    room = -1
+    for envelope in envelopes:
+        room -= len(envelope) + ENVELOPE_HEADER
+        if room < 0:
+            lists.append([])
+            room = budget - len(envelope) - ENVELOPE_HEADER
+        lists[-1].append(envelope)
+    return lists

@@ -1,0 +1,94 @@
+"""Real directories over UDP on loopback, and records to put into them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dht.directory import DirectoryConfig, NetworkDirectory, running_directory
+from dht.overlay import OpenTransport, Tuning
+from dht.sealing import Keyring
+from protocol.records import ServiceRecord, Signed, raw_public_key, sign
+from tests.waiting import until
+
+KEYRING = Keyring(mesh="test", keys={1: b"k" * 32}, current=1)
+PUBLISHER = Ed25519PrivateKey.from_private_bytes(b"p" * 32)
+
+
+def identity(number: int) -> Ed25519PrivateKey:
+    """The same key for the same number, so that a failing run can be repeated."""
+    return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"node%d" % number).digest())
+
+
+def service(
+    service_id: str = "wc01",
+    *,
+    seq: int | None = None,
+    content: str = "archive",
+    category: str = "/text/count",
+    expiry: float | None = None,
+    withdrawn: bool = False,
+    key: Ed25519PrivateKey = PUBLISHER,
+    description: str = "counts words",
+) -> Signed:
+    now = time.time()
+    record = ServiceRecord(
+        digest="sha256:" + hashlib.sha256(content.encode()).hexdigest(),
+        id=service_id,
+        name=f"name-{service_id}",
+        description=description,
+        category=category,
+        inputs=("text",),
+        outputs=("number",),
+        size=2048,
+        mem=50,
+        publisher=raw_public_key(key),
+        version="1.0",
+        seq=int(now * 1000) if seq is None else seq,
+        expiry=int(now + 3600 if expiry is None else expiry),
+        withdrawn=withdrawn,
+    )
+    return sign(record, key)
+
+
+@asynccontextmanager
+async def node(
+    number: int,
+    *,
+    bootstrap: Sequence[str] = (),
+    database: Path | None = None,
+    tuning: Tuning | None = None,
+    keyring: Keyring = KEYRING,
+    port: int = 0,
+    clock: Callable[[], float] = time.time,
+    transport: OpenTransport | None = None,
+) -> AsyncIterator[NetworkDirectory]:
+    config = DirectoryConfig(
+        host="127.0.0.1", port=port, bootstrap=tuple(bootstrap), database=database, tuning=tuning or Tuning()
+    )
+    async with running_directory(
+        config,
+        identity=identity(number),
+        keyring=keyring,
+        addresses=(f"127.0.0.1:{9000 + number}",),
+        clock=clock,
+        transport=transport,
+    ) as directory:
+        yield directory
+
+
+@asynccontextmanager
+async def mesh(count: int, *, tuning: Tuning | None = None) -> AsyncIterator[list[NetworkDirectory]]:
+    """`count` nodes; all but the first know only the first."""
+    async with AsyncExitStack() as stack:
+        nodes = [await stack.enter_async_context(node(0, tuning=tuning))]
+        first = nodes[0].contacts()[0]
+        for number in range(1, count):
+            nodes.append(await stack.enter_async_context(node(number, bootstrap=[first], tuning=tuning)))
+        await until(lambda: all(n.stats()["contacts"] >= min(count - 1, 2) for n in nodes))
+        yield nodes
