@@ -1,0 +1,204 @@
+"""Puts the agent together: journal, proxy, alive endpoint, runner, engine watchers, clock, link to the controller."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import structlog
+from msgspec import Struct
+
+from agent.alive import running_alive_endpoint
+from agent.instances import Instances
+from agent.journal import Journal, open_journal
+from agent.link import AgentLink, Locate
+from agent.provision import Describe, Provision
+from agent.proxy import running_proxy
+from agent.runner import Runner
+from agent.runtime import EventKind, Runtime
+from agent.tasks import OwnedTasks
+from dht.contracts import Content
+from dht.peer_http import PeerHttp
+from protocol import link
+from protocol.instances import InstanceReport
+from protocol.problems import EngineUnavailable
+
+log = structlog.get_logger(__name__)
+
+TICK_S = 0.2
+FIRST_LOOK_S = 10.0
+MAX_LISTED = 2048
+"""Digests of cached and of built services told to the controller; a frame must hold them."""
+
+
+class AgentConfig(Struct, frozen=True, kw_only=True):
+    """`host` is the address that clients use; port proxies listen on it. `memory_mb` is what services may use."""
+
+    host: str
+    database: Path
+    memory_mb: int = 2048
+    alive_port: int = 5001
+    labels: dict[str, str] = {}
+    max_archive_bytes: int = 2 << 30
+    concurrent_builds: int = 2
+    concurrent_starts: int = 4
+
+
+class Agent:
+    """A running agent. `link` is None when it works without a controller."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        node: str,
+        mesh: str,
+        region: str,
+        runtimes: Sequence[Runtime],
+        content: Content,
+        journal: Journal,
+        instances: Instances,
+        runner: Runner,
+    ) -> None:
+        self._config = config
+        self._node, self._mesh, self._region = node, mesh, region
+        self._runtimes = runtimes
+        self._content = content
+        self._journal = journal
+        self.instances = instances
+        self.runner = runner
+        self.link: AgentLink | None = None
+
+    def reports(self) -> tuple[InstanceReport, ...]:
+        return self.instances.reports()
+
+    async def resources(self) -> link.Resources:
+        """What the agent offers now; a runtime that is away has nothing built."""
+        cached = sorted(self._content.held())[:MAX_LISTED]
+        candidates = {*cached, *self._journal.described()}
+        built: set[str] = set()
+        for runtime in self._runtimes:
+            try:
+                built |= await runtime.built(candidates)
+            except EngineUnavailable as problem:
+                log.debug("built-unknown", runtime=runtime.name, detail=problem.detail)
+        return link.Resources(
+            memory_total=self.instances.memory_mb,
+            memory_free=max(self.instances.free, 0),
+            cached=tuple(cached),
+            built=tuple(sorted(built)[:MAX_LISTED]),
+        )
+
+    async def hello(self) -> link.Hello:
+        return link.Hello(
+            version=link.LINK_VERSION,
+            node=self._node,
+            mesh=self._mesh,
+            region=self._region,
+            host=self._config.host,
+            runtimes=tuple(runtime.name for runtime in self._runtimes),
+            labels=self._config.labels,
+            resources=await self.resources(),
+            instances=self.reports(),
+        )
+
+
+@asynccontextmanager
+async def running_agent(
+    config: AgentConfig,
+    *,
+    node: str,
+    mesh: str,
+    region: str,
+    runtimes: Sequence[Runtime],
+    content: Content,
+    describe: Describe,
+    http: PeerHttp | None = None,
+    locate: Locate | None = None,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Agent]:
+    """An agent whose instances of before are adopted when the block begins, and go on running when it ends.
+
+    Without `http` and `locate` it has no link: for tests, and for one machine alone. Raises ConfigError.
+    """
+    async with AsyncExitStack() as stack:
+        journal = stack.enter_context(open_journal(config.database))
+        instances = Instances(journal, memory_mb=config.memory_mb, host=config.host, clock=clock)
+        provision = Provision(
+            content,
+            describe,
+            journal,
+            max_archive_bytes=config.max_archive_bytes,
+            concurrent_builds=config.concurrent_builds,
+        )
+        commands = OwnedTasks()
+        runner = Runner(instances, runtimes, provision, commands, concurrent_starts=config.concurrent_starts)
+        runner.proxy = await stack.enter_async_context(running_proxy(config.host, runner.on_traffic))
+        runner.alive = await stack.enter_async_context(
+            running_alive_endpoint(config.alive_port, runner.addresses_of, runner.on_alive)
+        )
+        await stack.enter_async_context(commands)
+        await runner.restore()
+        agent = Agent(
+            config,
+            node=node,
+            mesh=mesh,
+            region=region,
+            runtimes=runtimes,
+            content=content,
+            journal=journal,
+            instances=instances,
+            runner=runner,
+        )
+        loops = await stack.enter_async_context(OwnedTasks())
+        await _watch_engines(runner, runtimes, loops)
+        runner.resume_restarts()
+        loops.run(_let_time_pass(runner), name="agent clock")
+        if http is not None and locate is not None:
+            agent.link = AgentLink(
+                http,
+                locate,
+                runner,
+                hello=agent.hello,
+                resources=agent.resources,
+                subscribe=instances.subscribe,
+            )
+            loops.run(agent.link.run(), name="agent link")
+        yield agent
+
+
+async def _watch_engines(runner: Runner, runtimes: Sequence[Runtime], loops: OwnedTasks) -> None:
+    """Start to follow each engine, and wait until each was looked at once: then adoption is done."""
+    looked = [asyncio.Event() for _ in runtimes]
+    for runtime, event in zip(runtimes, looked, strict=True):
+        loops.run(_follow(runner, runtime, event), name=f"events of {runtime.name}")
+    try:
+        async with asyncio.timeout(FIRST_LOOK_S):
+            for event in looked:
+                await event.wait()
+    except TimeoutError:
+        log.warning("engine-slow", fix="Instances of before are adopted as soon as the engine answers.")
+
+
+async def _follow(runner: Runner, runtime: Runtime, looked: asyncio.Event) -> None:
+    async for event in runtime.events():
+        try:
+            if event.kind is EventKind.AWAY:
+                log.warning("engine-away", runtime=runtime.name)
+                runner.engine_away(runtime)
+            elif event.kind is EventKind.BACK:
+                await runner.relist(runtime)
+            else:
+                await runner.observe_named(event.instance)
+        except EngineUnavailable as problem:
+            log.info("engine-gone-again", runtime=runtime.name, detail=problem.detail)
+        looked.set()
+
+
+async def _let_time_pass(runner: Runner) -> None:
+    while True:
+        await asyncio.sleep(TICK_S)
+        runner.tick()

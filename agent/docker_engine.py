@@ -1,0 +1,125 @@
+"""Calls to the Docker Engine off the event loop, and the translation of what goes wrong there.
+
+The `docker` package blocks; its calls run on threads of their own, so that a slow build or a hanging engine never
+takes threads from the rest of the node. `docker.errors.APIError` reaches the other `docker_*` modules, which know what
+was attempted; connection trouble and full disks are translated here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import docker.errors
+import requests
+from docker import APIClient
+
+from protocol.problems import DiskFull, EngineUnavailable, Problem
+
+CALL_S = 60.0
+CALLS = 8
+"""Ordinary calls at once."""
+
+LONG_CALLS = 4
+"""Builds, image loads and event streams at once; each holds a thread for as long as it takes."""
+
+FIX = (
+    "Install and start Docker (Debian: apt-get install docker.io && systemctl start docker), or point docker.url "
+    "in config.toml at its socket. Until then the node runs without containers."
+)
+
+DEFAULT_URL = "unix:///var/run/docker.sock"
+
+Api = Any
+"""A `docker.APIClient`, whose type stubs cover it only in part."""
+
+T = TypeVar("T")
+
+
+class DockerEngine:
+    def __init__(self, url: str, client: Api, calls: ThreadPoolExecutor, long: ThreadPoolExecutor):
+        self.url = url
+        self._client = client
+        self._calls = calls
+        self._long = long
+
+    async def call(self, work: Callable[[Api], T]) -> T:
+        """`work` on a thread. Not interruptible: a cancelled caller waits for its end, so nothing is half done.
+
+        Raises EngineUnavailable, DiskFull, and docker.errors.APIError for the rest.
+        """
+        return await self._on(self._calls, lambda: work(self._client))
+
+    async def long_call(self, work: Callable[[], T], *, cancel: Callable[[], None]) -> T:
+        """`work` on a thread for long work; `cancel` makes it end early when the caller is cancelled."""
+        return await self._on(self._long, work, cancel)
+
+    async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T], cancel: Callable[[], None] | None = None) -> T:
+        future = asyncio.get_running_loop().run_in_executor(pool, work)
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not future.cancel():
+                if cancel is not None:
+                    cancel()
+                await asyncio.wait({future})
+                if not future.cancelled():
+                    future.exception()  # it was cancelled: how it ended is nobody's concern
+            raise
+        except Exception as error:
+            problem = translated(error)
+            if problem is None:
+                raise
+            raise problem from error
+
+
+def translated(error: Exception) -> Problem | None:
+    """The Problem of a failure that does not depend on what was attempted; None for others."""
+    if isinstance(error, docker.errors.APIError):
+        if "no space left on device" in str(error):
+            return DiskFull("the container engine's disk is full", fix="Remove unused images: docker image prune -a.")
+        return None
+    if isinstance(error, requests.exceptions.RequestException):
+        return EngineUnavailable(f"the Docker engine does not answer: {_cause(error)}", fix=FIX)
+    if type(error) is docker.errors.DockerException:
+        return EngineUnavailable(f"no Docker engine answers: {_cause(error)}", fix=FIX)
+    return None
+
+
+def _cause(error: BaseException) -> str:
+    """The innermost cause says most: `No such file or directory` rather than five layers around it."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return str(error)[:200] or type(error).__name__
+
+
+@asynccontextmanager
+async def connected_engine(url: str | None) -> AsyncIterator[DockerEngine]:
+    """`url` None: from DOCKER_HOST, or the default socket. Raises EngineUnavailable, with the fix, if none answers."""
+    address = url or os.environ.get("DOCKER_HOST") or DEFAULT_URL
+    with (
+        ThreadPoolExecutor(CALLS, thread_name_prefix="docker") as calls,
+        ThreadPoolExecutor(LONG_CALLS, thread_name_prefix="docker-long") as long,
+    ):
+        client = await asyncio.get_running_loop().run_in_executor(calls, lambda: _connect(address))
+        try:
+            yield DockerEngine(address, client, calls, long)
+        finally:
+            client.close()
+
+
+def _connect(url: str) -> Api:
+    client: Api = None
+    try:
+        client = APIClient(base_url=url, version="auto", timeout=int(CALL_S), max_pool_size=CALLS)
+        client.ping()
+    except Exception as error:
+        if client is not None:
+            client.close()
+        problem = translated(error) or EngineUnavailable(f"the Docker engine refuses: {_cause(error)}", fix=FIX)
+        raise problem from error
+    return client

@@ -1,0 +1,94 @@
+"""The engine's event stream as an async iterator that outlives the engine.
+
+The stream of the `docker` package ends silently when the engine goes. So: connect, say BACK (whoever listens looks at
+everything), pass events on, and when the stream ends ask whether the engine still answers; say AWAY once if not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import structlog
+from docker import APIClient
+from docker.types import CancellableStream
+
+from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL
+from agent.docker_engine import DockerEngine
+from agent.runtime import EventKind, RuntimeEvent
+from protocol.problems import EngineUnavailable
+
+log = structlog.get_logger(__name__)
+
+RETRY_S = 0.5
+WATCHED = ["die", "oom", "pause", "unpause", "destroy"]
+
+
+async def engine_events(engine: DockerEngine, node: str) -> AsyncIterator[RuntimeEvent]:
+    """Events of this node's containers; never ends by itself."""
+    away = False
+    while True:
+        try:
+            await engine.call(lambda api: api.ping())
+            stream = _Stream(engine.url, node)
+        except EngineUnavailable:
+            if not away:
+                away = True
+                yield RuntimeEvent(EventKind.AWAY)
+            await asyncio.sleep(RETRY_S)
+            continue
+        reading = asyncio.create_task(engine.long_call(stream.read, cancel=stream.close), name="docker events")
+        try:
+            while (event := await stream.queue.get()) is not None:
+                away = False
+                yield event
+        finally:
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+
+
+class _Stream:
+    """One connection's events, read on a thread. The queue ends with None."""
+
+    def __init__(self, url: str, node: str) -> None:
+        self.queue: asyncio.Queue[RuntimeEvent | None] = asyncio.Queue()
+        self._loop = asyncio.get_running_loop()
+        self._url = url
+        self._node = node
+        self._events: CancellableStream[Any] | None = None
+        self._closed = False
+
+    def read(self) -> None:
+        try:
+            self._read()
+        except Exception as error:  # noqa: BLE001 - whatever ended the stream, the engine is asked next
+            log.debug("event-stream-ended", error=str(error))
+        finally:
+            self._put(None)
+
+    def close(self) -> None:
+        """From the loop's thread: end `read`."""
+        self._closed = True
+        if self._events is not None:
+            try:
+                self._events.close()
+            except (AttributeError, OSError) as error:
+                log.debug("event-stream-ended-while-closed", error=str(error))
+
+    def _read(self) -> None:
+        client = APIClient(base_url=self._url, version="auto")
+        with client:
+            filters = {"type": "container", "label": f"{NODE_LABEL}={self._node}", "event": WATCHED}
+            self._events = client.events(decode=True, filters=filters)
+            if self._closed:
+                return
+            self._put(RuntimeEvent(EventKind.BACK))
+            for event in self._events:
+                instance = event.get("Actor", {}).get("Attributes", {}).get(INSTANCE_LABEL)
+                if instance:
+                    self._put(RuntimeEvent(EventKind.CHANGED, instance))
+
+    def _put(self, event: RuntimeEvent | None) -> None:
+        if not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self.queue.put_nowait, event)

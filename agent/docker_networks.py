@@ -1,0 +1,150 @@
+"""Bridge networks of services.
+
+A service without groups joins the agent's own bridge, `cs-<node>`, on which containers cannot talk to each other.
+A TOSCA group becomes the bridge `csn-<name>` that its members share; an `internal` one has no way out. Docker keeps
+bridges apart from each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import ipaddress
+import re
+from collections.abc import Sequence
+from functools import partial
+
+import docker.errors
+from docker.types import IPAMConfig, IPAMPool
+from msgspec import Struct
+
+from agent.docker_engine import Api, DockerEngine
+from protocol.problems import StartFailed
+from protocol.service import BridgeNetwork
+
+OWNER_LABEL = "cornerstore.network"
+_PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,50}")
+_ICC = "com.docker.network.bridge.enable_icc"
+
+
+class Bridge(Struct, frozen=True):
+    """A network that is there; `gateway` is this host's address on it."""
+
+    name: str
+    gateway: str
+
+
+class DockerNetworks:
+    def __init__(self, engine: DockerEngine, node: str) -> None:
+        self._engine = engine
+        self._own = f"cs-{node[:8]}"
+        self._known: dict[str, Bridge] = {}
+        self.lock = asyncio.Lock()
+        """Held while a network is made or removed, and from there until the container that wants it exists."""
+
+    async def ensure(self, groups: Sequence[BridgeNetwork]) -> tuple[Bridge, ...]:
+        """The networks that a service of these groups joins, in order. Raises StartFailed."""
+        if not groups:
+            return (await self._ensure(self._own, None),)
+        return tuple([await self._ensure(group_name(group), group) for group in groups])
+
+    def forget(self) -> None:
+        """Someone may have removed networks: look again."""
+        self._known.clear()
+
+    def gateway(self, name: str) -> str:
+        """This host's address on a network seen before; empty if it is unknown."""
+        bridge = self._known.get(name)
+        return bridge.gateway if bridge is not None else ""
+
+    async def learn(self, names: Sequence[str]) -> None:
+        """Look up the gateways of networks that containers of before are on."""
+        for name in names:
+            if name not in self._known:
+                try:
+                    self._known[name] = _bridge(await self._engine.call(partial(_inspect, name=name)))
+                except docker.errors.NotFound:
+                    continue
+
+    async def drop_unused(self, names: Sequence[str]) -> None:
+        """Remove group networks that no container wants any more, stopped ones included."""
+        for name in names:
+            if name == self._own:
+                continue
+            async with self.lock:
+                self._known.pop(name, None)
+                await self._engine.call(partial(_remove_if_unused, name=name))
+
+    async def _ensure(self, name: str, group: BridgeNetwork | None) -> Bridge:
+        if name in self._known:
+            return self._known[name]
+        try:
+            found = await self._engine.call(lambda api: _find_or_create(api, name, group))
+        except docker.errors.APIError as error:
+            raise StartFailed(
+                f"the network {name} cannot be made: {error.explanation}",
+                fix="Choose a subnet that this machine does not use, or leave it out.",
+                reason="network",
+                log=[],
+            ) from error
+        if group is not None and bool(found.get("Internal")) != group.internal:
+            raise StartFailed(
+                f"the network {name} is here already with internal: {str(not group.internal).lower()}",
+                fix="Give the group a name of its own.",
+                reason="network",
+                log=[],
+            )
+        self._known[name] = _bridge(found)
+        return self._known[name]
+
+
+def group_name(group: BridgeNetwork) -> str:
+    """`csn-<name>`; a name that Docker would refuse is replaced by its hash."""
+    plain = group.name if _PLAIN.fullmatch(group.name) else hashlib.sha256(group.name.encode()).hexdigest()[:16]
+    return f"csn-{plain}"
+
+
+def _inspect(api: Api, name: str) -> dict[str, object]:
+    found: dict[str, object] = api.inspect_network(name)
+    return found
+
+
+def _find_or_create(api: Api, name: str, group: BridgeNetwork | None) -> dict[str, object]:
+    try:
+        return _inspect(api, name)
+    except docker.errors.NotFound:
+        api.create_network(
+            name,
+            driver="bridge",
+            internal=group is not None and group.internal,
+            ipam=_addressing(group),
+            options={_ICC: "true" if group is not None else "false"},
+            labels={OWNER_LABEL: "group" if group is not None else "own"},
+            check_duplicate=True,
+        )
+        return _inspect(api, name)
+
+
+def _addressing(group: BridgeNetwork | None) -> IPAMConfig | None:
+    """The gateway is stated, because Docker does not tell one that it chose inside a stated subnet."""
+    if group is None or group.subnet is None:
+        return None
+    subnet = ipaddress.ip_network(group.subnet, strict=False)
+    return IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet), gateway=str(subnet[1]))])
+
+
+def _bridge(network: dict[str, object]) -> Bridge:
+    addressing = network["IPAM"]
+    assert isinstance(addressing, dict)
+    gateway = next((str(c["Gateway"]) for c in addressing["Config"] if c.get("Gateway")), "")
+    return Bridge(str(network["Name"]), gateway.partition("/")[0])
+
+
+def _remove_if_unused(api: Api, name: str) -> None:
+    try:
+        labels = api.inspect_network(name).get("Labels") or {}
+        if labels.get(OWNER_LABEL) == "group" and not api.containers(all=True, filters={"network": name}):
+            api.remove_network(name)
+    except docker.errors.APIError as error:
+        if error.status_code not in {403, 404}:  # in use again, or gone already
+            raise

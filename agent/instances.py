@@ -1,0 +1,172 @@
+"""The agent's instances: the current entry of each, memory accounting, and what follows from an event.
+
+No `await` here: an event is applied, journaled and reported in one go, so no other task ever sees half a decision.
+The effects that concern the engine are returned to the runner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+
+from agent import lifecycle
+from agent.journal import Entry, Journal
+from agent.lifecycle import Effect, Instance
+from agent.runtime import RuntimeInstance
+from protocol.instances import InstanceReport, State
+from protocol.problems import NoCapacity, UnknownInstance
+
+PERSIST_STEP_S = 1.0
+"""A deadline that moves by less is neither written nor reported: traffic must not write to the disk each time."""
+
+OnReport = Callable[[InstanceReport], None]
+
+
+class Slot:
+    """One instance in memory. `lock` orders the engine calls for it; `changed` is set at each event."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.lock = asyncio.Lock()
+        self.changed = asyncio.Event()
+        self.seen: RuntimeInstance | None = None
+        self.persisted_expiry = entry.instance.expires_at
+
+    @property
+    def id(self) -> str:
+        return self.entry.instance.instance
+
+    @property
+    def state(self) -> State:
+        return self.entry.instance.state
+
+    @property
+    def addresses(self) -> frozenset[str]:
+        return frozenset(a.address for a in self.seen.attachments) if self.seen is not None else frozenset()
+
+    def upstream(self, container_port: int) -> tuple[str, int] | None:
+        """Where the container itself answers; None while it does not run."""
+        if self.seen is None or not self.seen.attachments:
+            return None
+        if self.state not in {State.STARTING, State.RUNNING, State.PAUSED}:
+            return None
+        return self.seen.attachments[0].address, container_port
+
+
+class Instances:
+    """`memory_mb` is what this agent offers. Reserved is what instances need that hold memory: it never exceeds it."""
+
+    def __init__(self, journal: Journal, *, memory_mb: int, host: str, clock: Callable[[], float]) -> None:
+        self._journal = journal
+        self._slots: dict[str, Slot] = {}
+        self._listeners: set[OnReport] = set()
+        self.memory_mb = memory_mb
+        self.host = host
+        self.now = clock
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(tuple(self._slots.values()))
+
+    def find(self, instance: str) -> Slot | None:
+        return self._slots.get(instance)
+
+    def get(self, instance: str) -> Slot:
+        slot = self._slots.get(instance)
+        if slot is None:
+            raise UnknownInstance(f"instance {instance} is not on this agent")
+        return slot
+
+    @property
+    def reserved(self) -> int:
+        return sum(slot.entry.mem for slot in self._slots.values() if slot.state in lifecycle.HOLDS_MEMORY)
+
+    @property
+    def free(self) -> int:
+        """May be negative when less is offered than before and instances were adopted."""
+        return self.memory_mb - self.reserved
+
+    def restore(self) -> None:
+        """Take over what the journal knows."""
+        for entry in self._journal.entries():
+            self._slots[entry.instance.instance] = Slot(entry)
+
+    def add(self, instance: str, digest: str) -> Slot:
+        """A new instance in `fetching`; it reserves nothing yet: what it needs is written in the archive."""
+        slot = Slot(Entry(instance=Instance(instance=instance, since=self.now()), digest=digest))
+        self._slots[instance] = slot
+        self._store(slot)
+        self._report(slot)
+        return slot
+
+    def reserve(self, slot: Slot, mem: int) -> None:
+        """Raises NoCapacity rather than promising memory twice."""
+        held = slot.entry.mem if slot.state in lifecycle.HOLDS_MEMORY else 0
+        if mem > self.free + held:
+            raise NoCapacity(
+                f"the service needs {mem} MB, this agent has {max(self.free + held, 0)} MB of {self.memory_mb} MB left",
+                fix="Stop an instance, or let the agent offer more memory.",
+            )
+        self.update(slot, mem=mem)
+
+    def update(self, slot: Slot, **changes: object) -> None:
+        slot.entry = slot.entry.replace(**changes)
+        self._store(slot)
+
+    def apply(self, slot: Slot, event: lifecycle.AnyEvent) -> tuple[Effect, ...]:
+        """Step the lifecycle, write and report it. Returns the effects on the engine."""
+        before = slot.entry.instance
+        after, effects = lifecycle.step(before, event)
+        if after is before:
+            return effects
+        slot.entry = slot.entry.replace(instance=after)
+        if not self._is_mere_life_sign(slot, before, after):
+            self._store(slot)
+            self._report(slot)
+        slot.changed.set()
+        return tuple(effect for effect in effects if effect is not Effect.REPORT)
+
+    def forget(self, slot: Slot) -> None:
+        if self._slots.get(slot.id) is slot:
+            del self._slots[slot.id]
+            self._journal.forget(slot.id)
+
+    def report(self, slot: Slot) -> InstanceReport:
+        entry, instance = slot.entry, slot.entry.instance
+        return InstanceReport(
+            instance=slot.id,
+            digest=entry.digest,
+            service_id=entry.service_id,
+            service_name=entry.service_name,
+            state=instance.state,
+            mem=entry.mem,
+            host=self.host,
+            ports=entry.ports,
+            alive_time=instance.alive_time,
+            started_at=instance.started_at,
+            expires_at=instance.expires_at,
+            reason=instance.reason,
+            log=instance.log,
+        )
+
+    def reports(self) -> tuple[InstanceReport, ...]:
+        return tuple(self.report(slot) for slot in self)
+
+    def subscribe(self, listener: OnReport) -> Callable[[], None]:
+        """Call `listener` at every change; the result unsubscribes."""
+        self._listeners.add(listener)
+        return lambda: self._listeners.discard(listener)
+
+    def _is_mere_life_sign(self, slot: Slot, before: Instance, after: Instance) -> bool:
+        if after.state is not before.state or after.reason != before.reason:
+            return False
+        kept = slot.persisted_expiry
+        return kept is not None and after.expires_at is not None and after.expires_at - kept < PERSIST_STEP_S
+
+    def _store(self, slot: Slot) -> None:
+        slot.persisted_expiry = slot.entry.instance.expires_at
+        self._journal.keep(slot.entry)
+
+    def _report(self, slot: Slot) -> None:
+        report = self.report(slot)
+        for listener in tuple(self._listeners):
+            listener(report)

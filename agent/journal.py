@@ -1,0 +1,114 @@
+"""What an agent must still know after `kill -9`: its instances with their absolute deadlines and ports.
+
+One SQLite file, write-ahead log. Every write is one small transaction and takes well under a millisecond, so it is
+done in line: a state that was reported is a state that is written.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import structlog
+from msgspec import Struct, structs
+
+from agent.lifecycle import Instance
+from agent.runtime import Workload
+from protocol.instances import PortBinding
+from protocol.problems import ConfigError, DiskFull
+from protocol.service import ServiceDescriptor
+
+log = structlog.get_logger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS instances (instance TEXT PRIMARY KEY, record BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS descriptors (digest TEXT PRIMARY KEY, descriptor BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+
+class Entry(Struct, frozen=True, kw_only=True):
+    """One instance as the agent knows it. `mem` in MB; `workload` is None until the image is ready."""
+
+    instance: Instance
+    digest: str
+    runtime: str = ""
+    service_id: str = ""
+    service_name: str = ""
+    mem: int = 0
+    ports: tuple[PortBinding, ...] = ()
+    workload: Workload | None = None
+
+    def replace(self, **changes: object) -> Entry:
+        return structs.replace(self, **changes)
+
+
+class Journal:
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+
+    def entries(self) -> list[Entry]:
+        """Everything kept. An entry that cannot be read (of another version) is dropped, and its container with it."""
+        found = []
+        for instance, blob in self._database.execute("SELECT instance, record FROM instances").fetchall():
+            try:
+                found.append(msgspec.msgpack.decode(blob, type=Entry))
+            except msgspec.MsgspecError as error:
+                log.warning("journal-entry-dropped", instance=instance, error=str(error))
+                self.forget(instance)
+        return found
+
+    def keep(self, entry: Entry) -> None:
+        self._write(
+            "INSERT OR REPLACE INTO instances VALUES (?, ?)", entry.instance.instance, msgspec.msgpack.encode(entry)
+        )
+
+    def forget(self, instance: str) -> None:
+        self._write("DELETE FROM instances WHERE instance = ?", instance)
+
+    def descriptor(self, digest: str) -> ServiceDescriptor | None:
+        """The description of an archive that was read before: a built service needs its archive no more."""
+        row = self._database.execute("SELECT descriptor FROM descriptors WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            return None
+        try:
+            return msgspec.msgpack.decode(row[0], type=ServiceDescriptor)
+        except msgspec.MsgspecError:
+            return None  # written by another version: the archive is read again
+
+    def described(self) -> list[str]:
+        """Digests whose description is kept."""
+        return [digest for (digest,) in self._database.execute("SELECT digest FROM descriptors").fetchall()]
+
+    def keep_descriptor(self, digest: str, descriptor: ServiceDescriptor) -> None:
+        self._write("INSERT OR REPLACE INTO descriptors VALUES (?, ?)", digest, msgspec.msgpack.encode(descriptor))
+
+    def _write(self, statement: str, *values: str | bytes) -> None:
+        try:
+            with self._database:
+                self._database.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise DiskFull(
+                f"the agent's journal cannot be written: {error}", fix="Make room on the disk of the data directory."
+            ) from error
+
+
+@contextmanager
+def open_journal(path: Path) -> Iterator[Journal]:
+    """Raises ConfigError if the file cannot be opened."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        database = sqlite3.connect(path, isolation_level="DEFERRED")
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.executescript(_SCHEMA)
+    except (sqlite3.Error, OSError) as error:
+        raise ConfigError(
+            f"the agent's journal {path} cannot be opened: {error}", fix="Check the data directory, or move the file."
+        ) from error
+    try:
+        yield Journal(database)
+    finally:
+        database.close()

@@ -1,0 +1,306 @@
+"""All transitions of an instance are in this file, and nowhere else.
+
+`step(instance, event)` returns the next instance and the effects that the caller performs. Nothing here awaits,
+reads a clock or knows an engine: every event carries `now` (Unix s), deadlines are absolute.
+
+    fetching -> building -> starting -> running <-> paused      running, paused <-> unknown (engine away)
+    running, paused, unknown -> stopped (asked, expired, exited 0) or failed (exited 1, out-of-memory, ...)
+    stopped, failed -> starting (restart), -> removed (retention over)
+    any -> removed (asked); fetching, building, first starting -> failed, and then nothing of it is kept
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from msgspec import Struct, structs
+
+from agent.runtime import Condition
+from protocol.instances import State
+from protocol.problems import Conflict
+
+RETENTION_S = 3600.0
+"""A stopped or failed instance keeps its identity this long."""
+
+HOLDS_MEMORY = frozenset({State.FETCHING, State.BUILDING, State.STARTING, State.RUNNING, State.PAUSED, State.UNKNOWN})
+UNBORN = frozenset({State.FETCHING, State.BUILDING})
+LIVE = frozenset({State.RUNNING, State.PAUSED, State.UNKNOWN})
+ENDED = frozenset({State.STOPPED, State.FAILED})
+
+
+class Instance(Struct, frozen=True, kw_only=True):
+    """`since`: when it entered `state`. `started_at`: when it was first ready, None before. Times in Unix s.
+
+    `alive_time` in s, 0: until stopped. `expires_at` None: never.
+    """
+
+    instance: str
+    state: State = State.FETCHING
+    since: float
+    alive_time: int = 60
+    wait_for_start: bool = False
+    started_at: float | None = None
+    expires_at: float | None = None
+    reason: str = ""
+    log: tuple[str, ...] = ()
+
+
+class Effect(StrEnum):
+    """STOP, START, RESUME, REMOVE act on the engine, in the order given. REMOVE also forgets the instance."""
+
+    STOP = "stop"
+    START = "start"
+    RESUME = "resume"
+    REMOVE = "remove"
+    REPORT = "report"
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    now: float
+
+
+class Described(Event, frozen=True, kw_only=True):
+    """The archive is here and was read."""
+
+    alive_time: int
+    wait_for_start: bool
+
+
+class Built(Event, frozen=True, kw_only=True):
+    """The image is ready; the engine is asked to start it next."""
+
+
+class Answered(Event, frozen=True, kw_only=True):
+    """The service accepts connections."""
+
+
+class AliveReceived(Event, frozen=True, kw_only=True):
+    """The service itself said that it is alive."""
+
+
+class Traffic(Event, frozen=True, kw_only=True):
+    """Bytes went through the port proxy."""
+
+
+class Extended(Event, frozen=True, kw_only=True):
+    """Someone wants it to live at least `alive_time` s from now (None: its own alive time; 0: until stopped)."""
+
+    alive_time: int | None = None
+
+
+class Tick(Event, frozen=True, kw_only=True):
+    """Time passed. `busy`: a client's request is known to be in flight."""
+
+    busy: bool = False
+
+
+class StopAsked(Event, frozen=True, kw_only=True):
+    reason: str
+
+
+class RestartAsked(Event, frozen=True, kw_only=True):
+    pass
+
+
+class RemoveAsked(Event, frozen=True, kw_only=True):
+    reason: str
+
+
+class Seen(Event, frozen=True, kw_only=True):
+    """What an inspection of the engine showed."""
+
+    condition: Condition
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    log: tuple[str, ...] = ()
+
+
+class WorkFailed(Event, frozen=True, kw_only=True):
+    """Fetching, building or starting did not succeed."""
+
+    reason: str
+    log: tuple[str, ...] = ()
+
+
+class EngineAway(Event, frozen=True, kw_only=True):
+    pass
+
+
+AnyEvent = (
+    Described
+    | Built
+    | Answered
+    | AliveReceived
+    | Traffic
+    | Extended
+    | Tick
+    | StopAsked
+    | RestartAsked
+    | RemoveAsked
+    | Seen
+    | WorkFailed
+    | EngineAway
+)
+Step = tuple[Instance, tuple[Effect, ...]]
+
+
+def step(was: Instance, event: AnyEvent) -> Step:
+    """Raises Conflict only for RestartAsked, where the instance never ran or is being removed."""
+    if was.state is State.REMOVED:
+        if isinstance(event, RestartAsked):
+            raise Conflict(f"instance {was.instance} was removed", fix="Start the service anew.")
+        return was, ()
+    match event:
+        case Described():
+            return _described(was, event)
+        case Built():
+            return _enter(was, State.STARTING, event) if was.state is State.BUILDING else (was, ())
+        case Answered() | AliveReceived() | Traffic():
+            return _life_sign(was, event)
+        case Extended():
+            return _extend(was, event.now, was.alive_time if event.alive_time is None else event.alive_time)
+        case Tick():
+            return _tick(was, event)
+        case StopAsked():
+            return _stop(was, event)
+        case RestartAsked():
+            return _restart(was, event)
+        case RemoveAsked():
+            return _enter(was, State.REMOVED, event, Effect.REMOVE, reason=event.reason)
+        case Seen():
+            return _seen(was, event)
+        case WorkFailed():
+            return _fail(was, event, event.reason, event.log)
+        case EngineAway():
+            return _engine_away(was, event)
+
+
+def expires(now: float, alive_time: int) -> float | None:
+    """The absolute deadline of `alive_time` seconds from `now`; None for 0: until stopped."""
+    return now + alive_time if alive_time else None
+
+
+def _described(was: Instance, event: Described) -> Step:
+    if was.state is not State.FETCHING:
+        return was, ()
+    known = structs.replace(was, alive_time=event.alive_time, wait_for_start=event.wait_for_start)
+    return _enter(known, State.BUILDING, event)
+
+
+def _life_sign(was: Instance, event: Answered | AliveReceived | Traffic) -> Step:
+    """In `starting` the sign that the description asks for means ready; once running, message or traffic prolong."""
+    if was.state is State.STARTING:
+        if not isinstance(event, AliveReceived if was.wait_for_start else Answered):
+            return was, ()
+        started_at = event.now if was.started_at is None else was.started_at
+        ready = structs.replace(was, started_at=started_at, expires_at=expires(event.now, was.alive_time))
+        return _enter(ready, State.RUNNING, event)
+    if was.state not in LIVE or isinstance(event, Answered):
+        return was, ()
+    return _extend(was, event.now, was.alive_time)
+
+
+def _extend(was: Instance, now: float, alive_time: int) -> Step:
+    """Never shortens a life."""
+    if was.state not in LIVE or was.expires_at is None:
+        return was, ()
+    wanted = expires(now, alive_time)
+    if wanted is not None and wanted <= was.expires_at:
+        return was, ()
+    return structs.replace(was, expires_at=wanted), (Effect.REPORT,)
+
+
+def _tick(was: Instance, event: Tick) -> Step:
+    if was.state in ENDED and event.now >= was.since + RETENTION_S:
+        return _enter(was, State.REMOVED, event, Effect.REMOVE, reason=was.reason)
+    over = was.expires_at is not None and event.now >= was.expires_at
+    # While the engine is away a container can neither be stopped nor serve: judge again when it is back.
+    if was.state in {State.RUNNING, State.PAUSED} and over and not event.busy:
+        return _enter(was, State.STOPPED, event, Effect.STOP, reason="expired")
+    return was, ()
+
+
+def _stop(was: Instance, event: StopAsked) -> Step:
+    if was.state in ENDED:
+        return was, ()
+    if _is_new(was):
+        return _enter(was, State.REMOVED, event, Effect.REMOVE, reason=event.reason)
+    return _enter(was, State.STOPPED, event, Effect.STOP, reason=event.reason)
+
+
+def _restart(was: Instance, event: RestartAsked) -> Step:
+    if was.state in UNBORN or was.state is State.UNKNOWN:
+        raise Conflict(
+            f"instance {was.instance} is {was.state} and cannot be restarted now", fix="Try again when it runs."
+        )
+    if was.state is State.STARTING:
+        return was, ()
+    stop = () if was.state in ENDED else (Effect.STOP,)
+    return _enter(was, State.STARTING, event, *stop, Effect.START)
+
+
+def _seen(was: Instance, event: Seen) -> Step:
+    if was.state in UNBORN:
+        return was, ()
+    if was.state in ENDED:
+        # It was stopped while the engine was away, or by a call that failed half-way: what is stopped stays stopped.
+        alive = event.condition in {Condition.RUNNING, Condition.PAUSED}
+        return was, ((Effect.STOP,) if alive else ())
+    if event.condition is Condition.GONE:
+        return _fail(was, event, "removed-outside", event.log)
+    if event.condition is Condition.EXITED:
+        return _exited(was, event)
+    return _seen_alive(was, event)
+
+
+def _seen_alive(was: Instance, event: Seen) -> Step:
+    if event.out_of_memory and was.reason != "out-of-memory":
+        # Only a child process died: the service may go on, and its owner should know.
+        was = structs.replace(was, reason="out-of-memory")
+        if was.state not in {State.UNKNOWN, State.PAUSED}:
+            return was, (Effect.REPORT,)
+    if was.state is State.STARTING:
+        return was, ()
+    target = State.PAUSED if event.condition is Condition.PAUSED else State.RUNNING
+    if target is was.state:
+        return was, ()
+    return _enter(was, target, event, reason=was.reason if event.out_of_memory else "")
+
+
+def _exited(was: Instance, event: Seen) -> Step:
+    reason = "out-of-memory" if event.out_of_memory else f"exited {event.exit_code}"
+    if event.exit_code == 0 and not event.out_of_memory and not _is_new(was):
+        return _enter(was, State.STOPPED, event, reason=reason, log=event.log)
+    return _fail(was, event, reason, event.log)
+
+
+def _fail(was: Instance, event: AnyEvent, reason: str, log: tuple[str, ...]) -> Step:
+    if was.state in ENDED:
+        return was, ()
+    cleanup = (Effect.REMOVE,) if _is_new(was) else ()
+    # A restart that did not become ready may still have a process.
+    if was.state is State.STARTING and not cleanup:
+        cleanup = (Effect.STOP,)
+    return _enter(was, State.FAILED, event, *cleanup, reason=reason, log=log)
+
+
+def _engine_away(was: Instance, event: EngineAway) -> Step:
+    if was.state in {State.RUNNING, State.PAUSED}:
+        return _enter(was, State.UNKNOWN, event, reason="engine-away")
+    if was.state is State.STARTING:
+        return _fail(was, event, "engine-away", ())
+    return was, ()
+
+
+def _is_new(was: Instance) -> bool:
+    """True while the first start is under way: there is nothing worth keeping yet."""
+    return was.started_at is None
+
+
+def _enter(
+    was: Instance, state: State, event: AnyEvent, *effects: Effect, reason: str = "", log: tuple[str, ...] = ()
+) -> Step:
+    if state in {State.STOPPED, State.FAILED, State.REMOVED}:
+        was = structs.replace(was, expires_at=None)
+    entered = structs.replace(was, state=state, since=event.now, reason=reason, log=log)
+    return entered, (Effect.REPORT, *effects)

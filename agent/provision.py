@@ -1,0 +1,130 @@
+"""From a digest to an image: fetch the archive, read it, build it. At most once per digest at a time.
+
+What was done before is not done again: a service that is described in the journal and built in the engine needs
+neither its archive nor the mesh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from agent.journal import Journal
+from agent.runtime import OnProgress, Runtime, Source, artifact_of
+from dht.contracts import Content
+from protocol.instances import Progress
+from protocol.service import ServiceDescriptor
+
+Describe = Callable[[Path], Awaitable[ServiceDescriptor]]
+"""Read and check an archive: `csar.describe` with the node's limits. Raises InvalidArchive."""
+
+
+class Timings:
+    """Milliseconds by phase; `total` runs from the beginning."""
+
+    def __init__(self) -> None:
+        self._begin = time.perf_counter()
+        self._phases: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._phases[name] = round((time.perf_counter() - begin) * 1000, 3)
+
+    def result(self) -> dict[str, float]:
+        return {**self._phases, "total": round((time.perf_counter() - self._begin) * 1000, 3)}
+
+
+class Provision:
+    def __init__(
+        self,
+        content: Content,
+        describe: Describe,
+        journal: Journal,
+        *,
+        max_archive_bytes: int,
+        concurrent_builds: int,
+    ) -> None:
+        self._content = content
+        self._describe = describe
+        self._journal = journal
+        self._max_archive_bytes = max_archive_bytes
+        self._builds = asyncio.Semaphore(concurrent_builds)
+        self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+
+    async def descriptor(
+        self, digest: str, *, deadline_s: float, timings: Timings, on_progress: OnProgress
+    ) -> ServiceDescriptor:
+        """What the archive says of the service. Raises what `Content.fetch` raises, and InvalidArchive."""
+        known = self._journal.descriptor(digest)
+        if known is not None:
+            return known
+        async with self._alone(digest):
+            await self._fetch(digest, deadline_s, timings, on_progress)
+            on_progress(Progress("verify", "reading the archive"))
+            with timings.phase("verify"):
+                async with self._content.materialized(digest) as archive:
+                    descriptor = await self._describe(archive)
+            self._journal.keep_descriptor(digest, descriptor)
+        return descriptor
+
+    async def image(
+        self,
+        runtime: Runtime,
+        digest: str,
+        descriptor: ServiceDescriptor,
+        *,
+        variant: str | None,
+        force_rebuild: bool,
+        deadline_s: float,
+        timings: Timings,
+        on_progress: OnProgress,
+    ) -> str:
+        """The image of the service on `runtime`. Raises BuildFailed, DiskFull, and what `Content.fetch` raises."""
+        async with self._alone(digest):
+            if not force_rebuild:
+                ready = await runtime.image_of(digest, artifact_of(descriptor, variant))
+                if ready is not None:
+                    return ready
+            await self._fetch(digest, deadline_s, timings, on_progress)
+            async with self._builds, self._content.materialized(digest) as archive:
+                on_progress(Progress("build", "building the image"))
+                source = Source(descriptor=descriptor, digest=digest, archive=archive, variant=variant)
+                with timings.phase("build"):
+                    return await runtime.prepare(source, force_rebuild=force_rebuild, on_progress=on_progress)
+
+    async def keep(self, digest: str, instance: str) -> None:
+        """The archive stays on this node while the instance exists."""
+        if self._content.has(digest):
+            await self._content.pin(digest, f"instance:{instance}")
+
+    async def release(self, digest: str, instance: str) -> None:
+        await self._content.unpin(digest, f"instance:{instance}")
+
+    async def _fetch(self, digest: str, deadline_s: float, timings: Timings, on_progress: OnProgress) -> None:
+        if self._content.has(digest):
+            return
+        on_progress(Progress("fetch", "fetching the archive"))
+        with timings.phase("fetch"):
+            await self._content.fetch(
+                digest, max_bytes=self._max_archive_bytes, deadline_s=deadline_s, on_progress=on_progress
+            )
+
+    @asynccontextmanager
+    async def _alone(self, digest: str) -> AsyncIterator[None]:
+        """One worker per digest; the lock is forgotten with its last user."""
+        lock, users = self._locks.get(digest, (asyncio.Lock(), 0))
+        self._locks[digest] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks.pop(digest)
+            if users > 1:
+                self._locks[digest] = (lock, users - 1)

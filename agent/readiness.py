@@ -1,0 +1,47 @@
+"""Is a service there yet? A TCP connect to the container's own address, asked at a tight pace at first."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+FIRST_DELAY_S = 0.005
+MAX_DELAY_S = 0.1
+GROWTH = 1.3
+LOOK_S = 0.5
+CONNECT_S = 1.0
+
+
+async def answers(host: str, port: int) -> bool:
+    """True if something accepts a connection within a second."""
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            _, writer = await asyncio.open_connection(host, port)
+    except OSError:  # TimeoutError is one
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+class Pace:
+    """How long to wait between probes, and when to look at the engine, whose events may be late."""
+
+    def __init__(self) -> None:
+        self._delay_s = FIRST_DELAY_S
+        self._loop = asyncio.get_running_loop()
+        self._look_at = self._loop.time() + LOOK_S
+
+    def look_due(self) -> bool:
+        now = self._loop.time()
+        if now < self._look_at:
+            return False
+        self._look_at = now + LOOK_S
+        return True
+
+    async def wait(self, changed: asyncio.Event) -> None:
+        """Until something changed, or the next probe is due."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(changed.wait(), self._delay_s)
+        self._delay_s = min(self._delay_s * GROWTH, MAX_DELAY_S)

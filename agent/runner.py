@@ -1,0 +1,451 @@
+"""Carries out what the controller asks and what the lifecycle decides.
+
+`agent.lifecycle` decides, `agent.instances` writes it down and reports it, this module performs it. Every engine
+call for one instance happens under its slot's lock; commands run as tasks of their own, so that a lost link or an
+impatient caller never leaves one half done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+
+import structlog
+from msgspec import Struct, structs
+
+from agent import lifecycle
+from agent.alive import AliveEndpoint
+from agent.instances import Instances, Slot
+from agent.lifecycle import Effect
+from agent.provision import Provision, Timings
+from agent.proxy import PortProxy, free_udp_port
+from agent.readiness import Pace, answers
+from agent.runtime import Condition, OnProgress, Publication, Runtime, Workload
+from agent.tasks import OwnedTasks
+from agent.workloads import environment_of, memory_of, not_started
+from protocol import link
+from protocol.instances import InstanceReport, PortBinding, Progress, State
+from protocol.problems import (
+    BadRequest,
+    Conflict,
+    DeadlineExceeded,
+    EngineUnavailable,
+    NoCapacity,
+    PortTaken,
+    Problem,
+)
+from protocol.service import ServiceDescriptor
+
+log = structlog.get_logger(__name__)
+
+RESTART_S = 120.0
+_INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+class Started(Struct, frozen=True):
+    """`warm`: the instance ran already."""
+
+    report: InstanceReport
+    timings_ms: dict[str, float] = {}
+    warm: bool = False
+
+
+class _Launch:
+    """A first start under way, and who watches it."""
+
+    def __init__(self, command: link.Start) -> None:
+        self.command = command
+        self.timings = Timings()
+        self.watchers: list[OnProgress] = []
+        self.task: asyncio.Task[Started] | None = None
+
+    def progress(self, step: Progress) -> None:
+        for watcher in self.watchers:
+            watcher(step)
+
+
+class Runner:
+    def __init__(
+        self,
+        instances: Instances,
+        runtimes: Sequence[Runtime],
+        provision: Provision,
+        tasks: OwnedTasks,
+        *,
+        concurrent_starts: int,
+    ) -> None:
+        self._instances = instances
+        self._runtimes = {runtime.name: runtime for runtime in runtimes}
+        self._provision = provision
+        self._tasks = tasks
+        self._starts = asyncio.Semaphore(concurrent_starts)
+        self._launches: dict[str, _Launch] = {}
+        self.proxy: PortProxy
+        self.alive: AliveEndpoint
+
+    # --- commands ---------------------------------------------------------------------------------------------------
+
+    async def start(self, command: link.Start, on_progress: OnProgress | None = None) -> Started:
+        """Start a service and wait until it is ready; with a known instance id, join that start or report it.
+
+        Raises BadRequest, Conflict, NoCapacity, ContentNotFound, Unavailable, InvalidArchive, BuildFailed, StartFailed,
+        EngineUnavailable, DeadlineExceeded. After any of them nothing of the instance is left.
+        """
+        launch = self._launches.get(command.instance)
+        slot = self._instances.find(command.instance)
+        if slot is not None and slot.entry.digest != command.digest:
+            raise Conflict(f"instance {command.instance} runs another service", fix="Use a new instance id.")
+        if launch is None:
+            if slot is not None:
+                return Started(self._instances.report(slot), warm=slot.state is State.RUNNING)
+            launch = self._begin(command)
+        if on_progress is not None:
+            launch.watchers.append(on_progress)
+        assert launch.task is not None
+        return await asyncio.shield(launch.task)
+
+    async def stop(self, command: link.Stop) -> InstanceReport:
+        """Stop, and keep its identity; a first start under way is abandoned. Raises UnknownInstance."""
+        slot = self._instances.get(command.instance)
+        return await self._command(slot, lifecycle.StopAsked(now=self._instances.now(), reason=command.reason))
+
+    async def remove(self, command: link.Remove, *, reason: str = "removed-by-client") -> InstanceReport:
+        """Raises UnknownInstance."""
+        slot = self._instances.get(command.instance)
+        return await self._command(slot, lifecycle.RemoveAsked(now=self._instances.now(), reason=reason))
+
+    async def restart(self, command: link.Restart) -> Started:
+        """Start a stopped or failed instance, or stop and start a running one. Its ports stay the same.
+
+        Raises UnknownInstance, Conflict, NoCapacity, StartFailed, EngineUnavailable, DeadlineExceeded.
+        """
+        slot = self._instances.get(command.instance)
+        if slot.state in lifecycle.ENDED:
+            self._instances.reserve(slot, slot.entry.mem)
+        effects = self._instances.apply(slot, lifecycle.RestartAsked(now=self._instances.now()))
+        return await asyncio.shield(self._tasks.run(self._restart(slot, effects), name=f"restart {slot.id}"))
+
+    async def extend(self, command: link.Extend) -> InstanceReport:
+        """Raises UnknownInstance."""
+        slot = self._instances.get(command.instance)
+        event = lifecycle.Extended(now=self._instances.now(), alive_time=command.alive_time)
+        self._instances.apply(slot, event)
+        return self._instances.report(slot)
+
+    # --- what services and the clock say ----------------------------------------------------------------------------
+
+    def on_alive(self, instance: str) -> None:
+        slot = self._instances.find(instance)
+        if slot is not None:
+            self._instances.apply(slot, lifecycle.AliveReceived(now=self._instances.now()))
+
+    def on_traffic(self, instance: str) -> None:
+        slot = self._instances.find(instance)
+        if slot is not None:
+            self._instances.apply(slot, lifecycle.Traffic(now=self._instances.now()))
+
+    async def addresses_of(self, instance: str) -> frozenset[str] | None:
+        """The addresses that may speak for the instance. A message may come before its start call has returned."""
+        slot = self._instances.find(instance)
+        if slot is None:
+            return None
+        if slot.state is State.STARTING:
+            async with slot.lock:
+                return slot.addresses
+        return slot.addresses
+
+    def tick(self) -> None:
+        """Let the time pass for every instance."""
+        for slot in self._instances:
+            event = lifecycle.Tick(now=self._instances.now(), busy=self.proxy.busy(slot.id))
+            self._later(slot, self._instances.apply(slot, event))
+
+    # --- what the engine says ---------------------------------------------------------------------------------------
+
+    def engine_away(self, runtime: Runtime) -> None:
+        for slot in self._of(runtime.name):
+            self._later(slot, self._instances.apply(slot, lifecycle.EngineAway(now=self._instances.now())))
+
+    async def relist(self, runtime: Runtime) -> None:
+        """Look at every instance of a runtime, and remove containers of this node that nobody knows."""
+        found = await runtime.adopt()
+        for slot in self._of(runtime.name):
+            await self.observe(slot)
+        for stranger in found:
+            if self._instances.find(stranger.instance) is None:
+                log.info("stranger-removed", instance=stranger.instance, runtime=runtime.name)
+                await runtime.remove(stranger.instance)
+
+    async def observe_named(self, instance: str) -> None:
+        """Observe an instance of which the engine said something; others are no concern of this agent."""
+        slot = self._instances.find(instance)
+        if slot is not None:
+            await self.observe(slot)
+
+    async def observe(self, slot: Slot) -> None:
+        """Inspect one instance and let the lifecycle judge."""
+        runtime = self._runtimes.get(slot.entry.runtime)
+        if runtime is None or slot.state in lifecycle.UNBORN:
+            return
+        async with slot.lock:
+            try:
+                seen = await runtime.inspect(slot.id)
+                ended = seen is not None and seen.condition is Condition.EXITED
+                lines = await runtime.logs(slot.id) if ended and slot.state not in lifecycle.ENDED else ()
+            except EngineUnavailable as problem:
+                log.debug("observe-failed", instance=slot.id, detail=problem.detail)
+                return
+            slot.seen = seen
+        effects = self._instances.apply(
+            slot,
+            lifecycle.Seen(
+                now=self._instances.now(),
+                condition=seen.condition if seen is not None else Condition.GONE,
+                exit_code=seen.exit_code if seen is not None else None,
+                out_of_memory=seen is not None and seen.out_of_memory,
+                log=lines,
+            ),
+        )
+        for attachment in seen.attachments if seen is not None else ():
+            await self.alive.listen_on(attachment.gateway)
+        await self._perform(slot, effects)
+
+    # --- after a restart of the agent -------------------------------------------------------------------------------
+
+    async def restore(self) -> None:
+        """Take over the journal: ports are opened again; what never became ready is forgotten."""
+        self._instances.restore()
+        for slot in self._instances:
+            if slot.entry.instance.started_at is None or slot.state is State.REMOVED:
+                self._instances.forget(slot)
+                continue
+            await self._open_ports(slot)
+            if slot.entry.runtime not in self._runtimes:
+                self._instances.apply(slot, lifecycle.EngineAway(now=self._instances.now()))
+
+    def resume_restarts(self) -> None:
+        """Restarts that the end of the agent interrupted are waited for again."""
+        for slot in self._instances:
+            if slot.state is State.STARTING:
+                self._tasks.run(self._restart(slot, (Effect.START,)), name=f"restart {slot.id}")
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _begin(self, command: link.Start) -> _Launch:
+        if not _INSTANCE.fullmatch(command.instance):
+            raise BadRequest(
+                f"{command.instance[:80]!r} cannot name an instance", fix="Use up to 64 letters, digits, dots, dashes."
+            )
+        slot = self._instances.add(command.instance, command.digest)
+        launch = self._launches[command.instance] = _Launch(command)
+        launch.task = self._tasks.run(self._launch(slot, launch), name=f"start {slot.id}")
+        return launch
+
+    async def _launch(self, slot: Slot, launch: _Launch) -> Started:
+        try:
+            async with asyncio.timeout(launch.command.deadline_s):
+                await self._bring_up(slot, launch)
+        except asyncio.CancelledError:
+            if slot.state is State.REMOVED:
+                raise Conflict(f"instance {slot.id} was stopped while it was starting") from None
+            raise
+        except TimeoutError:
+            problem = DeadlineExceeded(
+                f"instance {slot.id} was {slot.state} when its {launch.command.deadline_s:g} s were over",
+                fix="Give the start more time (wait_s).",
+            )
+            await self._abandon(slot, problem, discard=True)
+            raise problem from None
+        except Exception as error:
+            await self._abandon(slot, error, discard=True)
+            raise
+        finally:
+            del self._launches[slot.id]
+        log.info("instance-ready", instance=slot.id, digest=slot.entry.digest, **launch.timings.result())
+        return Started(self._instances.report(slot), launch.timings.result())
+
+    async def _bring_up(self, slot: Slot, launch: _Launch) -> None:
+        command, timings, progress = launch.command, launch.timings, launch.progress
+        descriptor = await self._provision.descriptor(
+            command.digest, deadline_s=command.deadline_s, timings=timings, on_progress=progress
+        )
+        environment = environment_of(descriptor, command)
+        runtime = await self._runtime_for(descriptor)
+        self._instances.reserve(slot, memory_of(descriptor, command.variant))
+        self._instances.update(slot, runtime=runtime.name, service_id=descriptor.id, service_name=descriptor.name)
+        alive_time = descriptor.alive_time if command.alive_time is None else command.alive_time
+        self._instances.apply(
+            slot,
+            lifecycle.Described(
+                now=self._instances.now(), alive_time=alive_time, wait_for_start=descriptor.wait_for_start
+            ),
+        )
+        await self._provision.keep(command.digest, slot.id)
+        image = await self._provision.image(
+            runtime,
+            command.digest,
+            descriptor,
+            variant=command.variant,
+            force_rebuild=command.force_rebuild,
+            deadline_s=command.deadline_s,
+            timings=timings,
+            on_progress=progress,
+        )
+        self._instances.update(
+            slot,
+            ports=tuple(PortBinding(p.port, 0, p.protocol, p.description) for p in descriptor.ports),
+            workload=Workload(
+                instance=slot.id,
+                digest=command.digest,
+                image=image,
+                mem=slot.entry.mem,
+                ports=descriptor.ports,
+                environment={**environment, "name": slot.id},
+                networks=descriptor.networks,
+            ),
+        )
+        await self._open_ports(slot)
+        self._instances.apply(slot, lifecycle.Built(now=self._instances.now()))
+        progress(Progress("start", "starting the instance"))
+        with timings.phase("start"):
+            await self._run(slot)
+        progress(Progress("ready", "waiting until it answers"))
+        with timings.phase("ready"):
+            await self._until_ready(slot)
+
+    async def _restart(self, slot: Slot, effects: tuple[Effect, ...]) -> Started:
+        timings = Timings()
+        try:
+            async with asyncio.timeout(RESTART_S):
+                await self._perform(slot, tuple(e for e in effects if e is Effect.STOP))
+                if Effect.START in effects:
+                    with timings.phase("start"):
+                        await self._run(slot)
+                with timings.phase("ready"):
+                    await self._until_ready(slot)
+        except TimeoutError:
+            problem = DeadlineExceeded(f"instance {slot.id} did not become ready within {RESTART_S:g} s")
+            await self._abandon(slot, problem)
+            raise problem from None
+        except Exception as error:
+            await self._abandon(slot, error)
+            raise
+        return Started(self._instances.report(slot), timings.result())
+
+    async def _run(self, slot: Slot) -> None:
+        """Have the engine start it; the agent listens for alive messages first."""
+        runtime, workload = self._runtimes[slot.entry.runtime], slot.entry.workload
+        assert workload is not None
+        async with self._starts, slot.lock:
+            if slot.state is not State.STARTING:
+                return
+            for gateway in await runtime.gateways(workload):
+                await self.alive.listen_on(gateway)
+            slot.seen = await runtime.start(workload)
+
+    async def _until_ready(self, slot: Slot) -> None:
+        """Probe the container's own address (a published port answers before the service does), and look at the engine
+        now and then, until the lifecycle says that it runs or not."""
+        port = next((p.container_port for p in slot.entry.ports if p.protocol == "tcp"), None)
+        pace = Pace()
+        while slot.state is State.STARTING:
+            slot.changed.clear()
+            upstream = slot.upstream(port) if port is not None else None
+            if not slot.entry.instance.wait_for_start and (port is None or (upstream and await answers(*upstream))):
+                self._instances.apply(slot, lifecycle.Answered(now=self._instances.now()))
+            elif pace.look_due():
+                await self.observe(slot)
+            else:
+                await pace.wait(slot.changed)
+        instance = slot.entry.instance
+        if instance.state is not State.RUNNING:
+            raise not_started(instance)
+
+    async def _command(self, slot: Slot, event: lifecycle.StopAsked | lifecycle.RemoveAsked) -> InstanceReport:
+        effects = self._instances.apply(slot, event)
+        report = self._instances.report(slot)
+        launch = self._launches.get(slot.id)
+        if launch is not None and launch.task is not None and slot.state is State.REMOVED:
+            launch.task.cancel()
+            await asyncio.wait({launch.task})
+        await asyncio.shield(self._tasks.run(self._perform(slot, effects), name=f"{event.reason} {slot.id}"))
+        return report
+
+    def _later(self, slot: Slot, effects: tuple[Effect, ...]) -> None:
+        if effects:
+            self._tasks.run(self._perform(slot, effects), name=f"effects of {slot.id}")
+
+    async def _perform(self, slot: Slot, effects: tuple[Effect, ...]) -> None:
+        """Effects on the engine. One that fails is made good when the engine is next listed."""
+        for effect in effects:
+            async with slot.lock:
+                try:
+                    await self._perform_one(slot, effect)
+                except Problem as problem:
+                    log.warning("effect-failed", instance=slot.id, effect=effect, detail=problem.detail)
+
+    async def _perform_one(self, slot: Slot, effect: Effect) -> None:
+        runtime = self._runtimes.get(slot.entry.runtime)
+        if effect is Effect.STOP and runtime is not None:
+            await self.proxy.cut(slot.id)
+            await runtime.stop(slot.id)
+        elif effect is Effect.REMOVE:
+            await self.proxy.close(slot.id)
+            self._instances.forget(slot)
+            await self._provision.release(slot.entry.digest, slot.id)
+            if runtime is not None:
+                await runtime.remove(slot.id)
+
+    async def _abandon(self, slot: Slot, error: Exception, *, discard: bool = False) -> None:
+        reason = error.slug if isinstance(error, Problem) else type(error).__name__
+        lines = error.extra.get("log", ()) if isinstance(error, Problem) else ()
+        event = lifecycle.WorkFailed(now=self._instances.now(), reason=reason, log=tuple(lines))
+        effects = self._instances.apply(slot, event)
+        # Another task may have seen the end first and be about to remove it: the caller shall find nothing left.
+        await self._perform(slot, (Effect.REMOVE,) if discard else effects)
+
+    async def _open_ports(self, slot: Slot) -> None:
+        """Give each TCP port its proxy and each other port a number on the host; the numbers are kept for life."""
+        bindings, published = [], []
+        for wanted in slot.entry.ports:
+            if wanted.protocol == "tcp":
+                port = await self._open_proxy(slot, wanted)
+            else:
+                port = wanted.port or free_udp_port(self._instances.host)
+                published.append(Publication(wanted.container_port, wanted.protocol, self._instances.host, port))
+            bindings.append(PortBinding(wanted.container_port, port, wanted.protocol, wanted.description))
+        self._instances.update(slot, ports=tuple(bindings))
+        if published and slot.entry.workload is not None:
+            workload = structs.replace(slot.entry.workload, published=tuple(published))
+            self._instances.update(slot, workload=workload)
+
+    async def _open_proxy(self, slot: Slot, wanted: PortBinding) -> int:
+        def upstream() -> tuple[str, int] | None:
+            return slot.upstream(wanted.container_port)
+
+        try:
+            return await self.proxy.open(slot.id, wanted.container_port, upstream, port=wanted.port)
+        except PortTaken as problem:
+            if not wanted.port:
+                raise
+            log.warning("port-moved", instance=slot.id, port=wanted.port, detail=problem.detail)
+            return await self.proxy.open(slot.id, wanted.container_port, upstream)
+
+    async def _runtime_for(self, descriptor: ServiceDescriptor) -> Runtime:
+        """The first runtime that runs this kind. Raises NoCapacity, or EngineUnavailable if it is only away."""
+        away: EngineUnavailable | None = None
+        for runtime in self._runtimes.values():
+            try:
+                if descriptor.kind in (await runtime.capabilities()).kinds:
+                    return runtime
+            except EngineUnavailable as problem:
+                away = problem
+        if away is not None:
+            raise away
+        raise NoCapacity(
+            f"no runtime of this agent runs a {descriptor.kind}", fix="Install a container engine on this machine."
+        )
+
+    def _of(self, runtime: str) -> list[Slot]:
+        return [slot for slot in self._instances if slot.entry.runtime == runtime]

@@ -1,0 +1,45 @@
+"""What a start request and a description make of each other. Pure."""
+
+from __future__ import annotations
+
+from agent.lifecycle import Instance
+from protocol.link import Start
+from protocol.problems import BadRequest, EngineUnavailable, Problem, StartFailed
+from protocol.service import ServiceDescriptor
+
+
+def environment_of(descriptor: ServiceDescriptor, command: Start) -> dict[str, str]:
+    """The described parameters with the request's values, then what the variant sets.
+
+    Raises BadRequest for a parameter or variant that the service does not describe.
+    """
+    unknown = sorted(command.parameters.keys() - descriptor.parameters.keys())
+    if unknown:
+        known = ", ".join(sorted(descriptor.parameters)) or "none"
+        raise BadRequest(f"the service has no parameter {unknown[0][:80]!r}", fix=f"Its parameters: {known}.")
+    variant = descriptor.variants.get(command.variant) if command.variant is not None else None
+    if command.variant is not None and variant is None:
+        known = ", ".join(sorted(descriptor.variants)) or "none"
+        raise BadRequest(f"the service has no variant {command.variant[:80]!r}", fix=f"Its variants: {known}.")
+    return {**descriptor.parameters, **command.parameters, **(variant.environment if variant is not None else {})}
+
+
+def memory_of(descriptor: ServiceDescriptor, variant: str | None) -> int:
+    """MB that the variant, or else the service, needs."""
+    special = descriptor.variants[variant].mem_requirement if variant is not None else None
+    return descriptor.mem_requirement if special is None else special
+
+
+def not_started(instance: Instance) -> Problem:
+    """Why an instance that was starting is now in another state than running."""
+    if instance.reason == "engine-away":
+        return EngineUnavailable(
+            f"the container engine went away while instance {instance.instance} was starting",
+            fix="Start the engine again (systemctl start docker) and repeat the request.",
+        )
+    return StartFailed(
+        f"instance {instance.instance} ended before it was ready: {instance.reason}",
+        fix="Read the log; a service must stay up and answer on its first TCP port.",
+        reason=instance.reason,
+        log=list(instance.log),
+    )
