@@ -1,0 +1,294 @@
+"""REST for phones, developers and operators (`client_routes`), and the calls of other nodes (`peer_routes`).
+
+Handlers raise Problems; the listener's middleware writes them. Bodies and queries are read strictly: what is not
+understood is refused by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from protocol.identifiers import check_category, check_digest
+from protocol.instances import Progress, StartAnswer, StartRequest
+from protocol.peers import PeerIdentity
+from protocol.problems import BadRequest, Forbidden, NotFound, Problem, TooLarge
+from region_controller.controller import Controller
+from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, HandoffRequest, Verb
+from region_controller.openapi import OPERATIONS, RECORD_HEADER, Operation, describe_api
+from region_controller.operations import Caller
+from region_controller.publishing import service_view
+
+MAX_JSON = 64 << 10
+UPLOAD_PART = 256 << 10
+KEEP_ALIVE_S = 10.0
+"""Between two comments on a quiet event stream, so that middleboxes keep it open."""
+MAX_QUEUED_PROGRESS = 256
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
+
+
+def client_routes(controller: Controller) -> list[web.RouteDef]:
+    """Every operation of `openapi.OPERATIONS`."""
+    handlers = _ClientHandlers(controller)
+    return [web.route(o.method, o.path, _strict(o, getattr(handlers, o.name))) for o in OPERATIONS]
+
+
+def _strict(operation: Operation, handler: Handler) -> Handler:
+    """Refuses query parameters that the operation does not have."""
+    known = {p.name for p in operation.parameters if p.where == "query"}
+
+    async def checked(request: web.Request) -> web.StreamResponse:
+        if unknown := sorted(set(request.query) - known):
+            expected = f"This call takes {', '.join(sorted(known))}." if known else "This call takes none."
+            raise BadRequest(f"unknown query parameter {unknown[0]!r}", fix=expected)
+        return await handler(request)
+
+    return checked
+
+
+class _ClientHandlers:
+    """One method per operation, by its name."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._controller = controller
+        self._description = msgspec.json.encode(describe_api(importlib.metadata.version("cornerstore")))
+
+    async def start_instance(self, request: web.Request) -> web.StreamResponse:
+        body = await _json(request, StartRequest)
+        if "text/event-stream" in request.headers.get("Accept", ""):
+            return await _stream_start(self._controller, request, body)
+        answer, cold = await self._controller.start(body)
+        location = {"Location": f"/v1/instances/{answer.instance}"}
+        return _answer(answer, status=201 if cold else 200, headers=location)
+
+    async def list_instances(self, _: web.Request) -> web.Response:
+        return _answer(self._controller.instances())
+
+    async def get_instance(self, request: web.Request) -> web.Response:
+        return _answer(await self._controller.instance(request.match_info["instance"]))
+
+    async def remove_instance(self, request: web.Request) -> web.Response:
+        return await self._act("remove", request)
+
+    async def stop_instance(self, request: web.Request) -> web.Response:
+        return await self._act("stop", request)
+
+    async def restart_instance(self, request: web.Request) -> web.Response:
+        return await self._act("restart", request)
+
+    async def keep_instance_alive(self, request: web.Request) -> web.Response:
+        body = await _optional_json(request, AliveRequest)
+        return await self._act("alive", request, body)
+
+    async def _act(self, verb: Verb, request: web.Request, body: AliveRequest | None = None) -> web.Response:
+        caller = Caller(_bearer(request), self._operator(request))
+        return _answer(await self._controller.act(verb, request.match_info["instance"], caller, body))
+
+    async def search_services(self, request: web.Request) -> web.Response:
+        query = request.query
+        found = await self._controller.catalogue.search(
+            category=check_category(query.get("category", "/")),
+            inputs=tuple(query.getall("input", [])),
+            outputs=tuple(query.getall("output", [])),
+            service_id=query.get("id", ""),
+            text=query.get("q", ""),
+        )
+        return _answer([service_view(record) for record in found])
+
+    async def publish_service(self, request: web.Request) -> web.Response:
+        view = await self._controller.publishing.publish(
+            request.content.iter_chunked(UPLOAD_PART),
+            request.headers.get(RECORD_HEADER),
+            operator=self._operator(request),
+        )
+        return _answer(view, status=201, headers={"Location": f"/v1/services/{view.digest}"})
+
+    async def get_service(self, request: web.Request) -> web.Response:
+        digest = check_digest(request.match_info["digest"])
+        records = await self._controller.catalogue.by_digest(digest)
+        if not records:
+            raise NotFound(f"nothing published has the digest {digest}", fix="GET /v1/services lists what is.")
+        return _answer(service_view(records[0]))
+
+    async def withdraw_service(self, request: web.Request) -> web.Response:
+        digest = check_digest(request.match_info["digest"])
+        view = await self._controller.publishing.withdraw(
+            digest, request.headers.get(RECORD_HEADER), operator=self._operator(request)
+        )
+        return _answer(view)
+
+    async def get_content(self, request: web.Request) -> web.StreamResponse:
+        digest = check_digest(request.match_info["digest"])
+        async with self._controller.publishing.archive(digest) as path:
+            return await _send_file(request, path, digest)
+
+    async def list_categories(self, _: web.Request) -> web.Response:
+        return _answer(await self._controller.categories())
+
+    async def list_agents(self, _: web.Request) -> web.Response:
+        return _answer(self._controller.agents())
+
+    async def list_regions(self, _: web.Request) -> web.Response:
+        return _answer(await self._controller.regions())
+
+    async def get_health(self, _: web.Request) -> web.Response:
+        return _answer(self._controller.health())
+
+    async def get_openapi(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._description, content_type="application/json")
+
+    def _operator(self, request: web.Request) -> bool:
+        return self._controller.is_operator(_bearer(request))
+
+
+def peer_routes(controller: Controller) -> list[web.RouteDef]:
+    """Agent links, hand-offs and their leases. Needs `request["peer"]`, set by the listener from the certificate."""
+
+    async def receive_handoff(request: web.Request) -> web.Response:
+        peer = _controller_peer(request)
+        return _answer(await controller.receive_handoff(await _json(request, HandoffRequest), peer))
+
+    async def get_instance(request: web.Request) -> web.Response:
+        _controller_peer(request)
+        return _answer(await controller.instance(request.match_info["instance"]))
+
+    async def act(request: web.Request) -> web.Response:
+        peer = _controller_peer(request)
+        verb = next((v for v in VERBS if v == request.match_info["verb"]), None)
+        if verb is None:
+            raise NotFound(f"there is no call {request.match_info['verb'][:32]!r} on an instance")
+        caller = Caller(_bearer(request), request.headers.get(OPERATOR_HEADER) == "1", peer.node)
+        body = await _optional_json(request, AliveRequest) if verb == "alive" else None
+        return _answer(await controller.act(verb, request.match_info["instance"], caller, body))
+
+    return [
+        web.get("/peer/agent-link", controller.links.serve),
+        web.post("/peer/handoff", receive_handoff),
+        web.get("/peer/instances/{instance}", get_instance),
+        web.post("/peer/instances/{instance}/{verb}", act),
+    ]
+
+
+def _controller_peer(request: web.Request) -> PeerIdentity:
+    peer: PeerIdentity | None = request.get("peer")
+    if peer is None or "controller" not in peer.roles:
+        raise Forbidden("only controllers of the mesh may ask this")
+    return peer
+
+
+# --- reading and writing --------------------------------------------------------------------------------------------
+
+
+def _answer(value: Any, *, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(
+        body=msgspec.json.encode(value), status=status, headers=headers, content_type="application/json"
+    )
+
+
+def _bearer(request: web.Request) -> str | None:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() or None if scheme.lower() == "bearer" else None
+
+
+async def _json(request: web.Request, kind: type[T]) -> T:
+    """Raises BadRequest with what is wrong, TooLarge beyond MAX_JSON."""
+    return _decoded(await _body(request), kind)
+
+
+async def _optional_json(request: web.Request, kind: type[T]) -> T | None:
+    data = await _body(request)
+    return _decoded(data, kind) if data else None
+
+
+def _decoded(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"the body is not a {kind.__name__}: {error}", fix="See /openapi.json.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"the body is not JSON: {error}", fix="Send a JSON object.") from None
+
+
+async def _body(request: web.Request) -> bytes:
+    data = bytearray()
+    async for part in request.content.iter_any():
+        data += part
+        if len(data) > MAX_JSON:
+            raise TooLarge(f"a JSON body has at most {MAX_JSON} bytes")
+    return bytes(data)
+
+
+async def _send_file(request: web.Request, path: Path, digest: str) -> web.StreamResponse:
+    """Streamed while the file is held: it may be evicted afterwards."""
+    size = (await asyncio.to_thread(path.stat)).st_size
+    response = web.StreamResponse(
+        headers={"Content-Type": "application/zip", "Content-Length": str(size), "ETag": f'"{digest}"'}
+    )
+    await response.prepare(request)
+    async for part in _parts(path):
+        await response.write(part)
+    await response.write_eof()
+    return response
+
+
+async def _parts(path: Path) -> AsyncIterator[bytes]:
+    with path.open("rb") as file:
+        while part := await asyncio.to_thread(file.read, UPLOAD_PART):
+            yield part
+
+
+async def _stream_start(controller: Controller, request: web.Request, body: StartRequest) -> web.StreamResponse:
+    """Server-sent events: `progress` ..., then one `result` or `problem`."""
+    steps: asyncio.Queue[Progress] = asyncio.Queue(MAX_QUEUED_PROGRESS)
+
+    def on_progress(step: Progress) -> None:
+        if not steps.full():
+            steps.put_nowait(step)
+
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    await response.prepare(request)
+    work = asyncio.create_task(controller.start(body, on_progress))
+    try:
+        await _stream_steps(response, steps, work)
+        await response.write(_last_event(work))
+        await response.write_eof()
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    return response
+
+
+async def _stream_steps(
+    response: web.StreamResponse, steps: asyncio.Queue[Progress], work: asyncio.Task[tuple[StartAnswer, bool]]
+) -> None:
+    """Until the work is done and every step of it was written."""
+    while not (work.done() and steps.empty()):
+        step = asyncio.ensure_future(steps.get())
+        try:
+            await asyncio.wait({step, work}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+            if step.done():
+                await response.write(_event("progress", step.result()))
+            elif not work.done():
+                await response.write(b": keep-alive\n\n")
+        finally:
+            step.cancel()
+
+
+def _last_event(work: asyncio.Task[tuple[StartAnswer, bool]]) -> bytes:
+    try:
+        answer, _ = work.result()
+    except Problem as problem:
+        return _event("problem", problem.to_dict())
+    return _event("result", answer)
+
+
+def _event(name: str, value: Any) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"

@@ -1,0 +1,196 @@
+"""What is published in the mesh, as this controller needs it: resolve a request, search, the category tree.
+
+Lookups are cached for a moment. A request for something known is answered from the cache while it is refreshed behind
+it, and from the last known records while the mesh does not answer: a region must not stop because its uplink did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import structlog
+from msgspec import Struct
+
+from dht.contracts import Directory
+from protocol.identifiers import check_category, check_service_id, is_digest
+from protocol.instances import StartRequest
+from protocol.problems import BadRequest, NoMatchingService, Problem, Unavailable
+from protocol.records import ServiceRecord
+from region_controller import resolution
+from region_controller.resolution import WarmthOf
+
+log = structlog.get_logger(__name__)
+
+FRESH_S = 1.0
+REFRESH_S = 2.0
+"""Between FRESH_S and this age, a non-empty answer is given at once and refreshed behind it."""
+LAST_KNOWN_S = 600.0
+"""How long an answer stands in while the mesh is unreachable."""
+OWN_S = 30.0
+"""How long what was published or withdrawn here is laid over the mesh's answers: by then the mesh knows."""
+MAX_CACHED_NAMES = 512
+MAX_ENTRIES_SEARCHED = 5_000
+
+Spawn = Callable[[Coroutine[Any, Any, None]], None]
+
+
+class _Lookup(Struct):
+    records: tuple[ServiceRecord, ...]
+    at: float
+
+
+class _Own(Struct):
+    record: ServiceRecord
+    at: float
+
+
+class Catalogue:
+    """`spawn` runs refreshes in tasks that somebody owns; `monotonic` is the clock of the cache."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        spawn: Spawn,
+        *,
+        clock: Callable[[], float],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._directory = directory
+        self._spawn = spawn
+        self._clock = clock
+        self._monotonic = monotonic
+        self._cache: OrderedDict[str, _Lookup] = OrderedDict()
+        self._refreshing: set[str] = set()
+        self._own: dict[tuple[bytes, str], _Own] = {}
+
+    async def resolve(self, request: StartRequest, warmth_of: WarmthOf) -> tuple[ServiceRecord, str]:
+        """The service a request means, and why that one.
+
+        Raises BadRequest, NoMatchingService, AmbiguousService, Unavailable.
+        """
+        if (request.service is None) == (request.category is None and not request.inputs and not request.outputs):
+            raise BadRequest(
+                "a request names a service, or describes one by category, inputs and outputs",
+                fix='Send {"service": "od01"} or {"category": "/image", "inputs": ["image"]}, not both.',
+            )
+        if request.service is not None:
+            return await self._named(request.service)
+        return await self._meant(request, warmth_of)
+
+    async def _named(self, text: str) -> tuple[ServiceRecord, str]:
+        if is_digest(text):
+            record = resolution.by_name(text, await self._lookup(f"service:{text}"))
+            if record is None:
+                raise NoMatchingService(
+                    f"nothing published has the digest {text}", fix="GET /v1/services lists what is."
+                )
+            return record, "named by digest"
+        if len(text) > 128 or not text.strip():
+            check_service_id(text)
+        by_id, by_name = await asyncio.gather(self._lookup(f"id:{text}"), self._lookup(f"name:{text}"))
+        record = resolution.by_name(text, [*by_id, *by_name])
+        if record is None:
+            raise resolution.no_such_service(text, await self._near())
+        return record, "named by id" if record.id == text else "named by name"
+
+    async def _meant(self, request: StartRequest, warmth_of: WarmthOf) -> tuple[ServiceRecord, str]:
+        category = check_category(request.category) if request.category is not None else "/"
+        match = resolution.by_meaning(request, category, await self._lookup(f"category:{category}"), warmth_of)
+        if match is None:
+            raise resolution.no_such_meaning(request, category, await self._near())
+        return match
+
+    async def _near(self) -> tuple[ServiceRecord, ...]:
+        """Everything published, for a hint; nothing if the mesh is slow: a hint is not worth an error."""
+        try:
+            return await self._lookup("category:/")
+        except Unavailable:
+            return ()
+
+    # --- search -----------------------------------------------------------------------------------------------------
+
+    async def search(
+        self,
+        *,
+        category: str = "/",
+        inputs: tuple[str, ...] = (),
+        outputs: tuple[str, ...] = (),
+        service_id: str = "",
+        text: str = "",
+    ) -> list[ServiceRecord]:
+        """Newest first. `text` is looked for in id, name, description and category, without regard to case."""
+        found = await self._lookup(f"id:{service_id}" if service_id else f"category:{category}")
+        wanted = text.casefold()
+        return [
+            record
+            for record in resolution.newest_versions(found[:MAX_ENTRIES_SEARCHED])
+            if resolution.matches_meaning(record, category, inputs, outputs)
+            and (not service_id or record.id == service_id)
+            and (not wanted or wanted in f"{record.id} {record.name} {record.description} {record.category}".casefold())
+        ]
+
+    async def by_digest(self, digest: str) -> list[ServiceRecord]:
+        """The records of one service, one per publisher, newest first."""
+        return resolution.newest_versions(await self._lookup(f"service:{digest}"))
+
+    # --- own publications -------------------------------------------------------------------------------------------
+
+    def published(self, record: ServiceRecord) -> None:
+        """Here from now on, or, if it is a tombstone, gone from now on, whatever the mesh has heard yet."""
+        now = self._monotonic()
+        self._own = {key: own for key, own in self._own.items() if now - own.at <= OWN_S}
+        self._own[(record.publisher, record.digest)] = _Own(record, now)
+
+    # --- cache ------------------------------------------------------------------------------------------------------
+
+    async def _lookup(self, name: str) -> tuple[ServiceRecord, ...]:
+        return self._with_own(name, await self._cached(name))
+
+    def _with_own(self, name: str, found: tuple[ServiceRecord, ...]) -> tuple[ServiceRecord, ...]:
+        now, horizon = self._clock(), self._monotonic() - OWN_S
+        own = [o.record for o in self._own.values() if o.at >= horizon and name in o.record.names]
+        newest = {(r.publisher, r.id, r.name): r.seq for r in sorted(own, key=lambda r: r.seq)}
+        others = [r for r in found if r.seq > newest.get((r.publisher, r.id, r.name), -1)]
+        return tuple(r for r in (*own, *others) if r.expiry > now and not r.withdrawn)
+
+    async def _cached(self, name: str) -> tuple[ServiceRecord, ...]:
+        known = self._cache.get(name)
+        age = self._monotonic() - known.at if known else float("inf")
+        if known and (age <= FRESH_S or (known.records and age <= REFRESH_S)):
+            self._cache.move_to_end(name)
+            if age > FRESH_S:
+                self._refresh(name)
+            return known.records
+        try:
+            return await self._fetch(name)
+        except Unavailable:
+            if known and known.records and age <= LAST_KNOWN_S:
+                log.warning("catalogue-answers-from-memory", name=name, age_s=round(age))
+                return known.records
+            raise
+
+    def _refresh(self, name: str) -> None:
+        if name not in self._refreshing:
+            self._refreshing.add(name)
+            self._spawn(self._refresh_quietly(name))
+
+    async def _refresh_quietly(self, name: str) -> None:
+        try:
+            await self._fetch(name)
+        except Problem as problem:
+            log.info("catalogue-refresh-failed", name=name, problem=problem.detail)
+        finally:
+            self._refreshing.discard(name)
+
+    async def _fetch(self, name: str) -> tuple[ServiceRecord, ...]:
+        signed = await self._directory.services(name)
+        records = tuple(s.record for s in signed if isinstance(s.record, ServiceRecord))
+        self._cache[name] = _Lookup(records, self._monotonic())
+        self._cache.move_to_end(name)
+        while len(self._cache) > MAX_CACHED_NAMES:
+            self._cache.popitem(last=False)
+        return records

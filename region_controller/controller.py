@@ -1,0 +1,325 @@
+"""The controller of one region: what phones, agents and other controllers ask, wired together in one place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from msgspec import Struct
+
+from dht.contracts import Content, Directory
+from dht.peer_http import PeerHttp
+from protocol.instances import AgentView, InstanceView, Progress, RegionView, StartAnswer, StartRequest
+from protocol.peers import PeerIdentity
+from protocol.problems import Problem, Unavailable
+from protocol.records import RegionRecord
+from region_controller import hierarchy
+from region_controller.catalogue import Catalogue
+from region_controller.flights import OnProgress, OwnedTasks
+from region_controller.handoff import AliveRequest, HandoffRequest, RemoteRegions, Verb
+from region_controller.journal import Journal, open_journal
+from region_controller.operations import Caller, Operations
+from region_controller.publishing import Describe, Publishing
+from region_controller.region import ControllerConfig, Region
+from region_controller.starts import Starts
+from region_controller.stats import ControllerStats
+
+log = structlog.get_logger(__name__)
+
+ANNOUNCE_EVERY_S = 10.0
+ANNOUNCE_PAUSE_S = 0.5
+"""Between two announcements, however fast the capacity changes."""
+NOTABLE_MB = 64
+SWEEP_EVERY_S = 30.0
+JOURNAL_PAUSE_S = 0.05
+"""Writes of so much time go to disk together."""
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """`GET /v1/healthz`."""
+
+    status: str
+    region: str
+    node: str
+    mesh: str
+    agents: int
+
+
+class Category(Struct, frozen=True):
+    """A node of the category tree; `services` counts the whole subtree."""
+
+    category: str
+    services: int
+    children: tuple[Category, ...] = ()
+
+
+def _ignore(_: Progress) -> None:
+    """For callers that want no progress."""
+
+
+class Controller:
+    """Use `running_controller`. The REST table is in `api`; rules: `placement`, `members`, `leases`, `hierarchy`."""
+
+    def __init__(
+        self,
+        config: ControllerConfig,
+        *,
+        identity: PeerIdentity,
+        journal: Journal,
+        tasks: OwnedTasks,
+        directory: Directory,
+        content: Content,
+        http: PeerHttp,
+        describe: Describe,
+        publisher_key: Ed25519PrivateKey,
+        operator_token: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.identity = identity
+        self._clock = clock
+        self._directory = directory
+        self._operator_token = operator_token.encode()
+        self._region = Region(config, identity, journal, tasks, clock)
+        self.catalogue = Catalogue(directory, tasks.spawn, clock=clock)
+        self.publishing = Publishing(
+            config,
+            directory=directory,
+            content=content,
+            catalogue=self.catalogue,
+            describe=describe,
+            key=publisher_key,
+            clock=clock,
+        )
+        remote = RemoteRegions(http, directory)
+        self._operations = Operations(self._region, remote)
+        self._starts = Starts(self._region, self.catalogue, remote, self._region_records, self.publishing.labels_of)
+        self.links = self._region.links
+        self._announcement_wanted = asyncio.Event()
+        self._announced = (-1, 0, 0)
+        self._region.capacity_changed = self._note_capacity
+
+    # --- instances --------------------------------------------------------------------------------------------------
+
+    async def start(self, request: StartRequest, on_progress: OnProgress = _ignore) -> tuple[StartAnswer, bool]:
+        """An instance of the service that `request` means, ready, with a lease of the caller's own.
+
+        The second value is True if the instance was started for this request (cold). Raises BadRequest,
+        NoMatchingService, AmbiguousService, NoCapacity, DeadlineExceeded (the start itself goes on), BuildFailed,
+        StartFailed, Unavailable.
+        """
+        return await self._starts.start(request, on_progress)
+
+    async def receive_handoff(self, body: HandoffRequest, peer: PeerIdentity) -> StartAnswer:
+        """A request of another region's phone that `peer`, its controller, cannot host."""
+        answer, _ = await self._starts.receive(body, peer.node, _ignore)
+        return answer
+
+    def instances(self) -> list[InstanceView]:
+        return self._operations.instances()
+
+    async def instance(self, instance: str) -> InstanceView:
+        return await self._operations.instance(instance)
+
+    async def stop(self, instance: str, caller: Caller) -> InstanceView:
+        """Stop it, or only end the caller's lease while others hold it; the view's `reason` says which."""
+        return await self._operations.act("stop", instance, caller)
+
+    async def restart(self, instance: str, caller: Caller) -> InstanceView:
+        return await self._operations.act("restart", instance, caller)
+
+    async def alive(self, instance: str, caller: Caller, alive_time: int | None = None) -> InstanceView:
+        """It lives at least `alive_time` s from now (None: its own alive time, 0: until stopped)."""
+        return await self._operations.act("alive", instance, caller, AliveRequest(alive_time))
+
+    async def remove(self, instance: str, caller: Caller) -> InstanceView:
+        return await self._operations.act("remove", instance, caller)
+
+    async def act(self, verb: Verb, instance: str, caller: Caller, body: AliveRequest | None = None) -> InstanceView:
+        return await self._operations.act(verb, instance, caller, body)
+
+    def is_operator(self, token: str | None) -> bool:
+        return bool(token) and hmac.compare_digest((token or "").encode(), self._operator_token)
+
+    # --- views ------------------------------------------------------------------------------------------------------
+
+    def health(self) -> Health:
+        agents, _, _ = self._region.members.capacity()
+        me = self.identity
+        return Health(status="ok", region=self.config.region, node=me.node, mesh=me.mesh, agents=agents)
+
+    def agents(self) -> list[AgentView]:
+        return self._region.members.views(self._clock())
+
+    async def regions(self) -> list[RegionView]:
+        """Our own region, and those above, beside and below that the mesh knows now."""
+        now, home = self._clock(), self.config.region
+        agents, total, free = self._region.members.capacity()
+        own = RegionView(
+            region=home,
+            node=self.identity.node,
+            addresses=(),
+            relation="self",
+            agents=agents,
+            memory_total=total,
+            memory_free=free,
+            age_s=0.0,
+        )
+        newest: dict[str, RegionRecord] = {}
+        for record in sorted(await self._region_records(), key=lambda r: r.seq):
+            newest[record.node] = record
+        if mine := newest.pop(self.identity.node, None):
+            own = _region_view(home, mine, now, relation="self")
+        others = [_region_view(home, r, now) for r in newest.values() if r.expiry > now]
+        return [own, *sorted(others, key=lambda v: (v.region, v.node))]
+
+    async def categories(self) -> Category:
+        """The tree below `/`, with how many services each subtree holds."""
+        counts: Counter[str] = Counter()
+        for digest_category in {(r.digest, r.category) for r in await self.catalogue.search()}:
+            counts[digest_category[1]] += 1
+        return category_tree(counts)
+
+    def stats(self) -> ControllerStats:
+        agents, total, free = self._region.members.capacity()
+        states = Counter(str(report.state) for _, report in self._region.members.instances())
+        return ControllerStats(
+            starts=dict(self._region.stats.starts),
+            phases=self._region.stats.phases,
+            agents=agents,
+            memory_total=total,
+            memory_free=free,
+            instances=dict(states),
+            leases=self._region.leases.count(self._clock()),
+        )
+
+    async def _region_records(self) -> list[RegionRecord]:
+        """Those at every lookup name that the mesh answers for now. Raises Unavailable only if it answers for none."""
+        names = hierarchy.lookup_names(self.config.region)
+        answers = await asyncio.gather(*(self._directory.regions(n) for n in names), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, Problem):
+                raise answer
+        failures = [a for a in answers if isinstance(a, Problem)]
+        if len(failures) == len(answers):
+            raise Unavailable(f"the mesh does not say which regions there are: {failures[0].detail}", retry_after=2)
+        return [record for answer in answers if isinstance(answer, list) for record in answer]
+
+    # --- loops ------------------------------------------------------------------------------------------------------
+
+    def recall(self) -> None:
+        """Take up instances and leases from before a restart."""
+        self._region.recall()
+
+    async def close_links(self) -> None:
+        """Say goodbye to the agents, before the listener that carries their links closes."""
+        await self._region.links.close()
+
+    def _note_capacity(self) -> None:
+        agents, total, free = self._region.members.capacity()
+        before_agents, before_total, before_free = self._announced
+        if (agents, total) != (before_agents, before_total) or abs(free - before_free) >= max(NOTABLE_MB, total // 10):
+            self._announcement_wanted.set()
+
+    async def announce_forever(self) -> None:
+        """Tell the mesh what our agents offer, every 10 s and soon after a notable change."""
+        while True:
+            self._announcement_wanted.clear()
+            agents, total, free = self._announced = self._region.members.capacity()
+            try:
+                await self._directory.announce_region(
+                    region=self.config.region, agents=agents, memory_total=total, memory_free=free
+                )
+            except Problem as problem:
+                log.warning("region-not-announced", problem=problem.detail)
+            await asyncio.sleep(ANNOUNCE_PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(ANNOUNCE_EVERY_S):
+                    await self._announcement_wanted.wait()
+
+    async def sweep_forever(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_EVERY_S)
+            self._operations.sweep()
+
+    async def write_journal_forever(self, journal: Journal) -> None:
+        while True:
+            await journal.wanted.wait()
+            await asyncio.sleep(JOURNAL_PAUSE_S)
+            await journal.flush()
+
+
+@asynccontextmanager
+async def running_controller(
+    config: ControllerConfig,
+    *,
+    identity: PeerIdentity,
+    directory: Directory,
+    content: Content,
+    http: PeerHttp,
+    describe: Describe,
+    publisher_key: Ed25519PrivateKey,
+    operator_token: str,
+    clock: Callable[[], float] = time.time,
+) -> AsyncIterator[Controller]:
+    """A controller with its loops. Serve `api.client_routes` and `api.peer_routes` to make it reachable.
+
+    On exit starts under way are cancelled here, not at their agents; instances and leases are on disk.
+    """
+    async with open_journal(config.database) as journal:
+        tasks = OwnedTasks()
+        controller = Controller(
+            config,
+            identity=identity,
+            journal=journal,
+            tasks=tasks,
+            directory=directory,
+            content=content,
+            http=http,
+            describe=describe,
+            publisher_key=publisher_key,
+            operator_token=operator_token,
+            clock=clock,
+        )
+        controller.recall()
+        async with asyncio.TaskGroup() as group:
+            loops = [
+                group.create_task(controller.announce_forever(), name="announce-region"),
+                group.create_task(controller.sweep_forever(), name="sweep-leases"),
+                group.create_task(controller.write_journal_forever(journal), name="write-journal"),
+            ]
+            try:
+                yield controller
+            finally:
+                for loop in loops:
+                    loop.cancel()
+                await tasks.aclose()
+                await controller.close_links()
+
+
+def category_tree(counts: Counter[str], category: str = "/") -> Category:
+    """From services per category to the tree with subtree counts."""
+    prefix = category.rstrip("/") + "/"
+    below = sorted({prefix + c[len(prefix) :].split("/")[0] for c in counts if c.startswith(prefix) and c != "/"})
+    children = tuple(category_tree(counts, child) for child in below)
+    return Category(category, counts[category] + sum(c.services for c in children), children)
+
+
+def _region_view(home: str, record: RegionRecord, now: float, relation: str | None = None) -> RegionView:
+    return RegionView(
+        region=record.region,
+        node=record.node,
+        addresses=record.addresses,
+        relation=relation or hierarchy.relation(home, record.region),
+        agents=record.agents,
+        memory_total=record.memory_total,
+        memory_free=record.memory_free,
+        age_s=round(max(0.0, now - record.seq / 1000), 3),
+    )

@@ -1,0 +1,112 @@
+"""One piece of work for everyone who asks for the same thing at the same time.
+
+A flight is owned by the controller, not by who asked first: a waiter that goes away leaves the others waiting. A
+failure reaches every present waiter once; the next request begins anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Hashable
+from typing import Any, Generic, TypeVar
+
+import structlog
+
+from protocol.instances import Progress
+from protocol.problems import DeadlineExceeded, Problem
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+OnProgress = Callable[[Progress], None]
+
+
+class OwnedTasks:
+    """Background work that is cancelled and awaited when its owner closes."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("background-task-failed", error=repr(error), exc_info=error)
+
+    async def aclose(self) -> None:
+        while self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+class Flight(Generic[T]):
+    """Use `Flights`."""
+
+    def __init__(self) -> None:
+        self._landed: asyncio.Future[T | Problem] = asyncio.get_running_loop().create_future()
+        self._listeners: list[OnProgress] = []
+        self._last: Progress | None = None
+
+    def progress(self, step: Progress) -> None:
+        self._last = step
+        for listener in tuple(self._listeners):
+            listener(step)
+
+    async def wait(self, on_progress: OnProgress, timeout_s: float) -> T:
+        """The result of the work. Raises its Problem, or DeadlineExceeded while the work goes on."""
+        self._listeners.append(on_progress)
+        if self._last is not None:
+            on_progress(self._last)
+        try:
+            await asyncio.wait({self._landed}, timeout=max(0.0, timeout_s))
+        finally:
+            self._listeners.remove(on_progress)
+        if not self._landed.done():
+            raise DeadlineExceeded(
+                "the service is not ready within the time asked for; its start goes on",
+                fix="Ask again: the request joins the start under way. Or allow more time in wait_s.",
+                retry_after=5,
+            )
+        outcome = self._landed.result()
+        if isinstance(outcome, Problem):
+            raise Problem.from_dict(outcome.to_dict())
+        return outcome
+
+    def land(self, outcome: T | Problem) -> None:
+        if not self._landed.done():
+            self._landed.set_result(outcome)
+
+
+class Flights(Generic[T]):
+    """`tasks` owns the work."""
+
+    def __init__(self, tasks: OwnedTasks) -> None:
+        self._tasks = tasks
+        self._flights: dict[Hashable, Flight[T]] = {}
+
+    def join(self, key: Hashable, work: Callable[[OnProgress], Awaitable[T]]) -> tuple[Flight[T], bool]:
+        """The flight for `key`, and whether this call opened it."""
+        if flight := self._flights.get(key):
+            return flight, False
+        flight = self._flights[key] = Flight()
+        self._tasks.spawn(self._fly(key, flight, work))
+        return flight, True
+
+    async def _fly(self, key: Hashable, flight: Flight[T], work: Callable[[OnProgress], Awaitable[T]]) -> None:
+        outcome: T | Problem = Problem("the controller stopped", fix="Ask again.")
+        try:
+            outcome = await work(flight.progress)
+        except Problem as problem:
+            outcome = problem
+        except Exception:
+            log.exception("start-failed-unforeseen")
+            outcome = Problem("This node met a fault of its own.", fix="Its log has the details.")
+        finally:
+            self._flights.pop(key, None)
+            flight.land(outcome)

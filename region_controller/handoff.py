@@ -1,0 +1,125 @@
+"""Asking the controller of another region to host (`POST /peer/handoff`), and working its leases from here.
+
+Mutual TLS says who asks; only controllers may. A repeated `request_key` of one peer is the same request. The receiver
+reserves the memory before it answers, so an answer is a promise kept already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+import structlog
+from msgspec import Meta, Struct
+
+from dht.contracts import Directory
+from dht.peer_http import PeerHttp, read_bounded
+from protocol.instances import InstanceView, StartAnswer, StartRequest
+from protocol.problems import Unavailable
+from protocol.records import Digest, NodeId
+from region_controller.hierarchy import MAX_HOPS, Hop
+from region_controller.leases import Held
+
+log = structlog.get_logger(__name__)
+
+MAX_ANSWER = 256 << 10
+ANSWER_MARGIN_S = 0.3
+"""A receiver that runs out of time must still be able to say so."""
+VERB_TIMEOUT_S = 30.0
+VIEW_TIMEOUT_S = 3.0
+OPERATOR_HEADER = "Cornerstore-Operator"
+"""`1`: an operator of the region that handed the instance off asks. Counts for that region's own instances only."""
+
+A = TypeVar("A", StartAnswer, InstanceView)
+Verb = Literal["stop", "restart", "alive", "remove"]
+VERBS: tuple[Verb, ...] = ("stop", "restart", "alive", "remove")
+
+
+class HandoffRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`request` as the phone sent it; `digest`: what it was resolved to. `visited`: nodes that were or will be asked.
+
+    `hops` counts this one, from 1. `deadline_s`: seconds left for the answer.
+    """
+
+    request: StartRequest
+    digest: Digest
+    visited: Annotated[tuple[NodeId, ...], Meta(max_length=256)]
+    hops: Annotated[int, Meta(ge=1, le=MAX_HOPS)]
+    deadline_s: Annotated[float, Meta(gt=0, le=3600)]
+    request_key: Annotated[str, Meta(min_length=8, max_length=64)]
+
+
+class AliveRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Optional body of `POST .../alive`. `alive_time` in s from now; None: the instance's own; 0: until stopped."""
+
+    alive_time: Annotated[int, Meta(ge=0, le=604_800)] | None = None
+
+
+class RemoteRegions:
+    """The other controllers, as this one calls them."""
+
+    def __init__(self, http: PeerHttp, directory: Directory) -> None:
+        self._http = http
+        self._directory = directory
+
+    async def ask(self, hop: Hop, body: HandoffRequest) -> tuple[StartAnswer, str]:
+        """The answer, and the address that gave it. Raises the peer's Problem, or Unavailable.
+
+        Only an address that cannot be reached is followed by the next; the request key makes that safe.
+        """
+        failure: Unavailable | None = None
+        for address in hop.addresses:
+            try:
+                return await self._answer(
+                    "POST",
+                    address,
+                    "/peer/handoff",
+                    StartAnswer,
+                    body.deadline_s + ANSWER_MARGIN_S,
+                    data=msgspec.json.encode(body),
+                ), address
+            except Unavailable as problem:
+                if type(problem) is not Unavailable:
+                    raise
+                failure = problem
+        raise failure or Unavailable(f"region {hop.region} gives no address")
+
+    async def command(
+        self, held: Held, verb: Verb, *, token: str | None, operator: bool, body: AliveRequest
+    ) -> InstanceView:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        if operator:
+            headers[OPERATOR_HEADER] = "1"
+        data = msgspec.json.encode(body) if verb == "alive" else b""
+        path = f"/peer/instances/{held.instance}/{verb}"
+        return await self._at_holder(held, "POST", path, VERB_TIMEOUT_S, headers=headers, data=data)
+
+    async def view(self, held: Held) -> InstanceView:
+        return await self._at_holder(held, "GET", f"/peer/instances/{held.instance}", VIEW_TIMEOUT_S)
+
+    async def _at_holder(self, held: Held, method: str, path: str, timeout_s: float, **kwargs: Any) -> InstanceView:
+        """At the address known; if that is dead, at those its controller announces now."""
+        try:
+            return await self._answer(method, held.address, path, InstanceView, timeout_s, **kwargs)
+        except Unavailable as problem:
+            for address in await self._announced(held):
+                if address != held.address:
+                    log.info("handoff-address-changed", region=held.region, address=address)
+                    return await self._answer(method, address, path, InstanceView, timeout_s, **kwargs)
+            raise problem
+
+    async def _announced(self, held: Held) -> Sequence[str]:
+        try:
+            records = await self._directory.regions(f"region:{held.region}")
+        except Unavailable:
+            return ()
+        return [a for r in records if r.node == held.controller for a in r.addresses]
+
+    async def _answer(self, method: str, address: str, path: str, kind: type[A], timeout_s: float, **kwargs: Any) -> A:
+        async with self._http.request(method, address, path, timeout_s=timeout_s, **kwargs) as response:
+            body = await read_bounded(response, MAX_ANSWER)
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except msgspec.MsgspecError as error:
+            raise Unavailable(f"controller {address} answered something else: {error}") from None

@@ -1,0 +1,107 @@
+"""What the controller must still know after a restart: instances and leases, in one sqlite file.
+
+Writes are queued and flushed together in a thread, so that a warm answer never waits for the disk; a cold one waits
+for its flush. Tokens are stored as their SHA-256 only.
+
+    instances(instance PRIMARY KEY, held)                 held: msgpack of leases.Held
+    leases(instance, token_sha256 PRIMARY KEY, deadline)  deadline: Unix s, NULL until stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import structlog
+
+from region_controller.leases import Held, LeaseRow
+
+log = structlog.get_logger(__name__)
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS instances (instance TEXT PRIMARY KEY, held BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS leases (
+    token_sha256 TEXT PRIMARY KEY, instance TEXT NOT NULL, deadline REAL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS leases_of ON leases (instance);
+"""
+
+
+class Journal:
+    """Use `open_journal`. All methods but `flush` and `load` only queue."""
+
+    def __init__(self, database: sqlite3.Connection) -> None:
+        self._database = database
+        self._queue: list[tuple[str, tuple[Any, ...]]] = []
+        self._flushing = asyncio.Lock()
+        self.wanted = asyncio.Event()
+
+    def save_instance(self, held: Held) -> None:
+        self._put("INSERT OR REPLACE INTO instances VALUES (?, ?)", held.instance, msgspec.msgpack.encode(held))
+
+    def save_lease(self, lease: LeaseRow) -> None:
+        self._put("INSERT OR REPLACE INTO leases VALUES (?, ?, ?)", lease.token_sha256, lease.instance, lease.deadline)
+
+    def end_lease(self, lease: LeaseRow) -> None:
+        self._put("DELETE FROM leases WHERE token_sha256 = ?", lease.token_sha256)
+
+    def forget(self, instance: str) -> None:
+        self._put("DELETE FROM instances WHERE instance = ?", instance)
+        self._put("DELETE FROM leases WHERE instance = ?", instance)
+
+    def load(self) -> tuple[list[Held], list[LeaseRow]]:
+        """Everything known when the controller stopped. A row that cannot be read is left out and logged."""
+        held = []
+        for instance, blob in self._database.execute("SELECT instance, held FROM instances"):
+            try:
+                held.append(msgspec.msgpack.decode(blob, type=Held))
+            except msgspec.MsgspecError as error:
+                log.warning("journal-row-unreadable", instance=instance, error=str(error))
+        known = {h.instance for h in held}
+        rows = self._database.execute("SELECT instance, token_sha256, deadline FROM leases")
+        return held, [LeaseRow(*row) for row in rows if row[0] in known]
+
+    async def flush(self) -> None:
+        """Make everything queued durable. A disk that fails is logged; what was queued is tried again next time."""
+        async with self._flushing:
+            self.wanted.clear()
+            batch, self._queue = self._queue, []
+            if not batch:
+                return
+            try:
+                await asyncio.to_thread(self._write, batch)
+            except sqlite3.Error as error:
+                self._queue[:0] = batch
+                log.error("journal-write-failed", rows=len(batch), error=str(error))
+
+    def _put(self, statement: str, *values: Any) -> None:
+        self._queue.append((statement, values))
+        self.wanted.set()
+
+    def _write(self, batch: list[tuple[str, tuple[Any, ...]]]) -> None:
+        with self._database:
+            for statement, values in batch:
+                self._database.execute(statement, values)
+
+
+@asynccontextmanager
+async def open_journal(path: Path) -> AsyncIterator[Journal]:
+    """The journal at `path`, made if absent; flushed and closed on exit."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    database = sqlite3.connect(path, check_same_thread=False)
+    try:
+        database.execute("PRAGMA journal_mode = WAL")
+        database.execute("PRAGMA synchronous = NORMAL")
+        database.executescript(_SCHEMA)
+        journal = Journal(database)
+        try:
+            yield journal
+        finally:
+            await journal.flush()
+    finally:
+        database.close()

@@ -1,0 +1,339 @@
+"""The REST interface as one table of operations, and its description as OpenAPI 3.1.
+
+`api` serves exactly this table; a test holds routes and description together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+
+from protocol.instances import (
+    AgentView,
+    InstanceView,
+    RegionView,
+    ServiceView,
+    StartAnswer,
+    StartRequest,
+)
+from region_controller.controller import Category, Health
+from region_controller.handoff import AliveRequest
+
+Auth = Literal["none", "lease", "publisher"]
+
+
+class ProblemBody(Struct, frozen=True, rename={"kind": "type"}):
+    """RFC 9457 problem details; `fix` says what to do next. Some problems carry further members."""
+
+    kind: str
+    title: str
+    status: int
+    detail: str
+    fix: str = ""
+
+
+class Parameter(Struct, frozen=True):
+    """A query parameter, or a header; path parameters follow from the path."""
+
+    name: str
+    description: str
+    where: Literal["query", "header"] = "query"
+    many: bool = False
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """`name` is the operationId and the handler's key. `body`: JSON type, or `application/zip` for raw bytes.
+
+    `answers`: status to type; `str` names a content type without a schema.
+    """
+
+    name: str
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    summary: str
+    answers: dict[int, Any]
+    body: Any = None
+    parameters: tuple[Parameter, ...] = ()
+    auth: Auth = "none"
+    problems: tuple[int, ...] = ()
+    streams: bool = False
+
+
+RECORD_HEADER = "Cornerstore-Record"
+_RECORD = Parameter(RECORD_HEADER, "base64url of the signed envelope of the ServiceRecord", "header")
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="start_instance",
+        method="POST",
+        path="/v1/instances",
+        summary="Start a service, by id, name, digest or meaning. 201: started for this request; 200: it ran already. "
+        "With `Accept: text/event-stream` progress is streamed, then one `result` or `problem` event.",
+        body=StartRequest,
+        answers={200: StartAnswer, 201: StartAnswer},
+        problems=(400, 404, 409, 413, 429, 502, 503, 504),
+        streams=True,
+    ),
+    Operation(
+        name="list_instances",
+        method="GET",
+        path="/v1/instances",
+        summary="All instances of the region, and those it handed off.",
+        answers={200: list[InstanceView]},
+    ),
+    Operation(
+        name="get_instance",
+        method="GET",
+        path="/v1/instances/{instance}",
+        summary="One instance, with its last log lines.",
+        answers={200: InstanceView},
+        problems=(404,),
+    ),
+    Operation(
+        name="remove_instance",
+        method="DELETE",
+        path="/v1/instances/{instance}",
+        summary="Stop and remove it. While others hold it, only the caller's lease ends.",
+        answers={200: InstanceView},
+        auth="lease",
+        problems=(401, 403, 404, 409, 503),
+    ),
+    Operation(
+        name="stop_instance",
+        method="POST",
+        path="/v1/instances/{instance}/stop",
+        summary="Stop it without removing it. While others hold it, only the caller's lease ends; `reason` says so.",
+        answers={200: InstanceView},
+        auth="lease",
+        problems=(401, 403, 404, 409, 503),
+    ),
+    Operation(
+        name="restart_instance",
+        method="POST",
+        path="/v1/instances/{instance}/restart",
+        summary="Start a stopped instance again, at the same address.",
+        answers={200: InstanceView},
+        auth="lease",
+        problems=(401, 403, 404, 409, 502, 503),
+    ),
+    Operation(
+        name="keep_instance_alive",
+        method="POST",
+        path="/v1/instances/{instance}/alive",
+        summary="It lives at least `alive_time` seconds from now. The body may be absent.",
+        body=AliveRequest,
+        answers={200: InstanceView},
+        auth="lease",
+        problems=(400, 401, 403, 404, 409, 413, 503),
+    ),
+    Operation(
+        name="search_services",
+        method="GET",
+        path="/v1/services",
+        summary="Published services of the whole mesh, newest first.",
+        answers={200: list[ServiceView]},
+        parameters=(
+            Parameter("category", "subtree, such as /image"),
+            Parameter("input", "a type that must be accepted", many=True),
+            Parameter("output", "a type that must be produced", many=True),
+            Parameter("id", "the service id"),
+            Parameter("q", "words in id, name, description or category"),
+        ),
+        problems=(400, 503),
+    ),
+    Operation(
+        name="publish_service",
+        method="POST",
+        path="/v1/services",
+        summary="Publish a CSAR: the body is its bytes. Signed by the developer's key in the header, "
+        "or, with the operator's token, by the site's.",
+        body="application/zip",
+        answers={201: ServiceView},
+        parameters=(_RECORD,),
+        auth="publisher",
+        problems=(400, 401, 413, 422, 507),
+    ),
+    Operation(
+        name="get_service",
+        method="GET",
+        path="/v1/services/{digest}",
+        summary="One published service.",
+        answers={200: ServiceView},
+        problems=(400, 404, 503),
+    ),
+    Operation(
+        name="withdraw_service",
+        method="DELETE",
+        path="/v1/services/{digest}",
+        summary="Withdraw it: a tombstone in the header, or the operator's token for what this site published.",
+        answers={200: ServiceView},
+        parameters=(_RECORD,),
+        auth="publisher",
+        problems=(400, 401, 403, 404, 422, 503),
+    ),
+    Operation(
+        name="get_content",
+        method="GET",
+        path="/v1/content/{digest}",
+        summary="The CSAR of a published service, fetched through the mesh if need be.",
+        answers={200: "application/zip"},
+        problems=(400, 404, 502, 503, 504, 507),
+    ),
+    Operation(
+        name="list_categories",
+        method="GET",
+        path="/v1/categories",
+        summary="The category tree, with how many services each subtree holds.",
+        answers={200: Category},
+        problems=(503,),
+    ),
+    Operation(
+        name="list_agents",
+        method="GET",
+        path="/v1/agents",
+        summary="The agents of this region.",
+        answers={200: list[AgentView]},
+    ),
+    Operation(
+        name="list_regions",
+        method="GET",
+        path="/v1/regions",
+        summary="This region, and those above, beside and below it.",
+        answers={200: list[RegionView]},
+        problems=(503,),
+    ),
+    Operation(
+        name="get_health",
+        method="GET",
+        path="/v1/healthz",
+        summary="Whether this controller answers.",
+        answers={200: Health},
+    ),
+    Operation(
+        name="get_openapi",
+        method="GET",
+        path="/openapi.json",
+        summary="This description.",
+        answers={200: "application/json"},
+    ),
+)
+
+NODE_OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        name="get_metrics",
+        method="GET",
+        path="/metrics",
+        summary="Counters in the Prometheus text format.",
+        answers={200: "text/plain"},
+    ),
+    Operation(
+        name="get_page",
+        method="GET",
+        path="/",
+        summary="A page for people.",
+        answers={200: "text/html"},
+    ),
+)
+"""What the node serves beside this package on the same listener."""
+
+
+def describe_api(version: str, extra: Sequence[Operation] = NODE_OPERATIONS) -> dict[str, Any]:
+    """The OpenAPI 3.1 document of `OPERATIONS` and `extra`, as JSON types."""
+    operations = (*OPERATIONS, *extra)
+    types = [ProblemBody, *(t for o in operations for t in (o.body, *o.answers.values()) if _is_type(t))]
+    schemas, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    schema_of = dict(zip(map(repr, types), schemas, strict=True))
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, schema_of)
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Cornerstore region controller", "version": version},
+        "paths": paths,
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "the lease token of the instance, or the operator's token",
+                }
+            },
+        },
+    }
+
+
+def _is_type(kind: Any) -> bool:
+    return kind is not None and not isinstance(kind, str)
+
+
+def _operation(operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
+    problem = {"application/problem+json": {"schema": schema_of[repr(ProblemBody)]}}
+    described: dict[str, Any] = {
+        "operationId": operation.name,
+        "summary": operation.summary,
+        "responses": {
+            **{str(s): _answer(s, kind, operation, schema_of) for s, kind in operation.answers.items()},
+            **{str(s): {"description": _PROBLEMS[s], "content": problem} for s in operation.problems},
+        },
+    }
+    if parameters := _parameters(operation):
+        described["parameters"] = parameters
+    if operation.body is not None:
+        described["requestBody"] = {
+            "required": operation.body is not AliveRequest,
+            "content": _content(operation.body, schema_of),
+        }
+    if operation.auth == "lease":
+        described["security"] = [{"bearer": []}]
+    elif operation.auth == "publisher":
+        described["security"] = [{"bearer": []}, {}]
+    return described
+
+
+def _answer(status: int, kind: Any, operation: Operation, schema_of: dict[str, Any]) -> dict[str, Any]:
+    content = _content(kind, schema_of)
+    if operation.streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return {"description": "Created" if status == 201 else "OK", "content": content}
+
+
+def _content(kind: Any, schema_of: dict[str, Any]) -> dict[str, Any]:
+    return {kind: {}} if isinstance(kind, str) else {"application/json": {"schema": schema_of[repr(kind)]}}
+
+
+def _parameters(operation: Operation) -> list[dict[str, Any]]:
+    in_path = [part[1:-1] for part in operation.path.split("/") if part.startswith("{")]
+    described: list[dict[str, Any]] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in in_path
+    ]
+    for parameter in operation.parameters:
+        one: dict[str, Any] = {"type": "string"}
+        described.append(
+            {
+                "name": parameter.name,
+                "in": parameter.where,
+                "description": parameter.description,
+                "schema": {"type": "array", "items": one} if parameter.many else one,
+            }
+        )
+    return described
+
+
+_PROBLEMS = {
+    400: "The request cannot be understood",
+    401: "A key or a lease token is needed",
+    403: "The key or token does not allow this",
+    404: "There is no such thing",
+    409: "Ambiguous, or not in this state",
+    413: "Too much data",
+    422: "The archive or record is not valid",
+    429: "Too many requests at once",
+    502: "The service itself failed: fetch, build or start",
+    503: "Nobody can do it now; see Retry-After",
+    504: "Not done within the time asked for",
+    507: "No room left",
+}

@@ -1,0 +1,172 @@
+"""What holders of a lease and operators do with an instance: look, stop, restart, extend, remove. Here or by proxy."""
+
+from __future__ import annotations
+
+import secrets
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from protocol.instances import InstanceReport, InstanceView, ServiceRef, State
+from protocol.link import Command, Extend, Remove, Restart, Stop
+from protocol.problems import Conflict, Problem, UnknownInstance
+from region_controller.handoff import AliveRequest, RemoteRegions, Verb
+from region_controller.leases import Held, LeaseRow, lease_deadline
+from region_controller.region import Region
+
+log = structlog.get_logger(__name__)
+
+COMMAND_S = 60.0
+KEEP_LAPSED_S = 3600.0
+"""How long a handed-off instance is remembered after its last lease ran out."""
+
+
+class Caller(Struct, frozen=True):
+    """Who asks. `token`: what came as `Authorization: Bearer`. `peer`: the controller that passes it on, if any."""
+
+    token: str | None = None
+    operator: bool = False
+    peer: str = ""
+
+
+class Operations:
+    def __init__(self, region: Region, remote: RemoteRegions) -> None:
+        self._region = region
+        self._remote = remote
+        self._seen: dict[str, InstanceView] = {}
+
+    # --- look -------------------------------------------------------------------------------------------------------
+
+    def instances(self) -> list[InstanceView]:
+        """Those of our agents, and those handed off as they were last seen."""
+        here = [self._region.view(node, report) for node, report in self._region.members.instances()]
+        away = [self._last_seen(held) for held in self._region.leases.all_held() if held.address]
+        return sorted([*here, *away], key=lambda v: (v.service.id, v.instance))
+
+    async def instance(self, instance: str) -> InstanceView:
+        """Raises UnknownInstance."""
+        held = self._region.leases.held(instance)
+        if held is None or not held.address:
+            return self._view(instance)
+        try:
+            view = await self._remote.view(held)
+        except UnknownInstance:
+            self._forget(instance)
+            raise
+        except Problem as problem:
+            return msgspec.structs.replace(self._last_seen(held), state=State.UNKNOWN, reason=problem.detail)
+        self._seen[instance] = view
+        return view
+
+    def _view(self, instance: str) -> InstanceView:
+        return self._region.view(*self._find(instance))
+
+    def _find(self, instance: str) -> tuple[str, InstanceReport]:
+        if found := self._region.members.find(instance):
+            return found
+        raise UnknownInstance(f"instance {instance[:64]} is not known here", fix="GET /v1/instances lists what is.")
+
+    def _last_seen(self, held: Held) -> InstanceView:
+        return self._seen.get(held.instance) or InstanceView(
+            instance=held.instance,
+            service=ServiceRef(held.digest, held.service_id, held.service_name),
+            state=State.UNKNOWN,
+            region=held.region,
+            agent="",
+            host=held.host,
+            mem=held.mem,
+            reason=f"handed off to {held.region}, not asked yet",
+        )
+
+    # --- act --------------------------------------------------------------------------------------------------------
+
+    async def act(self, verb: Verb, instance: str, caller: Caller, body: AliveRequest | None = None) -> InstanceView:
+        """The instance afterwards. Raises UnknownInstance, KeyNeeded, Forbidden, Conflict, Unavailable."""
+        lease = self._authorise(instance, caller)
+        held = self._region.leases.held(instance)
+        asked = body or AliveRequest()
+        if held is not None and held.address:
+            return await self._by_proxy(held, lease, verb, caller, asked)
+        self._find(instance)
+        if verb in ("stop", "remove") and lease is not None and (view := self._end_one_of_many(instance, lease)):
+            return view
+        if verb == "stop":
+            reason = "stopped-by-operator" if lease is None else "stopped-by-client"
+            return await self._command(Stop(_id(), instance, reason))
+        if verb == "remove":
+            view = await self._command(Remove(_id(), instance))
+            self._forget(instance)
+            return view
+        if verb == "restart":
+            view = await self._command(Restart(_id(), instance))
+        else:
+            view = await self._extend(instance, asked.alive_time)
+        if lease is not None:
+            alive_time = view.alive_time if asked.alive_time is None else asked.alive_time
+            self._region.extend(lease, lease_deadline(alive_time, self._region.clock()))
+        return view
+
+    def _authorise(self, instance: str, caller: Caller) -> LeaseRow | None:
+        """The caller's lease, None for an operator: ours, or the one of the region that handed the instance to us."""
+        held = self._region.leases.held(instance)
+        if caller.operator and (not caller.peer or (held is not None and held.origin == caller.peer)):
+            return None
+        if held is None and self._region.members.find(instance):
+            raise Conflict(f"nobody holds a lease on instance {instance}", fix="An operator may stop and remove it.")
+        return self._region.leases.lease(instance, caller.token)
+
+    def _end_one_of_many(self, instance: str, lease: LeaseRow) -> InstanceView | None:
+        """While others hold the instance, a holder only ends its own lease."""
+        others = self._region.leases.others(lease, self._region.clock())
+        if not others:
+            return None
+        self._region.end(lease)
+        holds = "1 other lease holds" if others == 1 else f"{others} other leases hold"
+        return msgspec.structs.replace(
+            self._view(instance), reason=f"your lease ended; the instance goes on because {holds} it"
+        )
+
+    async def _extend(self, instance: str, alive_time: int | None) -> InstanceView:
+        _, report = self._find(instance)
+        if report.state in (State.STOPPED, State.FAILED):
+            raise Conflict(f"instance {instance} is {report.state}: it cannot be kept alive", fix="Restart it.")
+        return await self._command(Extend(_id(), instance, alive_time))
+
+    async def _command(self, command: Command) -> InstanceView:
+        instance = command.instance
+        node, _ = self._find(instance)
+        done = await self._region.links.link(node).call(command, timeout_s=COMMAND_S)
+        return self._region.view(node, done.report)
+
+    async def _by_proxy(
+        self, held: Held, lease: LeaseRow | None, verb: Verb, caller: Caller, body: AliveRequest
+    ) -> InstanceView:
+        try:
+            view = await self._remote.command(held, verb, token=caller.token, operator=lease is None, body=body)
+        except UnknownInstance:
+            self._forget(held.instance)
+            raise
+        self._seen[held.instance] = view
+        if view.state == State.REMOVED:
+            self._forget(held.instance)
+        elif lease is not None and verb in ("alive", "restart"):
+            self._region.extend(lease, view.expires_at)
+        return view
+
+    def _forget(self, instance: str) -> None:
+        self._seen.pop(instance, None)
+        self._region.forget(instance)
+
+    def sweep(self) -> None:
+        """Forget what is long over: agents that never came back, and handed-off instances nobody holds."""
+        now = self._region.clock()
+        for instance in self._region.members.sweep(now):
+            self._forget(instance)
+        for held in self._region.leases.all_held():
+            if held.address and self._region.leases.lapsed(held.instance, now - KEEP_LAPSED_S):
+                self._forget(held.instance)
+
+
+def _id() -> str:
+    return secrets.token_hex(8)

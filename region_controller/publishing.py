@@ -1,0 +1,260 @@
+"""Publishing through a controller: an uploaded CSAR is checked, kept and announced; withdrawing; downloading.
+
+A developer's own key signs the record (header `Cornerstore-Record`: base64url of the signed envelope); without one an
+operator's token is needed and the site's key signs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import errno
+import hashlib
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+import structlog
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from dht.contracts import Content, Directory
+from protocol.identifiers import DIGEST_PREFIX
+from protocol.instances import ServiceView
+from protocol.problems import (
+    BadRequest,
+    DiskFull,
+    Forbidden,
+    InvalidRecord,
+    KeyNeeded,
+    NotFound,
+    Problem,
+    TooLarge,
+    Unavailable,
+)
+from protocol.records import (
+    CLOCK_SKEW_S,
+    MAX_ENVELOPE,
+    ServiceRecord,
+    Signed,
+    raw_public_key,
+    service_record,
+    sign,
+    verify,
+)
+from protocol.service import ServiceDescriptor
+from region_controller.catalogue import Catalogue
+from region_controller.region import ControllerConfig
+
+log = structlog.get_logger(__name__)
+
+SITE_RECORD_S = 180 * 86_400
+"""How long a record signed with the site's key lives."""
+FETCH_S = 300.0
+
+Describe = Callable[[Path], Awaitable[ServiceDescriptor]]
+
+
+class Publishing:
+    def __init__(
+        self,
+        config: ControllerConfig,
+        *,
+        directory: Directory,
+        content: Content,
+        catalogue: Catalogue,
+        describe: Describe,
+        key: Ed25519PrivateKey,
+        clock: Callable[[], float],
+    ) -> None:
+        self._config = config
+        self._directory = directory
+        self._content = content
+        self._catalogue = catalogue
+        self._describe = describe
+        self._key = key
+        self._clock = clock
+        self._labels: dict[str, dict[str, str]] = {}
+
+    def labels_of(self, digest: str) -> dict[str, str]:
+        """Labels that a service published here asks of its agent; elsewhere the agent itself checks them."""
+        return self._labels.get(digest, {})
+
+    async def publish(self, body: AsyncIterator[bytes], header: str | None, *, operator: bool) -> ServiceView:
+        """Raises KeyNeeded, TooLarge, DiskFull, InvalidArchive, InvalidRecord, Forbidden."""
+        signed = _envelope(header) if header is not None else None
+        if signed is None and not operator:
+            raise KeyNeeded(
+                "publishing needs a publisher's key or the operator's token",
+                fix="Use `cornerstore publish`, which signs with your key, or send the operator's token.",
+            )
+        async with self._spooled(body) as (path, digest, size):
+            descriptor = await self._describe(path)
+            record = self._checked(signed, descriptor, digest, size)
+            if signed is None:
+                signed = sign(record, self._key)
+            await self._keep(path, signed, record)
+        self._labels[digest] = descriptor.placement.required_labels
+        self._catalogue.published(record)
+        log.info("service-published", digest=digest, id=record.id, publisher=record.publisher.hex()[:16])
+        return service_view(record)
+
+    def _checked(self, signed: Signed | None, descriptor: ServiceDescriptor, digest: str, size: int) -> ServiceRecord:
+        """The record to announce. Raises InvalidRecord where the developer's differs from the archive."""
+        now = self._clock()
+        if signed is None:
+            return service_record(
+                descriptor,
+                digest=digest,
+                size=size,
+                publisher=raw_public_key(self._key),
+                seq=int(now * 1000),
+                expiry=int(now + SITE_RECORD_S),
+            )
+        record = _service(signed)
+        if record.withdrawn:
+            raise InvalidRecord("the record is a tombstone", fix="Withdraw with DELETE /v1/services/{digest}.")
+        self._check_times(record, now)
+        true = service_record(
+            descriptor, digest=digest, size=size, publisher=record.publisher, seq=record.seq, expiry=record.expiry
+        )
+        wrong = [f for f in ServiceRecord.__struct_fields__ if getattr(record, f) != getattr(true, f)]
+        if wrong:
+            said = ", ".join(f"{f} is {getattr(true, f)!r}, not {getattr(record, f)!r}" for f in wrong)
+            raise InvalidRecord(f"the record does not describe this archive: {said}", fix="Sign a record of this file.")
+        return record
+
+    def _check_times(self, record: ServiceRecord, now: float) -> None:
+        if record.expiry <= now:
+            raise InvalidRecord("the record has expired", fix="Sign a new one.")
+        if record.seq > (now + CLOCK_SKEW_S) * 1000:
+            raise InvalidRecord("the record was signed in the future", fix="Set the clock of the signing machine.")
+
+    async def _keep(self, path: Path, signed: Signed, record: ServiceRecord) -> None:
+        pin = _pin(record)
+        await self._content.add(path, pin=pin)
+        try:
+            await self._announce(signed)
+        except InvalidRecord:
+            await self._drop(record)
+            raise
+
+    async def _announce(self, signed: Signed) -> None:
+        """A record that no peer could be told of now is told later by the directory."""
+        try:
+            await self._directory.publish(signed)
+        except Unavailable as problem:
+            log.warning("published-alone", problem=problem.detail)
+
+    async def withdraw(self, digest: str, header: str | None, *, operator: bool) -> ServiceView:
+        """Raises KeyNeeded, NotFound, Forbidden, InvalidRecord."""
+        if header is None and not operator:
+            raise KeyNeeded(
+                "withdrawing needs the publisher's key, or the operator's token for what this site published",
+                fix="Use `cornerstore withdraw` with the key that published it.",
+            )
+        signed = _envelope(header) if header is not None else await self._site_tombstone(digest)
+        record = _service(signed)
+        if record.digest != digest or not record.withdrawn:
+            raise InvalidRecord("the record is not a tombstone of this service", fix="Sign it with `withdrawn`.")
+        self._check_times(record, self._clock())
+        await self._announce(signed)
+        self._catalogue.published(record)
+        await self._drop(record)
+        log.info("service-withdrawn", digest=digest, id=record.id)
+        return service_view(record)
+
+    async def _site_tombstone(self, digest: str) -> Signed:
+        mine = raw_public_key(self._key)
+        records = await self._catalogue.by_digest(digest)
+        if not records:
+            raise NotFound(f"nothing published has the digest {digest}")
+        own = next((r for r in records if r.publisher == mine), None)
+        if own is None:
+            raise Forbidden("another key published this service", fix="Its publisher can withdraw it.")
+        seq = max(int(self._clock() * 1000), own.seq + 1)
+        return sign(msgspec.structs.replace(own, withdrawn=True, seq=seq), self._key)
+
+    async def _drop(self, record: ServiceRecord) -> None:
+        """Let the archive go, unless something else still needs it here."""
+        await self._content.unpin(record.digest, _pin(record))
+        try:
+            await self._content.remove(record.digest)
+        except Problem as problem:
+            log.info("archive-kept", digest=record.digest, why=problem.detail)
+
+    @asynccontextmanager
+    async def archive(self, digest: str) -> AsyncIterator[Path]:
+        """The CSAR of a published service as a file, fetched through the mesh if it is not here."""
+        if not self._content.has(digest):
+            records = await self._catalogue.by_digest(digest)
+            if not records:
+                raise NotFound(f"nothing published has the digest {digest}", fix="GET /v1/services lists what is.")
+            await self._content.fetch(digest, max_bytes=self._config.max_archive_bytes, deadline_s=FETCH_S)
+        async with self._content.materialized(digest) as path:
+            yield path
+
+    @asynccontextmanager
+    async def _spooled(self, body: AsyncIterator[bytes]) -> AsyncIterator[tuple[Path, str, int]]:
+        """The upload as a file of its own, with digest and size. It is gone after the block."""
+        limit, size, sha256 = self._config.max_archive_bytes, 0, hashlib.sha256()
+        self._config.spool.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.NamedTemporaryFile(dir=self._config.spool, suffix=".csar") as file:
+                async for part in body:
+                    size += len(part)
+                    if size > limit:
+                        raise TooLarge(
+                            f"an archive has at most {limit} bytes", fix="Publish it with `cornerstore seed`."
+                        )
+                    sha256.update(part)
+                    await asyncio.to_thread(file.write, part)
+                if size == 0:
+                    raise BadRequest("the body is empty", fix="Send the bytes of the CSAR as the body.")
+                file.flush()
+                yield Path(file.name), DIGEST_PREFIX + sha256.hexdigest(), size
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise DiskFull(f"the upload cannot be kept: {error.strerror}") from error
+
+
+def service_view(record: ServiceRecord) -> ServiceView:
+    return ServiceView(
+        digest=record.digest,
+        id=record.id,
+        name=record.name,
+        description=record.description,
+        category=record.category,
+        inputs=record.inputs,
+        outputs=record.outputs,
+        size=record.size,
+        mem=record.mem,
+        publisher=record.publisher.hex(),
+        version=record.version,
+        published_at=record.seq / 1000,
+        expires_at=float(record.expiry),
+    )
+
+
+def _envelope(header: str) -> Signed:
+    """Raises InvalidRecord."""
+    if len(header) > 2 * MAX_ENVELOPE:
+        raise InvalidRecord(f"the header Cornerstore-Record holds at most {MAX_ENVELOPE} bytes in base64url")
+    try:
+        envelope = base64.b64decode(header + "=" * (-len(header) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRecord("the header Cornerstore-Record is not base64url") from None
+    return verify(envelope)
+
+
+def _service(signed: Signed) -> ServiceRecord:
+    if not isinstance(signed.record, ServiceRecord):
+        raise InvalidRecord("the header Cornerstore-Record holds a record of another kind")
+    return signed.record
+
+
+def _pin(record: ServiceRecord) -> str:
+    return f"published:{record.publisher.hex()[:16]}"

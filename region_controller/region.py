@@ -1,0 +1,179 @@
+"""The state of one region that the controller's parts share, and the few moves that touch several of its books."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import structlog
+from msgspec import Struct
+
+from protocol.instances import InstanceReport, InstanceView, PortBinding, ServiceRef, State
+from protocol.link import Remove
+from protocol.peers import PeerIdentity
+from protocol.problems import Problem
+from region_controller.agent_link import AgentLinks
+from region_controller.flights import OwnedTasks
+from region_controller.journal import Journal
+from region_controller.leases import Held, LeaseRow, Leases
+from region_controller.members import Members
+from region_controller.placement import AgentState, Warmth, warmth_of
+from region_controller.stats import Stats
+
+log = structlog.get_logger(__name__)
+
+
+class ControllerConfig(Struct, frozen=True, kw_only=True):
+    """`database`: the journal's sqlite file. `spool`: a folder for uploads under way."""
+
+    region: str
+    database: Path
+    spool: Path
+    max_archive_bytes: int = 256 << 20
+
+
+class Region:
+    """Books (`members`, `leases`, `journal`), links to the agents, owned tasks, clock."""
+
+    def __init__(
+        self,
+        config: ControllerConfig,
+        me: PeerIdentity,
+        journal: Journal,
+        tasks: OwnedTasks,
+        clock: Callable[[], float],
+    ) -> None:
+        self.config = config
+        self.me = me
+        self.journal = journal
+        self.tasks = tasks
+        self.clock = clock
+        self.members = Members()
+        self.leases = Leases()
+        self.stats = Stats()
+        self.abandoned: set[str] = set()
+        self.capacity_changed: Callable[[], None] = lambda: None
+        self.links = AgentLinks(
+            self.members,
+            region=config.region,
+            node=me.node,
+            mesh=me.mesh,
+            clock=clock,
+            on_hello=self._on_hello,
+            on_change=self._on_change,
+        )
+
+    def recall(self) -> None:
+        """Take up what the journal knows. Its instances are unknown until their agents say hello."""
+        held, leases = self.journal.load()
+        by_agent: dict[str, list[InstanceReport]] = {}
+        for one in held:
+            self.leases.hold(one)
+            if one.agent:
+                by_agent.setdefault(one.agent, []).append(_unheard(one))
+        for lease in leases:
+            self.leases.restore(lease)
+        for agent, reports in by_agent.items():
+            self.members.expected(agent, reports, self.clock())
+        log.info("controller-recalled", region=self.config.region, instances=len(held), leases=len(leases))
+
+    def agents(self) -> list[AgentState]:
+        return self.members.agents(self.clock(), self.leases.flavour_of)
+
+    def warmth_of(self, digest: str) -> Warmth:
+        """The best that any agent has of a plain instance of the service."""
+        agents = [a for a in self.agents() if a.silent_s is not None]
+        return min((_plain_warmth(digest, agent) for agent in agents), default=Warmth.COLD)
+
+    def hold(self, held: Held) -> None:
+        self.leases.hold(held)
+        self.journal.save_instance(held)
+
+    def grant(self, instance: str, token: str, deadline: float | None) -> LeaseRow:
+        lease = self.leases.grant(instance, token, deadline, self.clock())
+        self.journal.save_lease(lease)
+        return lease
+
+    def extend(self, lease: LeaseRow, deadline: float | None) -> None:
+        self.journal.save_lease(self.leases.extend(lease, deadline))
+
+    def end(self, lease: LeaseRow) -> None:
+        self.leases.end(lease)
+        self.journal.end_lease(lease)
+
+    def forget(self, instance: str) -> None:
+        self.members.forget(instance)
+        self.let_go(instance)
+
+    def let_go(self, instance: str) -> None:
+        """End all claims on an instance; its agent may still report it."""
+        if self.leases.forget(instance):
+            self.journal.forget(instance)
+
+    def view(self, node: str, report: InstanceReport) -> InstanceView:
+        host, port, url = first_address(report)
+        return InstanceView(
+            instance=report.instance,
+            service=ServiceRef(report.digest, report.service_id, report.service_name),
+            state=report.state,
+            region=self.config.region,
+            agent=node,
+            host=host,
+            port=port,
+            ports=report.ports,
+            url=url,
+            mem=report.mem,
+            alive_time=report.alive_time,
+            started_at=report.started_at,
+            expires_at=report.expires_at,
+            reason=report.reason,
+            log=report.log,
+        )
+
+    def _on_hello(self, node: str, reports: Sequence[InstanceReport], gone: Sequence[str]) -> None:
+        for instance in gone:
+            log.info("instance-gone", instance=instance, agent=node)
+            self.forget(instance)
+        for report in reports:
+            if report.instance in self.abandoned:
+                self.abandon(node, report.instance)
+
+    def abandon(self, node: str, instance: str) -> None:
+        """A start was given up without word from its agent: whatever comes of it must not stay."""
+        self.abandoned.discard(instance)
+        try:
+            self.links.link(node).post(Remove(f"abandoned-{instance}", instance))
+        except Problem as problem:
+            self.abandoned.add(instance)
+            log.info("abandoned-until-agent-returns", instance=instance, agent=node, problem=problem.detail)
+
+    def _on_change(self, removed: InstanceReport | None) -> None:
+        if removed is not None:
+            self.forget(removed.instance)
+        self.capacity_changed()
+
+
+def first_address(report: InstanceReport) -> tuple[str, int | None, str | None]:
+    """Host, port and URL of the first port that speaks TCP, else of the first."""
+    binding: PortBinding | None = next((p for p in report.ports if p.protocol == "tcp"), None)
+    if binding is None:
+        return report.host, report.ports[0].port if report.ports else None, None
+    host = f"[{report.host}]" if ":" in report.host else report.host
+    return report.host, binding.port, f"http://{host}:{binding.port}"
+
+
+def _plain_warmth(digest: str, agent: AgentState) -> Warmth:
+    shared = next((r for r in agent.running if r.digest == digest and r.flavour == ""), None)
+    return warmth_of(digest, agent, shared)
+
+
+def _unheard(held: Held) -> InstanceReport:
+    return InstanceReport(
+        instance=held.instance,
+        digest=held.digest,
+        service_id=held.service_id,
+        service_name=held.service_name,
+        state=State.UNKNOWN,
+        mem=held.mem,
+        host=held.host,
+    )
