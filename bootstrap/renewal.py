@@ -29,6 +29,8 @@ async def renew(identity: Identity, peer: PeerHttp, address: str) -> Identity:
         raise Unavailable(f"node {address} sent no usable certificate: {error}") from None
     if certificate.public_key() != identity.certificate.public_key() or member.region != identity.region:
         raise Unavailable(f"node {address} sent a certificate of another node or region")
+    if certificate.not_valid_after_utc < identity.certificate.not_valid_after_utc:
+        raise Unavailable(f"node {address} sent a certificate that ends before the present one")
     if answer.keyring.mesh != identity.mesh:
         raise Unavailable(f"node {address} sent the keyring of another mesh")
     return renew_identity(identity, certificate=certificate, keyring=answer.keyring)
