@@ -13,10 +13,12 @@ The directory appears whole or not at all: it is filled under another name, sync
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
 from bootstrap.certificates import check_issued, parse_certificate, pem
 from dht.sealing import Keyring
 from protocol.peers import PeerIdentity, Role
-from protocol.problems import BadRequest, ConfigError
+from protocol.problems import BadRequest, ConfigError, DiskFull
 
 DIRECTORY = "identity"
 UNFINISHED = "identity.unfinished"
@@ -144,13 +146,13 @@ def save_identity(
     }
     if root_key is not None:
         files[ROOT_KEY] = key_pem(root_key)
+    if has_identity(data_dir):
+        raise ConfigError(f"{data_dir} holds the identity of a node already", fix=OLD_STATE_FIX)
     unfinished = unfinished_directory(data_dir)
     _write_files(unfinished, files)
-    try:
+    with _disk(data_dir):
         unfinished.rename(data_dir / DIRECTORY)
-    except OSError as error:
-        raise ConfigError(f"the identity cannot be put in place: {error}", fix=OLD_STATE_FIX) from error
-    _sync_directory(data_dir)
+        _sync_directory(data_dir)
     return Identity.load(data_dir)
 
 
@@ -165,9 +167,10 @@ def renew_identity(identity: Identity, *, certificate: x509.Certificate, keyring
 
 def unfinished_directory(data_dir: Path) -> Path:
     """Where an identity grows before it is renamed; made if absent."""
-    data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
     directory = data_dir / UNFINISHED
-    directory.mkdir(exist_ok=True, mode=0o700)
+    with _disk(data_dir):
+        data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        directory.mkdir(exist_ok=True, mode=0o700)
     return directory
 
 
@@ -194,11 +197,26 @@ def key_pem(key: Ed25519PrivateKey) -> bytes:
 
 
 def _write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    for name, data in files.items():
-        temporary = directory / f".{name}.new"
-        _write(temporary, data, 0o644 if name in _PUBLIC else 0o600)
-        temporary.rename(directory / name)
-    _sync_directory(directory)
+    with _disk(directory):
+        for name, data in files.items():
+            temporary = directory / f".{name}.new"
+            _write(temporary, data, 0o644 if name in _PUBLIC else 0o600)
+            temporary.rename(directory / name)
+        _sync_directory(directory)
+
+
+@contextmanager
+def _disk(directory: Path) -> Iterator[None]:
+    """Raises DiskFull or ConfigError for what the file system refuses."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{directory} cannot be written: {error.strerror}", fix="Free some disk space.") from error
+        raise ConfigError(
+            f"{directory} cannot be written: {error}",
+            fix="Give this user the right to write there, or choose another --data-dir.",
+        ) from error
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

@@ -122,3 +122,10 @@ def test_an_unfinished_join_keeps_its_key_until_discarded(tmp_path: Path) -> Non
     assert not has_identity(tmp_path)
     discard_unfinished(tmp_path)
     assert raw_public_key(unfinished_node_key(tmp_path)) != raw_public_key(first)
+
+
+def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written") as refused:
+        create_mesh(tmp_path / "file" / "data", mesh="corner", region="eu", roles=["controller"], now=NOW)
+    assert "--data-dir" in refused.value.fix
