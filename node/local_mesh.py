@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from node.config import NodeConfig
-from node.runtime import STATE_FILE, Running
+from node.running import Running, running_node_of
 from protocol.peers import Role
 from protocol.problems import Problem, Unavailable
 
@@ -45,8 +45,11 @@ class Site:
 
     @property
     def running(self) -> Running:
-        """Addresses of the running node; raises FileNotFoundError while it does not run."""
-        return msgspec.json.decode((self.data_dir / STATE_FILE).read_bytes(), type=Running)
+        """Addresses of the running node. Raises Unavailable while it does not run."""
+        running = running_node_of(self.data_dir)
+        if running is None:
+            raise Unavailable(f"site {self.name} does not run")
+        return running
 
     @property
     def log(self) -> Path:
@@ -92,7 +95,7 @@ class Site:
             )
         try:
             async with asyncio.timeout(READY_S):
-                while not self._is_up():
+                while running_node_of(self.data_dir) is None:
                     if self.process.returncode is not None:
                         raise Unavailable(f"site {self.name} ended:\n{self.log_tail()}")
                     await asyncio.sleep(0.05)
@@ -112,13 +115,6 @@ class Site:
 
     def log_tail(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-
-    def _is_up(self) -> bool:
-        """A state file left by a killed node names another process."""
-        try:
-            return self.process is not None and self.running.pid == self.process.pid
-        except (FileNotFoundError, msgspec.MsgspecError):
-            return False
 
     def _argv(self, *arguments: str) -> Sequence[str]:
         return (*self.enter, sys.executable, "-m", "node", "--data-dir", str(self.data_dir), *arguments)

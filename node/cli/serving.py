@@ -19,7 +19,6 @@ from node.cli.session import Session
 from node.config import NodeConfig
 from node.runtime import Node, running_node
 from protocol.instances import ServiceView
-from protocol.problems import Conflict
 from protocol.records import Signed
 
 SHOW_EVERY_S = 1.0
@@ -29,7 +28,6 @@ def serve_node(session: Session) -> None:
     """`up`: the node that config.toml describes. Logs to stderr, says on stdout where it is reached."""
     session.configure_logging(logging.DEBUG if session.debug else logging.INFO)
     config = NodeConfig.load(session.data_dir)
-    _refuse_second_node(session)
 
     async def work() -> None:
         stop = stop_signal()
@@ -46,7 +44,6 @@ def seed_files(session: Session, signed: Sequence[tuple[Path, Signed]]) -> None:
     if local is not None and local.rest:
         _publish_through(session, local.rest, signed)
         return
-    _refuse_second_node(session)
     config = msgspec.structs.replace(NodeConfig.load(session.data_dir), roles=("store",))
 
     async def work() -> None:
@@ -96,15 +93,6 @@ async def _show_fetches(session: Session, node: Node, stop: asyncio.Event) -> No
             session.output.give({"peer": peer, "bytes": count}, f"node {peer[:8]} fetched {size(count)}")
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stop.wait(), SHOW_EVERY_S)
-
-
-def _refuse_second_node(session: Session) -> None:
-    local = session.local_node
-    if local is not None:
-        raise Conflict(
-            f"a node runs from {session.data_dir} already (process {local.pid})",
-            fix="Stop that one first, or name another --data-dir.",
-        )
 
 
 def _publish_through(session: Session, url: str, signed: Sequence[tuple[Path, Signed]]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,24 +13,14 @@ from typing import TYPE_CHECKING
 import click
 
 from node.cli.output import Output
+from node.config import DEFAULT_DATA_DIR
+from node.running import Running, running_node_of
 from protocol.problems import ControllerUnreachable
 
 if TYPE_CHECKING:
     from client import ControllerClient
 
-DEFAULT_DATA_DIR = Path("~/.local/share/cornerstore")
-RUNNING_FILE = "running.json"
 FIND_TIMEOUT_S = 5.0
-
-
-@dataclass
-class LocalNode:
-    """The node that runs from the same data directory: `rest` is a URL, empty without the controller role."""
-
-    pid: int
-    rest: str
-    peer: str
-    node: str = ""
 
 
 @dataclass
@@ -59,18 +48,9 @@ class Session:
         )
 
     @property
-    def local_node(self) -> LocalNode | None:
-        """The node that runs from this data directory, if one does."""
-        import msgspec
-
-        try:
-            node = msgspec.json.decode((self.data_dir / RUNNING_FILE).read_bytes(), type=LocalNode)
-            os.kill(node.pid, 0)
-        except PermissionError:
-            return node  # it runs, as another user
-        except (OSError, msgspec.MsgspecError):
-            return None
-        return node
+    def local_node(self) -> Running | None:
+        """The node that runs from the same data directory, if one does."""
+        return running_node_of(self.data_dir)
 
     @asynccontextmanager
     async def connected(self, url: str | None = None) -> AsyncIterator[ControllerClient]:

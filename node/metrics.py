@@ -1,0 +1,81 @@
+"""`GET /metrics`: what the parts count, in the Prometheus text format. One registry per node, filled when asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+from dht import Exchange, NetworkDirectory
+from region_controller import Controller
+
+
+class _Collector:
+    """Reads the parts' own counters; nothing is counted twice."""
+
+    def __init__(self, directory: NetworkDirectory, content: Exchange, controller: Controller) -> None:
+        self._directory = directory
+        self._content = content
+        self._controller = controller
+
+    def collect(self) -> Iterable[Metric]:
+        yield from self._records()
+        yield from self._blobs()
+        yield from self._starts()
+
+    def _records(self) -> Iterable[Metric]:
+        numbers = GaugeMetricFamily("cornerstore_dht", "Numbers of the DHT by name.", labels=["name"])
+        for name, value in self._directory.stats().items():
+            numbers.add_metric([name], value)
+        yield numbers
+
+    def _blobs(self) -> Iterable[Metric]:
+        stats = self._content.stats()
+        yield GaugeMetricFamily("cornerstore_content_blobs", "Whole blobs on this node.", value=stats.blobs)
+        yield GaugeMetricFamily("cornerstore_content_bytes", "Bytes of chunks on this node.", value=stats.stored_bytes)
+        yield GaugeMetricFamily("cornerstore_content_quota_bytes", "Bytes allowed.", value=stats.quota_bytes)
+        yield GaugeMetricFamily("cornerstore_content_uploads", "Answers with chunks under way.", value=stats.uploads)
+        yield GaugeMetricFamily("cornerstore_content_transfers", "Fetches under way.", value=stats.transfers)
+        yield CounterMetricFamily("cornerstore_content_damaged", "Chunks found corrupt on disk.", value=stats.damaged)
+        for name, text, table in (
+            ("cornerstore_content_received_bytes", "Bytes received, by peer and cause.", stats.received),
+            ("cornerstore_content_sent_bytes", "Bytes sent, by peer and cause.", stats.sent),
+        ):
+            counter = CounterMetricFamily(name, text, labels=["peer", "cause"])
+            for (peer, cause), size in table.items():
+                counter.add_metric([peer, cause], size)
+            yield counter
+
+    def _starts(self) -> Iterable[Metric]:
+        stats = self._controller.stats()
+        starts = CounterMetricFamily("cornerstore_starts", "Requests for a service, by outcome.", labels=["kind"])
+        for kind, count in stats.starts.items():
+            starts.add_metric([kind], count)
+        yield starts
+        phases = SummaryMetricFamily("cornerstore_start_phase_seconds", "Time of starts, by phase.", labels=["phase"])
+        for phase, (count, total) in stats.phases.items():
+            phases.add_metric([phase], count_value=count, sum_value=total)
+        yield phases
+        instances = GaugeMetricFamily("cornerstore_instances", "Instances of the region, by state.", labels=["state"])
+        for state, count in stats.instances.items():
+            instances.add_metric([state], count)
+        yield instances
+        yield GaugeMetricFamily("cornerstore_agents", "Agents linked to this controller.", value=stats.agents)
+        yield GaugeMetricFamily("cornerstore_leases", "Leases that hold an instance.", value=stats.leases)
+        memory = GaugeMetricFamily("cornerstore_memory_megabytes", "What the agents offer.", labels=["kind"])
+        memory.add_metric(["total"], stats.memory_total)
+        memory.add_metric(["free"], stats.memory_free)
+        yield memory
+
+
+def metrics_routes(*, directory: NetworkDirectory, content: Exchange, controller: Controller) -> list[web.RouteDef]:
+    registry = CollectorRegistry()
+    registry.register(_Collector(directory, content, controller))
+
+    async def metrics(_request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    return [web.get("/metrics", metrics)]

@@ -1,0 +1,288 @@
+"""A whole node, composed in one readable place.
+
+`running_node` enters every part in order on one exit stack, so that leaving unwinds them in reverse: the agent lets
+go of its link (containers stay up), the mDNS name is withdrawn, the listeners drain, then the rest closes.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import structlog
+
+from agent import Agent, AgentConfig, DockerConfig, DockerRuntime, running_agent, running_docker
+from bootstrap import (
+    Contacts,
+    Enroller,
+    Identity,
+    client_context,
+    enrol_routes,
+    peer_identity,
+    server_context,
+)
+from csar import Limits, Parser
+from dht import (
+    ContentConfig,
+    DirectoryConfig,
+    Exchange,
+    NetworkDirectory,
+    content_routes,
+    running_content,
+    running_directory,
+)
+from dht.peer_http import PeerHttp
+from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
+from node.discovery import ControllerBrowser, announced, lan_address
+from node.metrics import metrics_routes
+from node.page import page_routes
+from node.running import Running, shown, sole_node
+from node.web import bind, members_only, serving
+from protocol.problems import ConfigError, EngineUnavailable
+from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Node:
+    """The parts of a running node; a role that it does not play is None."""
+
+    config: NodeConfig
+    running: Running
+    directory: NetworkDirectory
+    content: Exchange
+    controller: Controller | None
+    agent: Agent | None
+
+
+@asynccontextmanager
+async def running_node(config: NodeConfig, data_dir: Path) -> AsyncIterator[Node]:
+    """A node with the roles of `config`, ready to serve. Raises ConfigError, PortTaken, Conflict."""
+    identity = _checked(Identity.load(data_dir), config)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(sole_node(data_dir))
+        parts = _Parts(stack, config, data_dir, identity)
+        await parts.store()
+        controller = await parts.controller() if "controller" in config.roles else None
+        await parts.serve_peers(controller)
+        if controller is not None and config.network.mdns:
+            await parts.announce()
+        agent = await parts.agent() if "agent" in config.roles else None
+        running = Running(identity.node, os.getpid(), parts.rest, parts.peer, parts.dht)
+        stack.enter_context(shown(data_dir, running))
+        log.info("node-running", region=config.region, roles=config.roles, rest=parts.rest, peer=parts.peer)
+        yield Node(config, running, parts.directory, parts.content, controller, agent)
+        log.info("node-stopping", region=config.region)
+
+
+class _Parts:
+    """Enters one part after another on the node's exit stack, and holds what the later ones need of the earlier."""
+
+    directory: NetworkDirectory
+    content: Exchange
+    rest: str = ""
+
+    def __init__(self, stack: AsyncExitStack, config: NodeConfig, data_dir: Path, identity: Identity) -> None:
+        self._stack = stack
+        self._config = config
+        self._data_dir = data_dir
+        self._identity = identity
+        self._host = config.network.host or lan_address()
+        self._peer_socket = self._bound(config.network.peer_port, DEFAULT_PEER_PORT)
+        self.peer = _address(self._peer_socket)
+
+    @property
+    def dht(self) -> str:
+        return f"{self._host}:{self.directory.udp_port}"
+
+    async def store(self) -> None:
+        """Records and content: what every node has, whatever its roles."""
+        config, enter = self._config, self._stack.enter_async_context
+        session = await enter(aiohttp.ClientSession())
+        self._http = PeerHttp(session, client_context(self._identity))
+        self.directory = await enter(
+            running_directory(
+                DirectoryConfig(
+                    host=self._host,
+                    port=_udp_port(self._host, config.network.dht_port, _port(self.peer)),
+                    bootstrap=config.dht.bootstrap,
+                    database=self._data_dir / "state.sqlite",
+                ),
+                identity=self._identity.node_key,
+                keyring=self._identity.keyring,
+                addresses=(self.peer, *config.network.advertise),
+            )
+        )
+        self.content = await enter(
+            running_content(
+                ContentConfig(
+                    path=self._data_dir / "blobs",
+                    quota_bytes=int(config.content.quota_gb * 1e9),
+                    upload_mbit_s=config.content.upload_mbit_s,
+                    max_uploads=config.content.max_uploads,
+                ),
+                directory=self.directory,
+                http=self._http,
+            )
+        )
+        self._parser = await enter(Parser(Limits(archive_bytes=self._max_archive_bytes)))
+
+    async def controller(self) -> Controller:
+        """The region's controller and its listener for phones."""
+        rest_socket = self._bound(self._config.network.rest_port, DEFAULT_REST_PORT)
+        self.rest = f"http://{_address(rest_socket)}"
+        controller = await self._stack.enter_async_context(
+            running_controller(
+                ControllerConfig(
+                    region=self._config.region,
+                    database=self._data_dir / "controller.sqlite",
+                    spool=self._data_dir / "spool",
+                    max_archive_bytes=self._max_archive_bytes,
+                ),
+                identity=self._identity.member,
+                directory=self.directory,
+                content=self.content,
+                http=self._http,
+                describe=self._parser.describe,
+                publisher_key=self._identity.publisher_key,
+                operator_token=self._identity.operator_token,
+            )
+        )
+        routes = [
+            *client_routes(controller),
+            *metrics_routes(directory=self.directory, content=self.content, controller=controller),
+            *page_routes(self._config, self.rest),
+        ]
+        await self._stack.enter_async_context(serving(rest_socket, routes))
+        return controller
+
+    async def serve_peers(self, controller: Controller | None) -> None:
+        """The listener for other nodes: content, enrolment, and what a controller says to its like."""
+        enroller = Enroller(
+            self._identity, data_dir=self._data_dir, contacts=self._contacts, region_holder=self._region_holder
+        )
+        routes = [*content_routes(self.content), *enrol_routes(enroller)]
+        if controller is not None:
+            routes += peer_routes(controller)
+        tls = server_context(self._identity)
+        await self._stack.enter_async_context(
+            serving(self._peer_socket, routes, middlewares=[members_only(peer_identity)], tls=tls)
+        )
+
+    async def announce(self) -> None:
+        await self._stack.enter_async_context(
+            announced(
+                host=self._host,
+                rest_port=_port(self.rest),
+                peer_port=_port(self.peer),
+                region=self._config.region,
+                mesh=self._config.mesh,
+                node=self._identity.node,
+                site=self._config.site,
+            )
+        )
+
+    async def agent(self) -> Agent:
+        """The agent, with every runtime that this machine has."""
+        settings = self._config.agent
+        return await self._stack.enter_async_context(
+            running_agent(
+                AgentConfig(
+                    host=self._host,
+                    database=self._data_dir / "agent.sqlite",
+                    memory_mb=settings.memory_mb or _half_of_memory_mb(),
+                    alive_port=settings.alive_port,
+                    labels=settings.labels,
+                    max_archive_bytes=self._max_archive_bytes,
+                ),
+                node=self._identity.node,
+                mesh=self._config.mesh,
+                region=self._config.region,
+                runtimes=await self._runtimes(),
+                content=self.content,
+                describe=self._parser.describe,
+                http=self._http,
+                locate=await self._locator(),
+            )
+        )
+
+    async def _runtimes(self) -> Sequence[DockerRuntime]:
+        docker = self._config.agent.docker
+        if not docker.enabled:
+            return ()
+        config = DockerConfig(url=docker.url or None, base_image_aliases=docker.base_image_aliases)
+        try:
+            return (await self._stack.enter_async_context(running_docker(config, self._identity.node)),)
+        except EngineUnavailable as problem:
+            log.warning("no-docker", detail=problem.detail, fix=problem.fix)
+            return ()
+
+    async def _locator(self) -> Callable[[], Awaitable[Sequence[str]]]:
+        """How the agent finds its controller: the one it is told, the one in this process, or by mDNS."""
+        known = self._config.agent.controller or (self.peer if self.rest else "")
+        if known:
+
+            async def told() -> Sequence[str]:
+                return (known,)
+
+            return told
+        browser = ControllerBrowser(mesh=self._config.mesh, region=self._config.region, interfaces=(self._host,))
+        return (await self._stack.enter_async_context(browser)).locate
+
+    @property
+    def _max_archive_bytes(self) -> int:
+        return self._config.controller.max_archive_mb << 20
+
+    def _contacts(self) -> Contacts:
+        return Contacts(bootstrap=tuple(self.directory.contacts()), peers=(self.peer,))
+
+    async def _region_holder(self, region: str) -> str | None:
+        records = await self.directory.regions(f"region:{region}")
+        return records[0].node if records else None
+
+    def _bound(self, port: int | None, default: int) -> socket.socket:
+        sock = bind(self._host, port, default)
+        self._stack.callback(sock.close)
+        return sock
+
+
+def _checked(identity: Identity, config: NodeConfig) -> Identity:
+    """Raises ConfigError if config.toml claims what the certificate does not grant."""
+    member = identity.member
+    for what, claimed, granted in (
+        ("mesh", {config.mesh}, {member.mesh}),
+        ("region", {config.region}, {member.region}),
+        ("roles", set(config.roles), set(member.roles)),
+    ):
+        if not claimed <= granted:
+            raise ConfigError(
+                f"config.toml says {what} {', '.join(sorted(claimed))}; this machine was admitted with "
+                f"{', '.join(sorted(granted))}",
+                fix="Correct config.toml, or join again with an invitation for it.",
+            )
+    return identity
+
+
+def _udp_port(host: str, named: int | None, preferred: int) -> int:
+    """A UDP port that is free now: the named one, else the number of the TCP listener, else any."""
+    with bind(host, named, preferred, kind=socket.SOCK_DGRAM) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _address(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"{host}:{port}"
+
+
+def _port(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def _half_of_memory_mb() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2_000_000
