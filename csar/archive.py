@@ -100,19 +100,24 @@ def open_archive(path: Path, limits: Limits) -> Iterator[Archive]:
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         raise NotFound(f"{path} cannot be read: {error.strerror}", fix="Name a CSAR file.") from None
     with file:
-        directory_at = _check_end(file, limits)
+        count, directory_at = _check_end(file, limits)
         try:
             opened = zipfile.ZipFile(file)
         except ZIP_ERRORS as error:
             raise _bad_directory(str(error)) from None
         with opened:
+            if len(opened.infolist()) != count:
+                raise _bad_directory("it lists more or fewer entries than it counts")
             _check_entries(opened.infolist(), limits)
             _check_layout(file, opened.infolist(), directory_at)
             yield Archive(opened, limits)
 
 
-def _check_end(file: BinaryIO, limits: Limits) -> int:
-    """Check size, first and last record, before `zipfile` allocates anything. Returns the directory's offset."""
+def _check_end(file: BinaryIO, limits: Limits) -> tuple[int, int]:
+    """Check size, first and last record, before `zipfile` allocates anything.
+
+    Returns the number of entries and the directory's offset.
+    """
     size = file.seek(0, 2)
     if size == 0:
         raise refusal("empty", "the file is empty", "Pack the service again.")
@@ -146,16 +151,10 @@ def _check_end(file: BinaryIO, limits: Limits) -> int:
     file.seek(0)
     if offset + length != end or file.read(4) != _LOCAL_MAGIC:
         raise refusal("prepended-data", "bytes stand before the archive's first entry", "Pack the service again.")
-    return int(offset)
+    return int(entries), int(offset)
 
 
 def _check_entries(entries: list[zipfile.ZipInfo], limits: Limits) -> None:
-    if len(entries) > limits.entries:
-        raise refusal(
-            "too-many-entries",
-            f"the archive lists {len(entries)} entries, {limits.entries} are allowed",
-            "Ship many small files as one image or archive.",
-        )
     for entry in entries:
         # zipfile cuts `filename` at a NUL; the original is what other tools see.
         _check_name(entry.orig_filename, limits)

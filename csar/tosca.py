@@ -19,6 +19,7 @@ from csar.profile import PROFILE, PROFILE_VERSION, property_schemas
 
 _TYPE_SECTIONS = tuple(section for section in PROFILE if section.endswith("_types"))
 _DEFINITIONS: dict[str, Any] = {name: body for section in _TYPE_SECTIONS for name, body in PROFILE[section].items()}
+_TEXT = {"type": "string"}
 _MAX_MESSAGE = 300
 
 
@@ -37,6 +38,7 @@ class MicroserviceTemplate(ToscaTemplate):
 
 def complaints(topology: dict[str, Any]) -> list[Complaint]:
     """Everything tosca-parser has against the topology: each property by itself first, so that it has a place."""
+    topology = _widened(topology)
     found = [
         Complaint(path, message) for path, schema, value in _values(topology) for message in _judge(path, schema, value)
     ]
@@ -61,6 +63,31 @@ def _values(topology: Mapping[str, Any]) -> Iterator[tuple[tuple[str | int, ...]
         schemas = property_schemas(section, entry["type"])
         for name, value in entry.get("properties", {}).items():
             yield (*path, "properties", name), schemas[name], value
+
+
+def _widened(topology: dict[str, Any]) -> dict[str, Any]:
+    """A copy in which the integers at float properties are floats: tosca-parser takes 5 for no float."""
+    copy = deepcopy(topology)
+    for path, schema, value in list(_values(copy)):
+        holder: Any = {"topology_template": copy}
+        for step in path[:-1]:
+            holder = holder[step]
+        holder[path[-1]] = _widen(value, schema)
+    return copy
+
+
+def _widen(value: Any, schema: Mapping[str, Any]) -> Any:
+    kind = schema["type"]
+    if kind == "float":
+        return float(value)
+    if isinstance(value, list):
+        return [_widen(item, schema.get("entry_schema", _TEXT)) for item in value]
+    if kind == "map":
+        return {key: _widen(item, schema.get("entry_schema", _TEXT)) for key, item in value.items()}
+    if isinstance(value, dict):
+        fields = PROFILE["data_types"][kind]["properties"]
+        return {key: _widen(item, fields[key]) for key, item in value.items()}
+    return value
 
 
 def _judge(path: tuple[str | int, ...], schema: Mapping[str, Any], value: Any) -> list[str]:
