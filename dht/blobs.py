@@ -1,0 +1,489 @@
+"""The chunk store on disk: verified chunks by digest, shared between blobs, with a quota.
+
+    <root>/chunks/ab/<64 hex>   one file per chunk; a file under this name was verified, synced, then renamed here
+    <root>/work/                temporary files, emptied on opening
+    <root>/content.sqlite       what files cannot tell: manifests, who uses a chunk, pins, order of last use
+
+The folders alone say which chunks are here, so a chunk costs no database transaction and `kill -9` loses none that
+was kept. The database says what they are for, and is right after every crash: it commits (WAL, synchronous FULL)
+before a blob counts as whole. It is opened in exclusive mode: a second process on the same folder is refused.
+
+Every chunk is verified before it is kept and whenever it is read; a damaged one is dropped, and its blobs are partial
+again until they are fetched anew. Methods block on the disk and may be called from several threads.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import structlog
+
+from protocol.identifiers import DIGEST_PREFIX, digest_of
+from protocol.manifest import Manifest
+from protocol.problems import ConfigError, Conflict, ContentNotFound, CorruptContent, DiskFull
+
+log = structlog.get_logger(__name__)
+
+RESERVE = 16 << 20
+"""Bytes of the file system that are left free for the database and for other programs."""
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS blob (
+    digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, whole INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS uses (
+    blob TEXT NOT NULL, chunk TEXT NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (blob, chunk)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS uses_of_chunk ON uses (chunk);
+CREATE TABLE IF NOT EXISTS pin (digest TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY (digest, why)) WITHOUT ROWID;
+"""
+
+
+class Begun(NamedTuple):
+    """`missing`: positions in the manifest, one per distinct chunk not here. `evicted`: blobs that had to go."""
+
+    missing: tuple[int, ...]
+    evicted: tuple[str, ...]
+
+
+@contextmanager
+def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
+    """Raises ConfigError if the folder cannot be used, DiskFull if there is not even room for the database."""
+    with _disk_errors(), _database_errors(root):
+        (root / "chunks").mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(root / "work", ignore_errors=True)
+        (root / "work").mkdir()
+        with closing(sqlite3.connect(root / "content.sqlite", check_same_thread=False, isolation_level=None)) as db:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(_SCHEMA)
+            store = BlobStore(root, db, quota_bytes)
+            store.reconcile()
+            try:
+                yield store
+            finally:
+                store.save_order()
+
+
+class BlobStore:
+    """Use `opened_store`. A blob is *held* while someone works with it: held and pinned blobs are never evicted."""
+
+    def __init__(self, root: Path, db: sqlite3.Connection, quota_bytes: int) -> None:
+        self._root = root
+        self._db = db
+        self._quota = quota_bytes
+        self._lock = threading.RLock()
+        """Around database, folders and `_whole`; held across disk writes."""
+        self._whole: set[str] = set()
+        self._present_bytes = 0
+        self._use_lock = threading.Lock()
+        """Around the three below; never held across I/O, so that an event loop may take it."""
+        self._held: Counter[str] = Counter()
+        self._used: dict[str, int] = {}
+        self._tick = 0
+        self.damaged = 0
+        """Chunks found damaged since opening."""
+
+    # --- what is here ---------------------------------------------------------------------------------------------
+
+    @property
+    def present_bytes(self) -> int:
+        """Bytes of all chunks here, each counted once."""
+        return self._present_bytes
+
+    @property
+    def quota_bytes(self) -> int:
+        return self._quota
+
+    def has(self, digest: str) -> bool:
+        """True if the whole blob is here. Touches no disk."""
+        return digest in self._whole
+
+    def held(self) -> list[str]:
+        """All whole blobs. Touches no disk."""
+        return sorted(self._whole.copy())
+
+    def manifest(self, digest: str) -> Manifest | None:
+        with self._lock:
+            row = self._db.execute("SELECT manifest FROM blob WHERE digest = ?", (digest,)).fetchone()
+        return Manifest.decode(row[0], digest=digest) if row else None
+
+    def present(self, manifest: Manifest) -> list[bool]:
+        """For each position of the manifest: is its chunk here?"""
+        return [self._path(c.digest).exists() for c in manifest.chunks]
+
+    def read_chunk(self, digest: str) -> bytes | None:
+        """The verified chunk; None if it is not here, or was damaged and is dropped now."""
+        try:
+            data = self._path(digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.error("chunk-unreadable", chunk=digest, error=str(error))
+            data = b""
+        if digest_of(data) == digest:
+            return data
+        self._drop_damaged(digest)
+        return None
+
+    # --- a blob arrives -------------------------------------------------------------------------------------------
+
+    def begin(self, manifest: Manifest) -> Begun:
+        """Make room for a blob and name the chunks to bring. A manifest kept before for the digest is replaced.
+
+        Chunks that a crash or another blob left here are not asked for again. Raises DiskFull, and then nothing is
+        kept of a blob that was unknown before.
+        """
+        blob = manifest.digest
+        with self._lock, _disk_errors():
+            lengths = {c.digest: c.length for c in manifest.chunks}
+            with self._transaction():
+                old = self._chunks_of(blob)
+                self._db.execute("DELETE FROM uses WHERE blob = ?", (blob,))
+                self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", ((blob, c, n) for c, n in lengths.items()))
+                self._db.execute(
+                    "INSERT OR REPLACE INTO blob VALUES (?, ?, 0, ?)", (blob, manifest.encode(), self.touch(blob))
+                )
+                evicted, unused = self._make_room(blob)
+            self._whole.difference_update([blob, *evicted])
+            for victim in evicted:
+                self._forget_use(victim)
+                log.info("blob-evicted", digest=victim, arriving=blob)
+            self._delete_unused([*old, *unused])
+            missing = {c for c in lengths if not self._path(c).exists()}
+            positions = {c.digest: i for i, c in enumerate(manifest.chunks) if c.digest in missing}
+            return Begun(tuple(sorted(positions.values())), tuple(evicted))
+
+    def put(self, digest: str, data: bytes) -> bool:
+        """Keep a chunk that a begun blob uses; False if it was here already or nobody wants it any more.
+
+        Raises CorruptContent if the bytes are not what the digest says, DiskFull.
+        """
+        if digest_of(data) != digest:
+            raise CorruptContent(f"a chunk of {len(data)} bytes is not {digest}")
+        target = self._path(digest)
+        if target.exists():
+            return False
+        with _disk_errors(), self._temporary() as (descriptor, temporary):
+            _write_all(descriptor, data)
+            os.fsync(descriptor)
+            with self._lock:
+                wanted = self._db.execute("SELECT 1 FROM uses WHERE chunk = ? LIMIT 1", (digest,)).fetchone()
+                if wanted is None or target.exists():
+                    return False
+                target.parent.mkdir(exist_ok=True)
+                temporary.rename(target)
+                self._present_bytes += len(data)
+        return True
+
+    def finish(self, digest: str) -> tuple[int, ...]:
+        """Verify the whole blob; empty: it is whole and durable now. Else the positions that must be brought again.
+
+        Raises CorruptContent if each chunk is right and the blob is not: then the manifest is a lie.
+        """
+        manifest = self._manifest_or_raise(digest)
+        if not self._is_intact(manifest, write=lambda data: None):
+            bad = self._bad_positions(manifest)
+            if not bad:
+                raise CorruptContent(f"the manifest does not describe {digest}")
+            return bad
+        for folder in {self._path(c.digest).parent for c in manifest.chunks} | {self._root / "chunks"}:
+            _sync_folder(folder)
+        with self._lock, _disk_errors(), self._transaction():
+            kept = self._db.execute("UPDATE blob SET whole = 1 WHERE digest = ?", (digest,)).rowcount
+            if kept:
+                self._whole.add(digest)
+        if not kept:
+            raise Conflict(f"{digest} was removed while it was fetched", fix="Fetch it again.")
+        return ()
+
+    # --- a blob is used -------------------------------------------------------------------------------------------
+
+    def touch(self, digest: str) -> int:
+        """Now the most recently used; returns its place in the order. Touches no disk."""
+        with self._use_lock:
+            self._tick += 1
+            self._used[digest] = self._tick
+            return self._tick
+
+    @contextmanager
+    def holding(self, digest: str) -> Iterator[None]:
+        """Not evicted for the time of the block. Touches no disk."""
+        self.touch(digest)
+        with self._use_lock:
+            self._held[digest] += 1
+        try:
+            yield
+        finally:
+            with self._use_lock:
+                self._held[digest] -= 1
+                if not self._held[digest]:
+                    del self._held[digest]
+
+    @contextmanager
+    def materialized(self, digest: str) -> Iterator[Path]:
+        """The blob as one read-only file. Raises ContentNotFound if it is not whole, or damaged; DiskFull."""
+        with self.holding(digest):
+            if not self.has(digest):
+                raise ContentNotFound(f"{digest} is not on this node", fix="Fetch it first.")
+            manifest = self._manifest_or_raise(digest)
+            with self._temporary() as (descriptor, path):
+                with _disk_errors():
+                    intact = self._is_intact(manifest, write=lambda data: _write_all(descriptor, data))
+                    os.fchmod(descriptor, 0o444)
+                if not intact:
+                    bad = self._bad_positions(manifest)
+                    raise ContentNotFound(f"{len(bad)} chunks of {digest} are damaged", fix="Fetch it again.")
+                yield path
+
+    def pin(self, digest: str, why: str) -> None:
+        with self._lock, _disk_errors(), self._transaction():
+            self._db.execute("INSERT OR IGNORE INTO pin VALUES (?, ?)", (digest, why))
+
+    def unpin(self, digest: str, why: str) -> None:
+        with self._lock, _disk_errors(), self._transaction():
+            self._db.execute("DELETE FROM pin WHERE digest = ? AND why = ?", (digest, why))
+
+    def pins(self, digest: str) -> set[str]:
+        with self._lock:
+            return {why for (why,) in self._db.execute("SELECT why FROM pin WHERE digest = ?", (digest,))}
+
+    def remove(self, digest: str) -> bool:
+        """False if there was nothing. Raises Conflict if it is pinned or in use."""
+        with self._lock, _disk_errors():
+            if pins := self.pins(digest):
+                raise Conflict(f"{digest} is pinned: {', '.join(sorted(pins))}", fix="Unpin it first.")
+            if digest in self._held:
+                raise Conflict(f"{digest} is in use", fix="Try again when it is not.")
+            return self._forget(digest)
+
+    def abandon(self, digest: str) -> None:
+        """Drop a blob that could not be completed, unless it is pinned."""
+        with self._lock, _disk_errors():
+            if not self.has(digest) and not self.pins(digest):
+                self._forget(digest)
+
+    # --- opening and closing --------------------------------------------------------------------------------------
+
+    def reconcile(self) -> None:
+        """Bring index and folders together: files that nothing uses go, blobs that lack a file are partial."""
+        with self._lock, self._transaction():
+            self._db.execute("CREATE TEMP TABLE found (chunk TEXT PRIMARY KEY) WITHOUT ROWID")
+            for path in (self._root / "chunks").glob("??/*"):
+                digest = DIGEST_PREFIX + path.name
+                if self._db.execute("SELECT 1 FROM uses WHERE chunk = ? LIMIT 1", (digest,)).fetchone():
+                    self._db.execute("INSERT INTO found VALUES (?)", (digest,))
+                    self._present_bytes += path.stat().st_size
+                else:
+                    path.unlink()
+            self._db.execute(
+                "UPDATE blob SET whole = 0 WHERE whole AND EXISTS"
+                " (SELECT 1 FROM uses WHERE blob = digest AND chunk NOT IN (SELECT chunk FROM found))"
+            )
+            self._db.execute("DROP TABLE found")
+        rows = self._db.execute("SELECT digest, whole, used FROM blob").fetchall()
+        self._whole = {digest for digest, whole, _ in rows if whole}
+        self._used = {digest: used for digest, _, used in rows}
+        self._tick = max(self._used.values(), default=0)
+
+    def save_order(self) -> None:
+        """Write the order of last use, which is kept in memory so that a warm path touches no disk."""
+        with self._lock, _disk_errors(), self._transaction():
+            self._write_order()
+
+    # --- inside; the lock is held ---------------------------------------------------------------------------------
+
+    def _make_room(self, arriving: str) -> tuple[list[str], list[str]]:
+        """Evicts by least recent use until all known blobs fit; returns the evicted and the chunks they used.
+
+        Partial blobs count with their full size: what is begun is reserved. On a full disk the quota shrinks to
+        what is here and what is free.
+        """
+        limit = min(self._quota, self._present_bytes + max(0, shutil.disk_usage(self._root).free - RESERVE))
+        self._write_order()
+        pinned = {digest for (digest,) in self._db.execute("SELECT digest FROM pin")}
+        with self._use_lock:
+            stay = pinned | set(self._held) | {arriving}
+        order = [d for (d,) in self._db.execute("SELECT digest FROM blob ORDER BY used") if d not in stay]
+        needed = self._bytes_used_by(stay)
+        if needed > limit:
+            raise DiskFull(
+                f"{needed} bytes are needed with what is pinned or in use; this node may keep {limit}",
+                fix="Raise the quota, free disk space, or withdraw services published here.",
+            )
+        evicted: list[str] = []
+        unused: list[str] = []
+        total = self._bytes_used_by([*stay, *order])
+        for victim in order:
+            if total <= limit:
+                break
+            total -= self._bytes_used_only_by(victim)
+            unused += self._chunks_of(victim)
+            self._delete_rows(victim)
+            evicted.append(victim)
+        return evicted, unused
+
+    def _bytes_used_only_by(self, blob: str) -> int:
+        return int(
+            self._db.execute(
+                "SELECT coalesce(sum(length), 0) FROM uses AS mine WHERE blob = ? AND NOT EXISTS"
+                " (SELECT 1 FROM uses AS other WHERE other.chunk = mine.chunk AND other.blob <> mine.blob)",
+                (blob,),
+            ).fetchone()[0]
+        )
+
+    def _bytes_used_by(self, blobs: Iterable[str]) -> int:
+        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (digest TEXT PRIMARY KEY) WITHOUT ROWID")
+        self._db.execute("DELETE FROM chosen")
+        self._db.executemany("INSERT INTO chosen VALUES (?)", ((b,) for b in blobs))
+        return int(
+            self._db.execute(
+                "SELECT coalesce(sum(length), 0) FROM (SELECT max(length) AS length FROM uses"
+                " WHERE blob IN (SELECT digest FROM chosen) GROUP BY chunk)"
+            ).fetchone()[0]
+        )
+
+    def _chunks_of(self, blob: str) -> list[str]:
+        return [chunk for (chunk,) in self._db.execute("SELECT chunk FROM uses WHERE blob = ?", (blob,))]
+
+    def _forget(self, digest: str) -> bool:
+        with self._transaction():
+            chunks = self._chunks_of(digest)
+            known = self._delete_rows(digest)
+        self._whole.discard(digest)
+        self._forget_use(digest)
+        self._delete_unused(chunks)
+        return known
+
+    def _delete_rows(self, digest: str) -> bool:
+        self._db.execute("DELETE FROM uses WHERE blob = ?", (digest,))
+        return self._db.execute("DELETE FROM blob WHERE digest = ?", (digest,)).rowcount > 0
+
+    def _delete_unused(self, chunks: Iterable[str]) -> None:
+        for chunk in chunks:
+            if not self._db.execute("SELECT 1 FROM uses WHERE chunk = ? LIMIT 1", (chunk,)).fetchone():
+                self._delete_file(chunk)
+
+    def _delete_file(self, chunk: str) -> None:
+        path = self._path(chunk)
+        with suppress(FileNotFoundError):
+            size = path.stat().st_size
+            path.unlink()
+            self._present_bytes -= size
+
+    def _drop_damaged(self, chunk: str) -> None:
+        with self._lock, self._transaction():
+            self._delete_file(chunk)
+            blobs = [b for (b,) in self._db.execute("SELECT blob FROM uses WHERE chunk = ?", (chunk,))]
+            self._db.executemany("UPDATE blob SET whole = 0 WHERE digest = ?", ((b,) for b in blobs))
+            self._whole.difference_update(blobs)
+            self.damaged += 1
+        log.error("chunk-damaged", chunk=chunk, blobs=blobs)
+
+    def _forget_use(self, digest: str) -> None:
+        with self._use_lock:
+            self._used.pop(digest, None)
+
+    def _write_order(self) -> None:
+        with self._use_lock:
+            order = [(tick, digest) for digest, tick in self._used.items()]
+        self._db.executemany("UPDATE blob SET used = ? WHERE digest = ?", order)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with _database_errors(self._root):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # --- files ----------------------------------------------------------------------------------------------------
+
+    def _path(self, digest: str) -> Path:
+        name = digest.removeprefix(DIGEST_PREFIX)
+        return self._root / "chunks" / name[:2] / name
+
+    @contextmanager
+    def _temporary(self) -> Iterator[tuple[int, Path]]:
+        with _disk_errors():
+            descriptor, name = tempfile.mkstemp(dir=self._root / "work")
+        try:
+            yield descriptor, Path(name)
+        finally:
+            os.close(descriptor)
+            Path(name).unlink(missing_ok=True)
+
+    def _manifest_or_raise(self, digest: str) -> Manifest:
+        manifest = self.manifest(digest)
+        if manifest is None:
+            raise ContentNotFound(f"{digest} is not on this node", fix="Fetch it first.")
+        return manifest
+
+    def _is_intact(self, manifest: Manifest, *, write: Callable[[bytes], None]) -> bool:
+        """Hands the blob over chunk by chunk; False if the bytes are not the digest's."""
+        whole = hashlib.sha256()
+        for chunk in manifest.chunks:
+            try:
+                data = self._path(chunk.digest).read_bytes()
+            except FileNotFoundError:
+                return False
+            whole.update(data)
+            write(data)
+        return DIGEST_PREFIX + whole.hexdigest() == manifest.digest
+
+    def _bad_positions(self, manifest: Manifest) -> tuple[int, ...]:
+        """Reads every chunk, which drops the damaged ones."""
+        return tuple(i for i, c in enumerate(manifest.chunks) if self.read_chunk(c.digest) is None)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise DiskFull(f"writing content: {os.strerror(error.errno or 0)}", fix="Free disk space.") from error
+        raise
+
+
+@contextmanager
+def _database_errors(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise DiskFull("writing the content index: no space left", fix="Free disk space.") from error
+        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
+            raise ConfigError(
+                f"another process uses {root}", fix="Stop it, or give this node its own data directory."
+            ) from error
+        raise

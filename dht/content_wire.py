@@ -1,0 +1,71 @@
+"""Bytes of the content endpoints that both ends must agree on. See docs/protocol-content.md.
+
+Answer to `POST /peer/chunks`, for each digest asked, in order:
+
+    length   uint32, big-endian; 0: this node does not have the chunk
+    bytes    `length` bytes, the chunk
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta, Struct
+
+from protocol.identifiers import digest_of
+from protocol.manifest import MAX_MANIFEST, Manifest
+from protocol.problems import BadRequest, CorruptContent
+from protocol.records import Digest
+
+CHUNK_HEADER = struct.Struct(">I")
+MAX_CHUNKS_ASKED = 64
+MAX_REQUEST = 8 << 10
+MAX_HAVE = MAX_MANIFEST // 8
+
+WHOLE_HEADER = "Cornerstore-Whole"
+"""Of an answer with a manifest: `1` if the peer has all chunks, so that nobody needs to ask which."""
+
+
+class Have(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """msgpack `[digest of the encoded manifest, bits]`: bit 7 of byte 0 is the first chunk, unused bits are 0."""
+
+    manifest: Digest
+    bits: Annotated[bytes, Meta(max_length=MAX_HAVE)]
+
+
+_Asked = Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_CHUNKS_ASKED)]
+_asked_decoder: msgspec.msgpack.Decoder[tuple[str, ...]] = msgspec.msgpack.Decoder(_Asked)
+
+
+def encode_have(manifest: Manifest, present: Sequence[bool]) -> bytes:
+    bits = bytearray((len(present) + 7) // 8)
+    for position, is_here in enumerate(present):
+        if is_here:
+            bits[position // 8] |= 0x80 >> position % 8
+    return msgspec.msgpack.encode(Have(digest_of(manifest.encode()), bytes(bits)))
+
+
+def decode_have(data: bytes, manifest: Manifest) -> set[int]:
+    """Positions that the peer holds. Raises CorruptContent if it speaks of another manifest or is malformed."""
+    try:
+        have = msgspec.msgpack.decode(data, type=Have)
+    except msgspec.MsgspecError as error:
+        raise CorruptContent(f"malformed list of chunks: {error}") from None
+    if have.manifest != digest_of(manifest.encode()) or len(have.bits) != (len(manifest.chunks) + 7) // 8:
+        raise CorruptContent("the peer cut the content in another way")
+    return {i for i in range(len(manifest.chunks)) if have.bits[i // 8] & 0x80 >> i % 8}
+
+
+def encode_asked(digests: Iterable[str]) -> bytes:
+    return msgspec.msgpack.encode(tuple(digests))
+
+
+def decode_asked(data: bytes) -> tuple[str, ...]:
+    """Raises BadRequest."""
+    try:
+        return _asked_decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise BadRequest(f"malformed list of chunks: {error}") from None

@@ -1,0 +1,319 @@
+"""Which provider is asked for which chunk, and who is asked no more: all rules of a transfer, with no I/O.
+
+The shell (`dht.transfer`) reports events with the time and performs what `decide` returns. A piece is a small integer:
+the position of a chunk in the manifest. Rules:
+
+* Rarest first among a window of free pieces, in the order handed in (which the shell shuffles, so that many sites that
+  fetch one blob at once soon hold different parts and serve each other).
+* Each provider has `depth` requests under way, sized to about `batch_s` seconds at the rate it has shown.
+* No free piece left: idle providers are asked for what others have not delivered yet (end game). The first wins.
+* A provider that lies is dropped at once; one that fails rests for a doubling time and is dropped after `strikes`
+  failures in a row; one that is silent for `stall_s`, or slower than `min_rate` after `slow_after_s` while another
+  could do the work, is dropped too. A busy provider rests and loses nothing.
+* A dropped provider is never asked again, and its pieces are free again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Times in s, rates in bytes/s, sizes in bytes."""
+
+    depth: int = 2
+    batch_s: float = 0.5
+    min_batch: int = 1 << 20
+    max_batch: int = 4 << 20
+    max_pieces: int = 64
+    window: int = 128
+    strikes: int = 3
+    rest_s: float = 0.25
+    max_busy_s: float = 2.0
+    stall_s: float = 5.0
+    slow_after_s: float = 10.0
+    min_rate: float = 8 << 10
+    endgame_s: float = 0.25
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Ask `provider` for `pieces`, in this order; report under the number `request`."""
+
+    request: int
+    provider: str
+    pieces: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Give up a request: nothing it could deliver is wanted. The picker has forgotten it already."""
+
+    request: int
+
+
+Effect = Ask | Cancel
+
+
+@dataclass
+class _Provider:
+    have: frozenset[int] | None
+    lacks: set[int] = field(default_factory=set)
+    requests: set[int] = field(default_factory=set)
+    strikes: int = 0
+    rest_until: float = 0.0
+    rate: float = 0.0
+    dropped: str = ""
+
+    def offers(self, piece: int) -> bool:
+        return (self.have is None or piece in self.have) and piece not in self.lacks
+
+
+@dataclass
+class _Request:
+    provider: str
+    open: set[int]
+    started: float
+    heard: float
+    received: int = 0
+
+
+class Picker:
+    """State of one transfer. `lengths`: bytes of each wanted piece; `order`: all of them, in the order preferred."""
+
+    def __init__(self, lengths: Mapping[int, int], order: Sequence[int], limits: Limits | None = None) -> None:
+        self._lengths = dict(lengths)
+        self._limits = limits or Limits()
+        self._free = dict.fromkeys(order)
+        self._wanted = set(lengths)
+        self._asked: dict[int, set[int]] = {}
+        self._providers: dict[str, _Provider] = {}
+        self._requests: dict[int, _Request] = {}
+        self._rarity: dict[int, int] = {}
+        self._number = 0
+        self._cancelled: list[int] = []
+
+    # --- what the shell asks --------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> bool:
+        return not self._wanted
+
+    @property
+    def active(self) -> list[str]:
+        """Providers that are not dropped."""
+        return [name for name, p in self._providers.items() if not p.dropped]
+
+    @property
+    def dropped(self) -> dict[str, str]:
+        """Providers that are asked no more, and why."""
+        return {name: p.dropped for name, p in self._providers.items() if p.dropped}
+
+    @property
+    def starved(self) -> bool:
+        """Nothing is under way and no provider, rested or not, offers any wanted piece."""
+        return bool(self._wanted) and not self._requests and not any(self._offers(n) for n in self.active)
+
+    def wants(self, piece: int) -> bool:
+        return piece in self._wanted
+
+    # --- providers ------------------------------------------------------------------------------------------------
+
+    def provide(self, provider: str, have: Collection[int] | None) -> None:
+        """A provider is known, or holds more than before. `have` None: the whole blob."""
+        known = self._providers.setdefault(provider, _Provider(frozenset()))
+        if known.dropped:
+            return
+        self._count(known, -1)
+        known.have = None if have is None else frozenset(have)
+        known.lacks.clear()
+        self._count(known, +1)
+
+    def drop(self, provider: str, why: str) -> None:
+        """Ask this provider no more."""
+        known = self._providers.setdefault(provider, _Provider(frozenset()))
+        if known.dropped:
+            return
+        self._count(known, -1)
+        known.dropped = why
+        for number in list(known.requests):
+            self._end(number)
+            self._cancelled.append(number)
+
+    # --- what happens to a request; reports about a forgotten request change nothing ----------------------------------
+
+    def heard(self, request: int, now: float) -> None:
+        """Some bytes came."""
+        if request in self._requests:
+            self._requests[request].heard = now
+
+    def delivered(self, request: int, piece: int, now: float) -> bool:
+        """A verified piece came. True exactly once per piece: then it is to be kept."""
+        fresh = piece in self._wanted
+        if current := self._requests.get(request):
+            current.open.discard(piece)
+            current.heard = now
+            current.received += self._lengths[piece]
+            self._providers[current.provider].strikes = 0
+            self._unask(piece, request)
+        if fresh:
+            self._wanted.discard(piece)
+            self._free.pop(piece, None)
+            self._withdraw(piece)
+        return fresh
+
+    def lacking(self, request: int, piece: int) -> None:
+        """The provider says it does not have the piece."""
+        if current := self._requests.get(request):
+            provider = self._providers[current.provider]
+            provider.lacks.add(piece)
+            if provider.have is not None and piece in provider.have:
+                self._rarity[piece] -= 1
+                provider.have -= {piece}
+            current.open.discard(piece)
+            self._unask(piece, request)
+
+    def finished(self, request: int, now: float) -> None:
+        """The answer is over. If pieces are left open, the provider broke off: a failure."""
+        if current := self._requests.get(request):
+            if current.open:
+                self.failed(request, now, "broke off")
+                return
+            provider = self._providers[current.provider]
+            elapsed = max(now - current.started, 1e-3)
+            rate = current.received / elapsed
+            provider.rate = rate if not provider.rate else 0.5 * provider.rate + 0.5 * rate
+            self._end(request)
+
+    def failed(self, request: int, now: float, why: str) -> None:
+        if current := self._requests.get(request):
+            provider = self._providers[current.provider]
+            provider.strikes += 1
+            provider.rest_until = now + self._limits.rest_s * 2 ** (provider.strikes - 1)
+            self._end(request)
+            if provider.strikes >= self._limits.strikes:
+                self.drop(current.provider, why)
+
+    def busy(self, request: int, now: float, retry_after: float) -> None:
+        """The provider has no free upload slot."""
+        if current := self._requests.get(request):
+            rest = min(max(retry_after, 0.05), self._limits.max_busy_s)
+            self._providers[current.provider].rest_until = now + rest
+            self._end(request)
+
+    def lied(self, request: int, why: str) -> None:
+        """The provider sent what it should not have: bytes that are not the digest's, or a malformed answer."""
+        if current := self._requests.get(request):
+            self.drop(current.provider, why)
+
+    # --- decisions ------------------------------------------------------------------------------------------------
+
+    def decide(self, now: float) -> list[Effect]:
+        """Requests to give up and to make now. Call after every event, and every now and then for stalls."""
+        self._drop_slow(now)
+        effects: list[Effect] = [Cancel(number) for number in self._cancelled]
+        self._cancelled.clear()
+        fastest_first = sorted(self.active, key=lambda name: -self._providers[name].rate)
+        for _ in range(self._limits.depth):
+            for name in fastest_first:
+                provider = self._providers[name]
+                if len(provider.requests) < self._limits.depth and provider.rest_until <= now:
+                    pieces = self._pick(provider) or self._pick_endgame(name, now)
+                    if pieces:
+                        effects.append(self._ask(name, pieces, now))
+        return effects
+
+    def _drop_slow(self, now: float) -> None:
+        for number, request in list(self._requests.items()):
+            if number not in self._requests:
+                continue
+            age = now - request.started
+            if now - request.heard > self._limits.stall_s:
+                self._cancelled.append(number)
+                self.failed(number, now, "silent")
+            elif age > self._limits.slow_after_s and request.received / age < self._limits.min_rate:
+                rivals = [n for n in self.active if n != request.provider]
+                if any(self._providers[n].offers(piece) for n in rivals for piece in request.open):
+                    self.drop(request.provider, "slow")
+
+    def _pick(self, provider: _Provider) -> list[int]:
+        candidates = list(islice(self._offered(provider), self._limits.window))
+        candidates.sort(key=lambda piece: self._rarity.get(piece, 0))
+        slots = sum(self._limits.depth for name in self.active)
+        fair = max(1, len(self._free) // (2 * slots))
+        budget = min(max(self._limits.min_batch, int(provider.rate * self._limits.batch_s)), self._limits.max_batch)
+        picked: list[int] = []
+        for piece in candidates[: min(fair, self._limits.max_pieces)]:
+            if picked and budget < self._lengths[piece]:
+                break
+            picked.append(piece)
+            budget -= self._lengths[piece]
+        return picked
+
+    def _offered(self, provider: _Provider) -> Iterator[int]:
+        """Free pieces that the provider offers, in the preferred order where that is cheap."""
+        if provider.have is not None and len(provider.have) < len(self._free):
+            return (piece for piece in provider.have if piece in self._free and piece not in provider.lacks)
+        return (piece for piece in self._free if provider.offers(piece))
+
+    def _pick_endgame(self, name: str, now: float) -> list[int]:
+        """One piece that others were asked for and did not deliver, the longest awaited first."""
+        provider = self._providers[name]
+        if next(self._offered(provider), None) is not None:
+            return []
+        best: tuple[float, int] | None = None
+        for piece, numbers in self._asked.items():
+            if len(numbers) != 1 or not provider.offers(piece):
+                continue
+            other = self._requests[next(iter(numbers))]
+            waited = now - other.started
+            if other.provider != name and waited > self._limits.endgame_s and (best is None or waited > best[0]):
+                best = (waited, piece)
+        return [best[1]] if best else []
+
+    def _ask(self, name: str, pieces: Sequence[int], now: float) -> Ask:
+        self._number += 1
+        self._requests[self._number] = _Request(name, set(pieces), now, now)
+        self._providers[name].requests.add(self._number)
+        for piece in pieces:
+            self._free.pop(piece, None)
+            self._asked.setdefault(piece, set()).add(self._number)
+        return Ask(self._number, name, tuple(pieces))
+
+    # --- bookkeeping ----------------------------------------------------------------------------------------------
+
+    def _offers(self, name: str) -> bool:
+        return any(self._providers[name].offers(piece) for piece in self._wanted)
+
+    def _count(self, provider: _Provider, step: int) -> None:
+        """Rarity counts partial holders only: a whole one adds the same to every piece."""
+        for piece in provider.have or ():
+            self._rarity[piece] = self._rarity.get(piece, 0) + step
+
+    def _end(self, number: int) -> None:
+        """Forget a request; what it leaves open is free again."""
+        request = self._requests.pop(number)
+        self._providers[request.provider].requests.discard(number)
+        for piece in request.open:
+            self._unask(piece, number)
+
+    def _unask(self, piece: int, number: int) -> None:
+        numbers = self._asked.get(piece)
+        if numbers is not None:
+            numbers.discard(number)
+            if not numbers:
+                del self._asked[piece]
+                if piece in self._wanted:
+                    self._free[piece] = None
+
+    def _withdraw(self, piece: int) -> None:
+        """The piece is here: nobody else needs to deliver it. A request with nothing else to do is given up."""
+        for number in self._asked.pop(piece, set()):
+            request = self._requests[number]
+            request.open.discard(piece)
+            if not request.open:
+                self._end(number)
+                self._cancelled.append(number)

@@ -1,0 +1,207 @@
+"""The rules of a transfer as tables: no loop, no clock."""
+
+from __future__ import annotations
+
+from dht.picker import Ask, Cancel, Limits, Picker
+
+KB = 1 << 10
+ONE_EACH = Limits(depth=1, max_pieces=1)
+
+
+def picker_of(count: int, limits: Limits | None = None, length: int = 256 * KB) -> Picker:
+    return Picker(dict.fromkeys(range(count), length), list(range(count)), limits)
+
+
+def asks(picker: Picker, now: float = 0.0) -> list[Ask]:
+    return [e for e in picker.decide(now) if isinstance(e, Ask)]
+
+
+def deliver(picker: Picker, ask: Ask, now: float = 0.0) -> None:
+    for piece in ask.pieces:
+        picker.delivered(ask.request, piece, now)
+    picker.finished(ask.request, now)
+
+
+def test_nothing_wanted_is_done_at_once() -> None:
+    assert picker_of(0).done
+
+
+def test_work_is_spread_over_providers() -> None:
+    picker = picker_of(40)
+    picker.provide("a", None)
+    picker.provide("b", None)
+    by_provider = {"a": 0, "b": 0}
+    pieces: list[int] = []
+    for ask in asks(picker):
+        by_provider[ask.provider] += 1
+        pieces += ask.pieces
+    assert by_provider == {"a": 2, "b": 2}
+    assert len(pieces) == len(set(pieces))
+
+
+def test_a_provider_has_depth_requests_at_once() -> None:
+    picker = picker_of(100)
+    picker.provide("a", None)
+    first = asks(picker)
+    assert len(first) == 2
+    assert asks(picker) == []
+    deliver(picker, first[0], 0.1)
+    assert len(asks(picker, 0.1)) == 1
+
+
+def test_a_faster_provider_is_asked_for_more_at_a_time() -> None:
+    picker = picker_of(400, Limits(depth=1))
+    picker.provide("fast", None)
+    picker.provide("slow", None)
+    first = {ask.provider: ask for ask in asks(picker)}
+    deliver(picker, first["fast"], 0.05)
+    deliver(picker, first["slow"], 4.0)
+    second = {ask.provider: len(ask.pieces) for ask in asks(picker, 4.0)}
+    assert second["fast"] > second["slow"]
+
+
+def test_rarest_first() -> None:
+    picker = picker_of(4, ONE_EACH)
+    picker.provide("partial", {0, 1, 3})
+    picker.provide("partial2", {0, 1, 3})
+    picker.provide("whole", None)
+    picked = {ask.provider: ask.pieces for ask in asks(picker)}
+    assert picked["whole"] == (2,), "what only the whole one has goes before the common ones"
+
+
+def test_a_partial_holder_is_asked_only_for_what_it_has() -> None:
+    picker = picker_of(10, Limits(depth=1))
+    picker.provide("partial", {7})
+    assert [a.pieces for a in asks(picker)] == [(7,)]
+
+
+def test_a_partial_holder_is_asked_for_more_when_it_has_more() -> None:
+    picker = picker_of(3, Limits(depth=1))
+    picker.provide("partial", {0})
+    deliver(picker, asks(picker)[0])
+    assert picker.starved
+    picker.provide("partial", {0, 1, 2})
+    assert not picker.starved
+    assert asks(picker)[0].pieces == (1,)
+
+
+def test_what_a_provider_lacks_is_asked_elsewhere() -> None:
+    picker = picker_of(1)
+    picker.provide("a", None)
+    (ask,) = asks(picker)
+    picker.lacking(ask.request, 0)
+    picker.finished(ask.request, 0.0)
+    assert asks(picker) == []
+    assert picker.starved
+    picker.provide("b", None)
+    assert [a.provider for a in asks(picker)] == ["b"]
+
+
+def test_a_failing_provider_rests_then_is_dropped_and_its_pieces_move() -> None:
+    picker = picker_of(1)
+    picker.provide("a", None)
+    now = 0.0
+    for _ in range(3):
+        (ask,) = asks(picker, now)
+        picker.failed(ask.request, now, "connection refused")
+        assert asks(picker, now) == []
+        now += 5.0
+    assert picker.dropped == {"a": "connection refused"}
+    assert asks(picker, now) == []
+    picker.provide("b", None)
+    assert [a.provider for a in asks(picker, now)] == ["b"]
+
+
+def test_a_delivery_clears_the_strikes() -> None:
+    picker = picker_of(10, ONE_EACH)
+    picker.provide("a", None)
+    now = 0.0
+    for _ in range(5):
+        (ask,) = asks(picker, now)
+        picker.failed(ask.request, now, "reset")
+        now += 5.0
+        (ask,) = asks(picker, now)
+        deliver(picker, ask, now)
+    assert picker.dropped == {}
+
+
+def test_a_busy_provider_rests_and_is_never_dropped() -> None:
+    picker = picker_of(1)
+    picker.provide("a", None)
+    now = 0.0
+    for _ in range(20):
+        (ask,) = asks(picker, now)
+        picker.busy(ask.request, now, retry_after=0.5)
+        assert asks(picker, now + 0.4) == []
+        now += 0.5
+    assert picker.dropped == {}
+    assert not picker.starved
+
+
+def test_an_absurd_retry_after_is_cut() -> None:
+    picker = picker_of(1)
+    picker.provide("a", None)
+    (ask,) = asks(picker)
+    picker.busy(ask.request, 0.0, retry_after=1e9)
+    assert len(asks(picker, 2.0)) == 1
+
+
+def test_a_liar_is_dropped_with_all_its_requests() -> None:
+    picker = picker_of(100)
+    picker.provide("liar", None)
+    first, second = asks(picker)
+    picker.lied(first.request, "not the digest's bytes")
+    assert picker.dropped == {"liar": "not the digest's bytes"}
+    assert Cancel(second.request) in picker.decide(0.0)
+    picker.provide("liar", None)
+    assert asks(picker) == []
+    assert picker.starved
+
+
+def test_a_silent_request_is_given_up_and_strikes() -> None:
+    picker = picker_of(1)
+    picker.provide("silent", None)
+    (ask,) = asks(picker)
+    picker.heard(ask.request, 4.0)
+    assert picker.decide(8.0) == []
+    effects = picker.decide(9.1)
+    assert effects[0] == Cancel(ask.request)
+
+
+def test_a_trickle_is_dropped_when_another_could_do_it_but_not_when_it_is_all_there_is() -> None:
+    picker = picker_of(1)
+    picker.provide("trickle", None)
+    (ask,) = asks(picker)
+    for second in range(1, 12):
+        picker.heard(ask.request, float(second))
+    assert picker.decide(11.0) == []
+    picker.provide("other", None)
+    effects = picker.decide(11.0)
+    assert picker.dropped == {"trickle": "slow"}
+    assert [e.provider for e in effects if isinstance(e, Ask)] == ["other"]
+
+
+def test_end_game_the_first_delivery_wins_and_the_other_request_is_given_up() -> None:
+    picker = picker_of(1)
+    picker.provide("a", None)
+    picker.provide("b", None)
+    (first,) = asks(picker)
+    assert asks(picker, 0.1) == [], "not before endgame_s"
+    (second,) = asks(picker, 0.3)
+    assert (second.pieces, second.provider != first.provider) == (first.pieces, True)
+    assert picker.delivered(second.request, 0, 0.4)
+    assert Cancel(first.request) in picker.decide(0.4)
+    assert not picker.delivered(first.request, 0, 0.5), "kept once only"
+    assert picker.done
+
+
+def test_a_provider_that_breaks_off_gives_back_only_what_it_did_not_deliver() -> None:
+    picker = picker_of(40, Limits(depth=1))
+    picker.provide("a", None)
+    (ask,) = asks(picker)
+    assert len(ask.pieces) > 1
+    picker.delivered(ask.request, ask.pieces[0], 0.1)
+    picker.finished(ask.request, 0.2)
+    assert not picker.wants(ask.pieces[0])
+    assert all(picker.wants(p) for p in ask.pieces[1:])
+    assert not picker.starved
