@@ -1,6 +1,6 @@
 """How a mesh begins and grows: its root, invitations, joining, certificates, and the TLS that rests on them."""
 
-from bootstrap.certificates import peer_identity, renewal_due
+from bootstrap.certificates import founder_of, peer_identity, renewal_due
 from bootstrap.enrol import Contacts, Enroller, enrol_routes
 from bootstrap.enrolment import ENROL_PATHS
 from bootstrap.identity import Identity, has_identity
@@ -21,6 +21,7 @@ __all__ = [
     "create_invite",
     "create_mesh",
     "enrol_routes",
+    "founder_of",
     "has_identity",
     "join",
     "peer_identity",

@@ -6,9 +6,10 @@ go of its link (containers stay up), the mDNS name is withdrawn, the listeners d
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import structlog
 
 from agent import Agent, AgentConfig, DockerConfig, DockerRuntime, running_agent, running_docker
 from bootstrap import (
+    ENROL_PATHS,
     Contacts,
     Enroller,
     Identity,
@@ -39,6 +41,7 @@ from dht import (
 from dht.peer_http import PeerHttp
 from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
 from node.discovery import ControllerBrowser, announced, lan_address
+from node.membership import keep_certificate
 from node.metrics import metrics_routes
 from node.page import page_routes
 from node.running import Running, shown, sole_node
@@ -105,7 +108,8 @@ class _Parts:
         """Records and content: what every node has, whatever its roles."""
         config, enter = self._config, self._stack.enter_async_context
         session = await enter(aiohttp.ClientSession())
-        self._http = PeerHttp(session, client_context(self._identity))
+        self._client_tls, self._server_tls = client_context(self._identity), server_context(self._identity)
+        self._http = PeerHttp(session, self._client_tls)
         self.directory = await enter(
             running_directory(
                 DirectoryConfig(
@@ -170,10 +174,17 @@ class _Parts:
         routes = [*content_routes(self.content), *enrol_routes(enroller)]
         if controller is not None:
             routes += peer_routes(controller)
-        tls = server_context(self._identity)
+        members = members_only(peer_identity, open_paths=ENROL_PATHS)
         await self._stack.enter_async_context(
-            serving(self._peer_socket, routes, middlewares=[members_only(peer_identity)], tls=tls)
+            serving(self._peer_socket, routes, middlewares=[members], tls=self._server_tls)
         )
+        renewal = keep_certificate(
+            self._identity,
+            (self._client_tls, self._server_tls),
+            directory=self.directory,
+            http=self._http,
+        )
+        await self._stack.enter_async_context(_running(renewal))
 
     async def announce(self) -> None:
         await self._stack.enter_async_context(
@@ -250,6 +261,17 @@ class _Parts:
         sock = bind(self._host, port, default)
         self._stack.callback(sock.close)
         return sock
+
+
+@asynccontextmanager
+async def _running(loop: Coroutine[None, None, None]) -> AsyncIterator[None]:
+    """Run an endless loop for the time of the block."""
+    task = asyncio.create_task(loop)
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
 
 
 def _checked(identity: Identity, config: NodeConfig) -> Identity:

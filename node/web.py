@@ -7,7 +7,7 @@ import errno
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
@@ -23,9 +23,6 @@ log = structlog.get_logger(__name__)
 MAX_BODY = 64 << 10
 """Bytes of a request body that is read whole; streamed uploads have limits of their own."""
 DRAIN_S = 5.0
-OPEN_PREFIX = "/bootstrap/"
-"""Node-to-node paths that answer without a mesh certificate: a machine that joins has none yet."""
-
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 IdentifyPeer = Callable[[ssl.SSLObject | None], PeerIdentity | None]
 
@@ -96,14 +93,19 @@ async def access_log(request: web.Request, handler: Handler) -> web.StreamRespon
     return response
 
 
-def members_only(identify: IdentifyPeer) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
-    """Only verified members of the mesh pass; the handler finds who it is in `request[PEER]`."""
+def members_only(
+    identify: IdentifyPeer, *, open_paths: Collection[str]
+) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
+    """Only verified members of the mesh pass; the handler finds who it is in `request[PEER]`.
+
+    `open_paths` answer without a certificate: a machine that joins has none yet.
+    """
 
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         transport = request.transport
         peer = identify(transport.get_extra_info("ssl_object") if transport else None)
-        if peer is None and not request.path.startswith(OPEN_PREFIX):
+        if peer is None and request.path not in open_paths:
             raise KeyNeeded("only members of the mesh may ask this", fix="Join with `cornerstore bootstrap join`.")
         if peer is not None:
             request[PEER] = peer

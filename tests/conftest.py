@@ -6,6 +6,7 @@ CORNERSTORE_REQUIRE_ALL=1 it fails instead, as does every other skip.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import shutil
@@ -24,6 +25,10 @@ REPOSITORY = Path(__file__).parents[1]
 BASE_IMAGE = "cornerstore/python:3.11"
 LOCAL_ENGINE = "unix:///var/run/docker.sock"
 NETWORK_TOOLS = ("ip", "nft", "nsenter", "ping")
+
+# A plugin asks for the current event loop around synchronous tests. Without this line the policy would make one that
+# nobody closes, and its warning would fail some innocent test.
+asyncio.set_event_loop(None)
 
 settings.register_profile("cornerstore", deadline=None, print_blob=True)  # the blob replays a failure anywhere
 settings.load_profile("cornerstore")

@@ -76,7 +76,7 @@ async def test_only_members_pass(peer: PeerIdentity | None, path: str, status: i
     sock = bind("127.0.0.1", None, 0)
     routes = [web.get("/peer", handler), web.get("/bootstrap/x", handler)]
     async with (
-        serving(sock, routes, middlewares=[members_only(identify)]),
+        serving(sock, routes, middlewares=[members_only(identify, open_paths={"/bootstrap/x"})]),
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{sock.getsockname()[1]}{path}") as response,
     ):
