@@ -31,23 +31,26 @@ from protocol.problems import BadRequest, ControllerUnreachable, Problem
 
 GRACE_S = 10.0
 """How much longer than the work it asked for a client waits for the answer."""
+COMMAND_TIMEOUT_S = 60.0
 TRANSFER_TIMEOUT_S = 3600.0
 
 
-class _Instances(Struct):
-    instances: list[InstanceView]
+class Health(Struct, frozen=True, kw_only=True):
+    """`agents`: how many are connected."""
+
+    status: str
+    region: str
+    node: str
+    mesh: str = ""
+    agents: int = 0
 
 
-class _Services(Struct):
-    services: list[ServiceView]
+class Category(Struct, frozen=True):
+    """A node of the category tree; `services` counts the whole subtree."""
 
-
-class _Agents(Struct):
-    agents: list[AgentView]
-
-
-class _Regions(Struct):
-    regions: list[RegionView]
+    category: str
+    services: int
+    children: tuple[Category, ...] = ()
 
 
 class ControllerClient:
@@ -121,7 +124,7 @@ class ControllerClient:
         )
 
     async def instances(self) -> list[InstanceView]:
-        return (await retried(lambda: self._rest.call("GET", "/instances", _Instances))).instances
+        return await retried(lambda: self._rest.call("GET", "/instances", list[InstanceView]))
 
     async def instance(self, instance: str) -> InstanceView:
         return await retried(lambda: self._rest.call("GET", f"/instances/{_segment(instance)}", InstanceView))
@@ -134,27 +137,20 @@ class ControllerClient:
         return await self._command(instance, "restart", token)
 
     async def alive(self, instance: str, token: str | None = None, *, alive_time: int | None = None) -> InstanceView:
-        """Let it live `alive_time` seconds from now (None: its own alive time)."""
+        """Let it live `alive_time` seconds from now (None: its own alive time, 0: until stopped)."""
         body = {} if alive_time is None else {"alive_time": alive_time}
         return await self._command(instance, "alive", token, json=body)
 
-    async def remove(self, instance: str, token: str | None = None) -> None:
-        await retried(
-            lambda: self._rest.tell(
-                "DELETE", f"/instances/{_segment(instance)}", token=token, timeout_s=60.0, works=True
-            )
-        )
+    async def remove(self, instance: str, token: str | None = None) -> InstanceView:
+        return await self._act("DELETE", f"/instances/{_segment(instance)}", token)
 
     async def _command(self, instance: str, verb: str, token: str | None, **kwargs: Any) -> InstanceView:
+        return await self._act("POST", f"/instances/{_segment(instance)}/{verb}", token, **kwargs)
+
+    async def _act(self, method: str, path: str, token: str | None, **kwargs: Any) -> InstanceView:
         return await retried(
             lambda: self._rest.call(
-                "POST",
-                f"/instances/{_segment(instance)}/{verb}",
-                InstanceView,
-                token=token,
-                timeout_s=60.0,
-                works=True,
-                **kwargs,
+                method, path, InstanceView, token=token, timeout_s=COMMAND_TIMEOUT_S, works=True, **kwargs
             )
         )
 
@@ -188,7 +184,7 @@ class ControllerClient:
         """Published services that fit every condition given; `category` includes what lies below it."""
         query = [(k, v) for k, v in (("category", category), ("id", id), ("q", q)) if v is not None]
         query += [("input", name) for name in _names(input)] + [("output", name) for name in _names(output)]
-        return (await retried(lambda: self._rest.call("GET", "/services", _Services, params=query))).services
+        return await retried(lambda: self._rest.call("GET", "/services", list[ServiceView], params=query))
 
     async def service(self, digest: str) -> ServiceView:
         return await retried(lambda: self._rest.call("GET", f"/services/{check_digest(digest)}", ServiceView))
@@ -217,10 +213,10 @@ class ControllerClient:
 
         return await retried(upload)
 
-    async def withdraw(self, digest: str, envelope: bytes | None = None) -> None:
+    async def withdraw(self, digest: str, envelope: bytes | None = None) -> ServiceView:
         """Take a service off the mesh. `envelope`: the publisher's tombstone."""
         path = f"/services/{check_digest(digest)}"
-        await retried(lambda: self._rest.tell("DELETE", path, headers=record_headers(envelope)))
+        return await retried(lambda: self._rest.call("DELETE", path, ServiceView, headers=record_headers(envelope)))
 
     async def fetch(
         self,
@@ -242,18 +238,19 @@ class ControllerClient:
 
     # --- the region --------------------------------------------------------------------------------------------------
 
-    async def categories(self) -> dict[str, Any]:
-        return await retried(lambda: self._rest.call("GET", "/categories", dict[str, Any]))
+    async def categories(self) -> Category:
+        """The tree below `/`."""
+        return await retried(lambda: self._rest.call("GET", "/categories", Category))
 
     async def agents(self) -> list[AgentView]:
-        return (await retried(lambda: self._rest.call("GET", "/agents", _Agents))).agents
+        return await retried(lambda: self._rest.call("GET", "/agents", list[AgentView]))
 
     async def regions(self) -> list[RegionView]:
-        return (await retried(lambda: self._rest.call("GET", "/regions", _Regions))).regions
+        return await retried(lambda: self._rest.call("GET", "/regions", list[RegionView]))
 
-    async def health(self) -> dict[str, Any]:
-        """At least `region`, `node` and `status`. Not repeated: it asks whether the controller is there now."""
-        return await self._rest.call("GET", "/healthz", dict[str, Any], timeout_s=5.0)
+    async def health(self) -> Health:
+        """Not repeated: it asks whether the controller is there now."""
+        return await self._rest.call("GET", "/healthz", Health, timeout_s=5.0)
 
 
 def _segment(instance: str) -> str:

@@ -65,11 +65,6 @@ class Rest:
         async with self.request(method, path, timeout_s=timeout_s, **kwargs) as response:
             return self.decode(await read_bounded(response, MAX_ANSWER_BYTES), answer)
 
-    async def tell(self, method: str, path: str, *, timeout_s: float = CALL_TIMEOUT_S, **kwargs: Any) -> None:
-        """A call whose answer says nothing more than that it was done."""
-        async with self.request(method, path, timeout_s=timeout_s, **kwargs):
-            pass
-
     def decode(self, body: bytes, answer: type[T]) -> T:
         """Raises ControllerUnreachable if the body is not what a controller answers."""
         try:

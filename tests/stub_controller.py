@@ -123,7 +123,7 @@ class StubController:
 
     async def services(self, request: web.Request) -> web.StreamResponse:
         self.queries.append({key: request.query.getall(key) for key in request.query})
-        return _json({"services": [SERVICE]})
+        return _json([SERVICE])
 
     async def service(self, request: web.Request) -> web.StreamResponse:
         if request.match_info["digest"] != SERVICE.digest:
@@ -136,7 +136,7 @@ class StubController:
 
     async def withdraw(self, request: web.Request) -> web.StreamResponse:
         self.withdrawn.append((request.match_info["digest"], _envelope(request)))
-        return web.Response(status=204)
+        return _json(SERVICE)
 
     async def download(self, request: web.Request) -> web.StreamResponse:
         return web.Response(body=self.content)
@@ -160,7 +160,7 @@ class StubController:
         )
         return [
             web.post("/v1/instances", self.start),
-            web.get("/v1/instances", _fixed({"instances": [INSTANCE]})),
+            web.get("/v1/instances", _fixed([INSTANCE])),
             web.get("/v1/instances/{id}", _fixed(INSTANCE)),
             web.delete("/v1/instances/{id}", self.command),
             web.post("/v1/instances/{id}/{verb}", self.command),
@@ -169,9 +169,12 @@ class StubController:
             web.get("/v1/services/{digest}", self.service),
             web.delete("/v1/services/{digest}", self.withdraw),
             web.get("/v1/content/{digest}", self.download),
-            web.get("/v1/categories", _fixed({"categories": [{"category": "/text", "services": 1}]})),
-            web.get("/v1/agents", _fixed({"agents": [agent]})),
-            web.get("/v1/regions", _fixed({"regions": [region]})),
+            web.get(
+                "/v1/categories",
+                _fixed({"category": "/", "services": 1, "children": [{"category": "/text", "services": 1}]}),
+            ),
+            web.get("/v1/agents", _fixed([agent])),
+            web.get("/v1/regions", _fixed([region])),
             web.get("/v1/healthz", _fixed({"status": "ok", "region": self.region, "node": "c1"})),
             web.post("/wordcount", self.word_count),
         ]
