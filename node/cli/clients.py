@@ -192,7 +192,7 @@ def _state(view: InstanceView) -> Text:
     return styled(view.state, STATE_STYLE.get(view.state, "cyan"))
 
 
-Verb = Callable[["ControllerClient", str, str | None], Awaitable[InstanceView | None]]
+Verb = Callable[["ControllerClient", str, str | None], Awaitable[InstanceView]]
 
 
 def _on_lease(instance: str, token: str | None, verb: Verb) -> None:
@@ -201,14 +201,14 @@ def _on_lease(instance: str, token: str | None, verb: Verb) -> None:
     name, kept = LeaseBook(session.data_dir).find(instance)
     url = session.controller or (kept.controller if kept else None)
 
-    async def work() -> InstanceView | None:
+    async def work() -> InstanceView:
         async with session.connected(url) as client:
             return await verb(client, name, token or (kept.token if kept else None))
 
     view = asyncio.run(work())
-    if view is None or view.state is State.REMOVED:
+    if view.state is State.REMOVED:
         LeaseBook(session.data_dir).forget(name)
-        session.output.give({"instance": name, "state": State.REMOVED}, styled(f"{name} is removed", "bold"))
+        session.output.give(view, styled(f"{name} is removed", "bold"))
     else:
         session.output.give(
             view,

@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -21,6 +21,7 @@ from protocol.peers import ROLES, Role
 
 if TYPE_CHECKING:
     from bootstrap import JoinResult
+    from client.controller import Health
     from node.config import NodeConfig
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
@@ -190,13 +191,14 @@ def status() -> None:
     """Show this machine's node and the region at a glance."""
     session = command_session()
     local = session.local_node
-    health, agents_, instances, regions_ = asyncio.run(_status(session))
+    url, health, agents_, instances, regions_ = asyncio.run(_status(session))
     states: dict[str, int] = {}
     for view in instances:
         states[view.state] = states.get(view.state, 0) + 1
     session.output.give(
         {
             "node": local,
+            "controller": url,
             "health": health,
             "agents": agents_,
             "instances": states,
@@ -205,9 +207,9 @@ def status() -> None:
         facts(
             {
                 "this machine": f"node {local.node[:8]}, process {local.pid}" if local else "no node runs here",
-                "region": health.get("region", ""),
-                "controller": health["url"],
-                "health": health.get("status", ""),
+                "region": health.region,
+                "controller": url,
+                "health": health.status,
                 "agents": f"{len(agents_)}, {sum(a.memory_free for a in agents_)} MB free of "
                 f"{sum(a.memory_total for a in agents_)} MB",
                 "instances": ", ".join(f"{count} {state}" for state, count in states.items()) or "none",
@@ -219,11 +221,11 @@ def status() -> None:
 
 async def _status(
     session: Session,
-) -> tuple[dict[str, Any], list[AgentView], list[InstanceView], list[RegionView]]:
+) -> tuple[str, Health, list[AgentView], list[InstanceView], list[RegionView]]:
     async with session.connected() as client:
         health = await client.health()
         agents_, instances, regions_ = await asyncio.gather(client.agents(), client.instances(), client.regions())
-        return {**health, "url": client.url}, agents_, instances, regions_
+        return client.url, health, agents_, instances, regions_
 
 
 @click.command(cls=Command)

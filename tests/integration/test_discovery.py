@@ -125,5 +125,5 @@ async def test_a_phone_falls_back_to_a_url_where_nothing_is_announced() -> None:
         stub_controller() as stub,
         Phone(url=stub.url, mesh=a_mesh(), interfaces=LO, find_timeout_s=0.2) as phone,
     ):
-        assert (await phone.call(ControllerClient.health))["region"] == stub.region
+        assert (await phone.call(ControllerClient.health)).region == stub.region
         assert phone.controller is None
