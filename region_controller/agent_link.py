@@ -13,6 +13,7 @@ import structlog
 from aiohttp import WSMsgType, web
 from msgspec import Struct
 
+from dht.peer_http import PEER
 from protocol.instances import InstanceReport, Progress, State
 from protocol.link import (
     HEARTBEAT_S,
@@ -138,7 +139,7 @@ class AgentLinks:
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """`GET /peer/agent-link`: lives as long as the link. Raises Forbidden before the upgrade for a wrong role."""
-        peer: PeerIdentity | None = request.get("peer")
+        peer: PeerIdentity | None = request.get(PEER)
         if peer is None or "agent" not in peer.roles:
             raise Forbidden("only agents dial here", fix="Join the machine with the role `agent`.")
         socket = web.WebSocketResponse(max_msg_size=MAX_FRAME, timeout=2.0, compress=False)

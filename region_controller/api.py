@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 from aiohttp import web
 
+from dht.peer_http import PEER
 from protocol.identifiers import check_category, check_digest
 from protocol.instances import Progress, StartAnswer, StartRequest
 from protocol.peers import PeerIdentity
@@ -150,7 +151,7 @@ class _ClientHandlers:
 
 
 def peer_routes(controller: Controller) -> list[web.RouteDef]:
-    """Agent links, hand-offs and their leases. Needs `request["peer"]`, set by the listener from the certificate."""
+    """Agent links, hand-offs and their leases. Needs `request[PEER]`, set by the listener from the certificate."""
 
     async def receive_handoff(request: web.Request) -> web.Response:
         peer = _controller_peer(request)
@@ -178,7 +179,7 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
 
 
 def _controller_peer(request: web.Request) -> PeerIdentity:
-    peer: PeerIdentity | None = request.get("peer")
+    peer: PeerIdentity | None = request.get(PEER)
     if peer is None or "controller" not in peer.roles:
         raise Forbidden("only controllers of the mesh may ask this")
     return peer

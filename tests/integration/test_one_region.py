@@ -1,0 +1,295 @@
+"""One controller and fake agents over real sockets: from a phone's request to an address, and back after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.instances import StartRequest, State
+from protocol.link import Extend, Remove
+from protocol.problems import (
+    AmbiguousService,
+    BuildFailed,
+    Conflict,
+    DeadlineExceeded,
+    Forbidden,
+    KeyNeeded,
+    NoCapacity,
+    NoMatchingService,
+    UnknownInstance,
+)
+from region_controller import Caller
+from tests.fake_agent import FakeAgent
+from tests.one_region import OPERATOR, Site, a_service, key_of, node_of, running_site
+from tests.waiting import until
+
+
+def an_agent(name: str = "agent", **options: Any) -> FakeAgent:
+    return FakeAgent(node_of(name), "eu/de", **options)
+
+
+def start(site: Site, **request: Any) -> Any:
+    return site.controller.start(StartRequest(**{"service": "svc", **request}))
+
+
+async def test_cold_then_warm(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        record = await site.publish(a_service())
+        steps: list[str] = []
+        cold, was_cold = await site.controller.start(StartRequest(service="svc"), lambda s: steps.append(s.phase))
+        warm, was_warm = await start(site, service=record.digest)
+        assert (was_cold, cold.start) == (True, "cold")
+        assert (was_warm, warm.start) == (False, "warm")
+        assert cold.instance == warm.instance
+        assert cold.lease.token != warm.lease.token
+        assert cold.url == f"http://127.0.0.1:{cold.port}"
+        assert steps == ["resolve", "place", "build"]
+        assert cold.timings_ms["build"] == 2.0
+        assert set(cold.timings_ms) == {"resolve", "place", "fetch", "verify", "build", "start", "ready", "total"}
+        assert "runs already" in warm.why
+        assert len(agent.starts) == 1
+        assert site.controller.stats().starts["warm"] == 1
+
+
+async def test_fifty_phones_one_start(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.gate.clear()
+        phones = [asyncio.create_task(start(site)) for _ in range(50)]
+        impatient = asyncio.create_task(start(site))
+        await until(lambda: agent.starts)
+        impatient.cancel()
+        agent.gate.set()
+        answers = [answer for answer, _ in await asyncio.gather(*phones)]
+        assert len(agent.starts) == 1
+        assert len({a.instance for a in answers}) == 1
+        assert len({a.lease.token for a in answers}) == 50
+        assert [a.start for a in answers].count("cold") == 1
+
+
+async def test_failure_reaches_every_waiter_and_poisons_nothing(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.failures.append(BuildFailed("RUN failed", log=["no such file"]))
+        results = await asyncio.gather(start(site), start(site), start(site), return_exceptions=True)
+        assert [type(r) for r in results] == [BuildFailed] * 3
+        assert results[0].extra["log"] == ["no such file"]  # type: ignore[union-attr]
+        answer, cold = await start(site)
+        assert cold
+        assert answer.start == "cold"
+
+
+async def test_cancelled_opener_leaves_the_others(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.gate.clear()
+        opener = asyncio.create_task(start(site))
+        await until(lambda: agent.starts)
+        joiner = asyncio.create_task(start(site))
+        opener.cancel()
+        await asyncio.gather(opener, return_exceptions=True)
+        agent.gate.set()
+        answer, _ = await joiner
+        assert answer.instance in agent.instances
+        assert len(agent.starts) == 1
+
+
+async def test_deadline_leaves_the_start_going(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.gate.clear()
+        with pytest.raises(DeadlineExceeded):
+            await start(site, wait_s=0.1)
+        agent.gate.set()
+        answer, cold = await start(site)
+        assert not cold
+        assert len(agent.starts) == 1
+        assert answer.instance == agent.starts[0].instance
+
+
+async def test_refusal_moves_on_to_the_next_agent(tmp_path: Path) -> None:
+    async with (
+        running_site(tmp_path) as site,
+        an_agent("big", memory=4000).linked(site.peer) as big,
+        an_agent("small").linked(site.peer) as small,
+    ):
+        await site.publish(a_service())
+        big.failures.append(NoCapacity("the disk is slow today"))
+        answer, _ = await start(site)
+        assert answer.agent == small.node
+        assert len(big.starts) == 1
+
+
+async def test_no_capacity_names_each_region_and_agent(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent(memory=50).linked(site.peer):
+        await site.publish(a_service())
+        with pytest.raises(NoCapacity) as caught:
+            await start(site)
+        assert "needs 100 MB" in caught.value.extra["regions"]["eu/de"]
+        assert caught.value.retry_after == 5
+
+
+async def test_never_more_than_fits(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent(memory=250).linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.gate.clear()
+        starts = [asyncio.create_task(start(site, force_rebuild=True)) for _ in range(5)]
+        await until(lambda: sum(t.done() for t in starts) == 3)
+        assert len(agent.starts) == 2
+        agent.gate.set()
+        results = await asyncio.gather(*starts, return_exceptions=True)
+        assert sum(isinstance(r, NoCapacity) for r in results) == 3
+
+
+async def test_force_rebuild_starts_beside_the_running_one(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        first, _ = await start(site)
+        second, cold = await start(site, force_rebuild=True)
+        assert cold
+        assert first.instance != second.instance
+        assert agent.starts[1].force_rebuild
+        assert agent.instances[first.instance].state is State.RUNNING
+
+
+async def test_customised_instances_are_not_shared(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer):
+        await site.publish(a_service())
+        plain, _ = await start(site)
+        german, _ = await start(site, parameters={"lang": "de"})
+        again, _ = await start(site, parameters={"lang": "de"})
+        assert plain.instance != german.instance == again.instance
+
+
+async def test_warm_extends_to_what_was_asked(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        cold, _ = await start(site, alive_time=10)
+        before = agent.instances[cold.instance].expires_at
+        warm, _ = await start(site, alive_time=500)
+        await until(lambda: any(isinstance(c, Extend) for c in agent.commands))
+        after = agent.instances[cold.instance].expires_at
+        assert before is not None
+        assert after is not None
+        assert warm.lease.expires_at is not None
+        assert after >= warm.lease.expires_at > before
+        forever, _ = await start(site, alive_time=0)
+        await until(lambda: agent.instances[cold.instance].expires_at is None)
+        assert forever.lease.expires_at is None
+
+
+async def test_request_key_makes_it_the_same_request(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        one, two = await asyncio.gather(*(start(site, request_key="the same one", force_rebuild=True) for _ in "ab"))
+        three = await start(site, request_key="the same one", force_rebuild=True)
+        assert one == two == three
+        assert len(agent.starts) == 1
+        with pytest.raises(Conflict):
+            await start(site, request_key="the same one", alive_time=5)
+
+
+async def test_lease_verbs(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        one, _ = await start(site)
+        two, _ = await start(site)
+        stop = site.controller.stop
+        with pytest.raises(KeyNeeded):
+            await stop(one.instance, Caller())
+        with pytest.raises(Forbidden):
+            await stop(one.instance, Caller("wrong"))
+        with pytest.raises(UnknownInstance):
+            await stop("nothing", Caller(one.lease.token))
+        view = await stop(one.instance, Caller(one.lease.token))
+        assert view.state is State.RUNNING
+        assert "1 other lease holds it" in view.reason
+        with pytest.raises(Forbidden):
+            await stop(one.instance, Caller(one.lease.token))
+        view = await stop(two.instance, Caller(two.lease.token))
+        assert (view.state, view.reason) == (State.STOPPED, "stopped-by-client")
+        with pytest.raises(Conflict):
+            await site.controller.alive(two.instance, Caller(two.lease.token))
+        view = await site.controller.restart(two.instance, Caller(two.lease.token))
+        assert view.state is State.RUNNING
+        view = await site.controller.alive(two.instance, Caller(two.lease.token), 900)
+        assert view.expires_at == agent.instances[two.instance].expires_at
+        view = await site.controller.remove(two.instance, Caller(operator=True))
+        assert view.state is State.REMOVED
+        with pytest.raises(UnknownInstance):
+            await site.controller.instance(two.instance)
+
+
+async def test_restart_of_the_controller_keeps_instances_and_leases(tmp_path: Path) -> None:
+    agent = an_agent()
+    async with running_site(tmp_path) as site, agent.linked(site.peer):
+        await site.publish(a_service())
+        answer, _ = await start(site)
+        other, _ = await start(site, force_rebuild=True)
+        warm, _ = await start(site)
+    agent.instances.pop(other.instance)
+    async with running_site(tmp_path) as site:
+        assert (await site.controller.instance(answer.instance)).state is State.UNKNOWN
+        async with agent.linked(site.peer):
+            view = await site.controller.instance(answer.instance)
+            assert view.state is State.RUNNING
+            with pytest.raises(UnknownInstance):
+                await site.controller.instance(other.instance)
+            await site.publish(a_service())
+            again, cold = await start(site)
+            assert not cold
+            assert again.instance == answer.instance or again.instance == warm.instance
+            await site.controller.stop(again.instance, Caller(answer.lease.token))
+        await until(lambda: not site.controller.agents())
+        assert (await site.controller.instance(answer.instance)).state is State.UNKNOWN
+
+
+async def test_start_given_up_leaves_nothing_behind(tmp_path: Path) -> None:
+    agent = an_agent()
+    async with running_site(tmp_path) as site:
+        await site.publish(a_service())
+        async with agent.linked(site.peer):
+            agent.gate.clear()
+            waiting = asyncio.create_task(start(site))
+            await until(lambda: agent.instances)
+        with pytest.raises(NoCapacity):
+            await waiting
+        agent.gate.set()
+        async with agent.linked(site.peer):
+            await until(lambda: any(isinstance(c, Remove) for c in agent.commands))
+            await until(lambda: not agent.instances)
+
+
+async def test_ambiguous_and_unknown(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer):
+        await site.publish(a_service("od01", name="objects"))
+        await site.publish(a_service("od01", name="odours", publisher=key_of("other")), key_of("other"))
+        with pytest.raises(AmbiguousService) as caught:
+            await start(site, service="od01")
+        assert {c["name"] for c in caught.value.extra["candidates"]} == {"objects", "odours"}
+        answer, _ = await start(site, service="objects")
+        assert answer.service.name == "objects"
+        with pytest.raises(NoMatchingService) as missed:
+            await start(site, service="object")
+        assert "objects" in missed.value.fix
+
+
+async def test_semantic_prefers_what_is_warm_here(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer):
+        old = await site.publish(a_service("old", category="/image/faces", inputs=["image"], outputs=["text"], seq=1))
+        new = await site.publish(a_service("new", category="/image", inputs=["image"], outputs=["text"], seq=2))
+        meaning = {"service": None, "category": "/image", "inputs": ("image",), "outputs": ("text",)}
+        first, _ = await start(site, **meaning)
+        assert first.service.digest == new.digest
+        assert "the newest" in first.why
+        await start(site, service="old")
+        await site.controller.remove(first.instance, Caller(operator=True))
+        second, cold = await start(site, **meaning)
+        assert (second.service.digest, cold) == (old.digest, False)
+        with pytest.raises(NoMatchingService) as caught:
+            await start(site, **{**meaning, "inputs": ("sound",)})
+        assert "does not take sound" in caught.value.fix
+    assert OPERATOR
