@@ -167,14 +167,17 @@ def _check_shape(template: Mapping[str, Any]) -> Iterator[Finding]:
         return
     yield from _keys(topology, _TOPOLOGY, at)
     yield from _texts(topology, ("description",), at)
-    for section, kind in (("inputs", dict), ("groups", dict), ("policies", list), ("node_templates", dict)):
-        yield from _container(topology, section, kind, at)
+    kinds = (("inputs", dict), ("groups", dict), ("policies", list), ("node_templates", dict))
+    wrong = [finding for section, kind in kinds for finding in _container(topology, section, kind, at)]
+    if wrong:
+        yield from wrong
+        return
     if not topology.get("node_templates"):
         yield Finding("missing-key", at, "there are no node_templates", "Describe the service in one.")
         return
     for section, keys in (("node_templates", _NODE), ("groups", _GROUP), ("inputs", _INPUT)):
-        yield from _check_entries(topology.get(section), keys, (*at, section))
-    yield from _check_policy_shape(topology.get("policies"), (*at, "policies"))
+        yield from _check_entries(topology.get(section, {}), keys, (*at, section))
+    yield from _check_policy_shape(topology.get("policies", []), (*at, "policies"))
 
 
 def _check_version(template: Mapping[str, Any]) -> Iterator[Finding]:
@@ -216,8 +219,8 @@ def _as_list(value: object) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _check_entries(section: Any, keys: frozenset[str], path: Path) -> Iterator[Finding]:
-    for name, entry in (section or {}).items():
+def _check_entries(section: Mapping[str, Any], keys: frozenset[str], path: Path) -> Iterator[Finding]:
+    for name, entry in section.items():
         yield from _check_entry(entry, keys, (*path, name))
 
 
@@ -241,8 +244,8 @@ def _check_entry(entry: Any, keys: frozenset[str], at: Path) -> Iterator[Finding
         yield from _container(entry, key, kind, at)
 
 
-def _check_policy_shape(policies: Any, path: Path) -> Iterator[Finding]:
-    for index, item in enumerate(policies or []):
+def _check_policy_shape(policies: Sequence[Any], path: Path) -> Iterator[Finding]:
+    for index, item in enumerate(policies):
         at = (*path, index)
         if not isinstance(item, dict) or len(item) != 1:
             yield Finding("wrong-type", at, "a policy is not one name with its map", "Write - name: {type: ...}.")

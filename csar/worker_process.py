@@ -42,6 +42,8 @@ class WorkerProcess:
             with _deadline(process, self._limits.wall_s) as expired:
                 answer = _exchange(process, job)
             self._jobs += 1
+            if expired.is_set() or answer is None:
+                self._end()
             try:
                 return msgspec.json.decode(answer or b"", type=list[Complaint])
             except msgspec.MsgspecError:
@@ -114,6 +116,7 @@ def _deadline(process: subprocess.Popen[bytes], seconds: float) -> Iterator[thre
         yield expired
     finally:
         timer.cancel()
+        timer.join()  # afterwards `expired` is final
 
 
 def _exchange(process: subprocess.Popen[bytes], job: bytes) -> bytes | None:
