@@ -31,7 +31,7 @@ class Output:
         if self.json:
             import msgspec
 
-            click.echo(msgspec.json.format(msgspec.json.encode(value), indent=2))
+            click.echo(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2))
             return
         from rich.console import Console
 

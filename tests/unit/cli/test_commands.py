@@ -1,0 +1,352 @@
+"""The commands as a person or a program meets them: results, JSON, errors, exit codes, documentation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import msgspec
+import pytest
+from click.testing import CliRunner, Result
+
+from node.cli import main
+from node.cli.clients import start_request
+from node.cli.framework import sole_problem
+from node.cli.publisher import publisher_key
+from node.config import NodeConfig
+from node.running import Running, shown, sole_node
+from protocol.identifiers import digest_of
+from protocol.problems import NoCapacity, NotFound, Problem
+from protocol.records import ServiceRecord, raw_public_key, verify
+from tests.stub_controller import ARCHIVE, SERVICE, StubController, stub_controller
+
+REPOSITORY = Path(__file__).parents[3]
+WORD_COUNT = REPOSITORY / "services" / "word_count"
+
+
+@pytest.fixture
+def stub() -> Iterator[StubController]:
+    """A controller in a thread of its own: a command runs its own event loop."""
+    ready, holder = threading.Event(), []
+    loop = asyncio.new_event_loop()
+    stop = asyncio.Event()
+
+    async def serve() -> None:
+        async with stub_controller() as running:
+            holder.append(running)
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield holder[0]
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()
+
+
+def as_json(value: object) -> object:
+    return json.loads(msgspec.json.encode(value))
+
+
+class Shell:
+    def __init__(self, data_dir: Path, controller: str) -> None:
+        self.data_dir = data_dir
+        self._environment = {
+            "CORNERSTORE_DATA_DIR": str(data_dir),
+            "CORNERSTORE_CONTROLLER": controller,
+            "COLUMNS": "200",
+        }
+
+    def __call__(self, *arguments: str, stdin: bytes | None = None) -> Result:
+        return CliRunner().invoke(main, arguments, env=self._environment, input=stdin)
+
+    def json(self, *arguments: str) -> object:
+        result = self(*arguments, "--json")
+        assert result.exit_code == 0, result.stderr
+        assert result.stderr == ""
+        return json.loads(result.stdout)
+
+
+@pytest.fixture
+def shell(stub: StubController, tmp_path: Path) -> Shell:
+    return Shell(tmp_path / "data", stub.url)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Shell:
+    """No controller is asked."""
+    return Shell(tmp_path / "data", "")
+
+
+# --- clients ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_start_shows_where_why_and_how_long(shell: Shell, stub: StubController) -> None:
+    result = shell("start", "wc01", "--alive-time", "9", "--param", "language=de", "--force-rebuild")
+    assert result.exit_code == 0, result.stderr
+    for expected in (stub.url, "the only match; free memory", "cold", "total 12 ms"):
+        assert expected in result.stdout
+    assert "fetch" in result.stderr, "progress goes to stderr"
+    request = stub.starts[0]
+    assert (request.service, request.alive_time, request.force_rebuild) == ("wc01", 9, True)
+    assert request.parameters == {"language": "de"}
+
+
+def test_a_start_by_meaning_as_json(shell: Shell, stub: StubController) -> None:
+    answer = shell.json("start", "--category", "/text/", "--input", "text", "--output", "integer")
+    assert answer == as_json(stub.answer())
+    assert (stub.starts[0].category, stub.starts[0].inputs, stub.starts[0].outputs) == (
+        "/text",
+        ("text",),
+        ("integer",),
+    )
+
+
+def test_later_commands_need_no_token(shell: Shell) -> None:
+    assert shell("start", "wc01").exit_code == 0
+    assert "stopped" in shell("stop", "i-").stdout
+    assert "running" in shell("restart", "i-1").stdout
+    assert "running" in shell("alive", "i-1", "--alive-time", "60").stdout
+    assert "removed" in shell("rm", "i-1").stdout
+    refused = shell("stop", "i-1")
+    assert refused.exit_code == 1
+    assert "not the lease's" in refused.stderr
+
+
+def test_ps_and_the_regions_views(shell: Shell) -> None:
+    assert "wc01 (wordcount)" in shell("ps").stdout
+    assert "974 MB" in shell("agents").stdout
+    assert "self" in shell("regions").stdout
+    assert "no node runs here" in shell("status").stdout
+    status = shell.json("status")
+    assert isinstance(status, dict)
+    assert status["health"]["region"] == "eu/a"
+    assert status["instances"] == {"running": 1}
+
+
+def test_invoke_posts_stdin_and_prints_only_the_reply(shell: Shell) -> None:
+    result = shell("invoke", "wc01", "/wordcount", "-", stdin=b"one two three")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout_bytes == b"3"
+
+
+def test_invoke_writes_a_file(shell: Shell, tmp_path: Path) -> None:
+    text, out = tmp_path / "text", tmp_path / "out"
+    text.write_bytes(b"one two")
+    assert shell("invoke", "-", "/wordcount", str(text), "--category", "/text", "-o", str(out)).exit_code == 0
+    assert out.read_bytes() == b"2"
+
+
+def test_a_request_names_a_service_or_a_meaning_but_not_both() -> None:
+    assert start_request("wc01").service == "wc01"
+    for service, category in (("wc01", "/text"), (None, None)):
+        with pytest.raises(click.UsageError):
+            start_request(service, category=category)
+
+
+# --- developers -------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_packed_validated_and_published_with_a_signed_record(
+    shell: Shell, stub: StubController, tmp_path: Path
+) -> None:
+    archive = tmp_path / "wc.csar"
+    packed = shell.json("pack", str(WORD_COUNT), "-o", str(archive))
+    assert isinstance(packed, dict)
+    assert packed["digest"] == digest_of(archive.read_bytes())
+    described = shell.json("validate", str(archive))
+    assert isinstance(described, dict)
+    assert described["id"] == packed["service"]["id"]
+    assert shell.json("publish", str(WORD_COUNT)) == as_json(SERVICE)
+    body, envelope = stub.uploads[0]
+    assert digest_of(body) == packed["digest"], "the same files give the same archive"
+    assert envelope is not None
+    record = verify(envelope).record
+    assert isinstance(record, ServiceRecord)
+    assert (record.digest, record.id) == (packed["digest"], described["id"])
+    assert record.publisher == raw_public_key(publisher_key(shell.data_dir))
+
+
+def test_an_invalid_archive_is_told_with_its_code(alone: Shell, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.csar"
+    bad.write_bytes(b"this is no zip file")
+    result = alone("validate", str(bad))
+    assert result.exit_code == 1
+    assert "code: " in result.stderr
+    assert result.stdout == ""
+
+
+def test_search_show_fetch(shell: Shell, stub: StubController, tmp_path: Path) -> None:
+    assert "wordcount" in shell("search").stdout
+    assert shell.json("search", "count", "--category", "/text", "--input", "text") == [as_json(SERVICE)]
+    assert stub.queries[-1] == {"q": ["count"], "category": ["/text"], "input": ["text"]}
+    assert SERVICE.digest in shell("show", "wc01").stdout
+    out = tmp_path / "fetched.csar"
+    assert shell("fetch", SERVICE.digest, "-o", str(out)).exit_code == 0
+    assert out.read_bytes() == ARCHIVE
+
+
+def test_only_the_publisher_withdraws(shell: Shell, stub: StubController, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused = shell("withdraw", "wc01")
+    assert refused.exit_code == 1
+    assert "published by" in refused.stderr
+    assert stub.withdrawn == []
+    ours = msgspec.structs.replace(SERVICE, publisher=raw_public_key(publisher_key(shell.data_dir)).hex())
+    monkeypatch.setattr("tests.stub_controller.SERVICE", ours)
+    assert shell("withdraw", "wc01").exit_code == 0
+    digest, envelope = stub.withdrawn[0]
+    assert digest == SERVICE.digest
+    assert envelope is not None
+    record = verify(envelope).record
+    assert isinstance(record, ServiceRecord)
+    assert record.withdrawn
+
+
+# --- operators --------------------------------------------------------------------------------------------------------
+
+
+def test_a_mesh_is_founded_and_invites(alone: Shell) -> None:
+    founded = alone.json("bootstrap", "init", "--mesh", "home", "--region", "eu/a", "--site", "kitchen")
+    assert isinstance(founded, dict)
+    config = NodeConfig.load(alone.data_dir)
+    assert (config.mesh, config.region, config.site) == ("home", "eu/a", "kitchen")
+    assert config.roles == ("controller", "agent", "store")
+    invitation = alone.json("bootstrap", "invite", "--region", "eu/b", "--ttl", "2h", "--address", "10.1.0.10:7401")
+    assert isinstance(invitation, dict)
+    assert invitation["token"].startswith("cornerstore1-")
+    assert (invitation["region"], invitation["addresses"]) == ("eu/b", ["10.1.0.10:7401"])
+    again = alone("bootstrap", "init", "--mesh", "other", "--region", "eu/a")
+    assert again.exit_code == 1
+    assert NodeConfig.load(alone.data_dir).mesh == "home"
+
+
+def test_an_operators_settings_survive_founding(alone: Shell) -> None:
+    before = NodeConfig(mesh="old", region="old", site="kitchen")
+    network = msgspec.structs.replace(before.network, host="127.0.0.1", rest_port=7999)
+    msgspec.structs.replace(before, network=network).save(alone.data_dir)
+    alone.json("bootstrap", "init", "--mesh", "home", "--region", "eu/a", "--role", "store")
+    config = NodeConfig.load(alone.data_dir)
+    assert (config.mesh, config.region, config.roles) == ("home", "eu/a", ("store",))
+    assert (config.network.rest_port, config.site) == (7999, "kitchen")
+
+
+def test_a_mangled_token_is_refused_with_its_fix(alone: Shell) -> None:
+    result = alone("bootstrap", "join", "cornerstore1-abc")
+    assert result.exit_code == 1
+    assert "Fix: Copy the whole line" in result.stderr
+
+
+def test_up_without_a_mesh_says_what_to_do(alone: Shell) -> None:
+    result = alone("up")
+    assert result.exit_code == 1
+    assert "cornerstore bootstrap init" in result.stderr
+
+
+@pytest.mark.parametrize(("text", "code"), [("2h", 0), ("1 week", 2), ("-5", 2), ("", 2)])
+def test_durations(alone: Shell, text: str, code: int) -> None:
+    alone("bootstrap", "init", "--mesh", "home", "--region", "eu/a")
+    assert alone("bootstrap", "invite", "--ttl", text, "--address", "127.0.0.1:1").exit_code == code
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_problem_goes_to_stderr_with_cause_and_fix(shell: Shell, stub: StubController) -> None:
+    stub.problem = NoCapacity("no agent has 50 MB", fix="Stop something.", regions={"eu/a": "memory full"})
+    result = shell("start", "wc01")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    for expected in ("no agent has 50 MB", "Fix: Stop something.", "eu/a: memory full", "no-capacity"):
+        assert expected in result.stderr
+
+
+def test_with_json_a_problem_is_a_problem_object(shell: Shell, stub: StubController) -> None:
+    stub.problem = NoCapacity("no agent has 50 MB", fix="Stop something.")
+    result = shell("--json", "start", "wc01")
+    assert result.exit_code == 1
+    body = json.loads(result.stderr)
+    assert (body["status"], body["detail"], body["fix"]) == (503, "no agent has 50 MB", "Stop something.")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("nonsense",), ("start",), ("start", "wc01", "--param", "x"), ("pack", "/nowhere"), ("ps", "--colour")],
+)
+def test_wrong_usage_exits_2(alone: Shell, arguments: tuple[str, ...]) -> None:
+    assert alone(*arguments).exit_code == 2
+
+
+def test_an_unforeseen_fault_shows_no_traceback_unless_asked(alone: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a fault of ours")
+
+    monkeypatch.setattr("bootstrap.create_mesh", broken)
+    arguments = ("bootstrap", "init", "--mesh", "home", "--region", "eu/a")
+    result = alone(*arguments)
+    assert result.exit_code == 1
+    assert "a fault of ours" in result.stderr
+    assert "--debug" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert isinstance(alone(*arguments, "--debug").exception, ZeroDivisionError)
+
+
+def test_a_problem_inside_a_task_group_is_still_a_problem() -> None:
+    problem = NotFound("gone")
+    assert sole_problem(ExceptionGroup("", [ExceptionGroup("", [problem])])) is problem
+    assert sole_problem(ValueError()) is None
+    assert isinstance(problem, Problem)
+
+
+def test_a_controller_that_is_away_is_named(tmp_path: Path) -> None:
+    result = Shell(tmp_path, "http://127.0.0.1:9")("ps")
+    assert result.exit_code == 1
+    assert "127.0.0.1:9" in result.stderr
+
+
+def test_the_operators_token_goes_to_this_machines_own_controller_only(shell: Shell, stub: StubController) -> None:
+    (shell.data_dir / "identity").mkdir(parents=True)
+    (shell.data_dir / "identity" / "operator.token").write_text("operators-secret\n")
+    shell("stop", "i-1")
+    own = Running(node="ab" * 20, pid=1, rest=stub.url, peer="127.0.0.1:7401", dht="127.0.0.1:7401")
+    with sole_node(shell.data_dir), shown(shell.data_dir, own):
+        shell("stop", "i-1")
+    assert stub.authorizations == ["", "Bearer operators-secret"]
+
+
+# --- documentation ----------------------------------------------------------------------------------------------------
+
+
+def command_names(group: click.Group, prefix: str = "") -> Iterator[str]:
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
+        if isinstance(command, click.Group):
+            yield from command_names(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}"
+
+
+def test_every_command_is_documented_with_an_example_and_nothing_else_is() -> None:
+    text = (REPOSITORY / "docs" / "commands.md").read_text()
+    names = list(command_names(main))
+    assert re.findall(r"^### `cornerstore ([a-z ]+)`$", text, re.MULTILINE) == names
+    for section in re.split(r"^### ", text, flags=re.MULTILINE)[1:]:
+        name = section.partition("`")[2].partition("`")[0]
+        assert f"$ {name}" in section, f"{name} has no example"
+
+
+@pytest.mark.parametrize("name", ["start", "bootstrap init", "seed"])
+def test_every_command_takes_the_common_options(alone: Shell, name: str) -> None:
+    shown = alone(*name.split(), "--help").stdout
+    for option in ("--json", "--data-dir", "--controller", "--debug"):
+        assert option in shown

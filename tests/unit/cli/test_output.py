@@ -1,0 +1,30 @@
+"""What reaches a person's terminal."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from node.cli.output import readable, remaining, size
+
+
+def test_control_codes_from_the_network_do_not_reach_the_terminal() -> None:
+    assert readable("a\x1b[2Jb\x07\u202ec\nd") == "a\N{REPLACEMENT CHARACTER}[2Jb\N{REPLACEMENT CHARACTER}" + (
+        "\N{REPLACEMENT CHARACTER}c\nd"
+    )
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(0, "0 B"), (999, "999 B"), (2048, "2.05 kB"), (28_000_000, "28 MB"), (3 * 10**9, "3 GB")]
+)
+def test_sizes_are_decimal(count: int, shown: str) -> None:
+    assert size(count) == shown
+
+
+def test_time_that_remains_is_said_in_one_unit() -> None:
+    assert remaining(None) == "until stopped"
+    assert remaining(time.time() - 5) == "over"
+    assert remaining(time.time() + 60.4) == "60 s"
+    assert remaining(time.time() + 600) == "10 min"
+    assert remaining(time.time() + 86_400) == "24 h"
