@@ -1,14 +1,25 @@
 """The store: signed records in a Kademlia overlay, and content in verified chunks over HTTP."""
 
+from dht.content_routes import content_routes
 from dht.directory import DirectoryConfig, NetworkDirectory, running_directory
+from dht.exchange import ContentConfig, Exchange, running_content
+from dht.memory_content import MemoryContent, Swarm
 from dht.memory_directory import MemoryDirectory, MemoryMesh
+from dht.overlay import Tuning
 from dht.sealing import Keyring
 
 __all__ = [
+    "ContentConfig",
     "DirectoryConfig",
+    "Exchange",
     "Keyring",
+    "MemoryContent",
     "MemoryDirectory",
     "MemoryMesh",
     "NetworkDirectory",
+    "Swarm",
+    "Tuning",
+    "content_routes",
+    "running_content",
     "running_directory",
 ]

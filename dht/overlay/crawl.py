@@ -19,6 +19,8 @@ from dht.overlay.messages import A, Nodes, Page
 
 CANDIDATES = 64
 """Nearest nodes looked at; those behind them cannot matter."""
+SAME_MOMENT_S = 0.001
+"""A timer may fire this much before its time; without the allowance the search would spin until it is reached."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Crawl(SpiderCrawl, Generic[A]):
     async def run(self, deadline: float) -> None:
         """Until converged, or until the event loop's time `deadline`."""
         loop = asyncio.get_running_loop()
-        while (now := loop.time()) < deadline:
+        while (now := loop.time() + SAME_MOMENT_S) < deadline:
             unanswered = [n for n in self._front(now) if n.id not in self.answers]
             if not unanswered and (not self._asked or len(self.answers) >= self._policy.quorum):
                 self.converged = True
@@ -75,7 +77,7 @@ class Crawl(SpiderCrawl, Generic[A]):
                 self._overdue_at[n.id] for n in self._asked.values() if self._overdue_at[n.id] > now
             ]
             done, _ = await asyncio.wait(
-                self._asked, timeout=min([deadline, *upcoming]) - now, return_when=asyncio.FIRST_COMPLETED
+                self._asked, timeout=min([deadline, *upcoming]) - loop.time(), return_when=asyncio.FIRST_COMPLETED
             )
             for task in done:
                 self._heard(self._asked.pop(task), task.result())

@@ -11,6 +11,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Any, Protocol
 
 import structlog
@@ -368,8 +369,18 @@ class Overlay:
         }
 
 
+def _is_numeric(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 async def _resolved(host: str, port: int) -> list[Address]:
     """Numeric addresses of a host; none if its name cannot be resolved in time."""
+    if _is_numeric(host):
+        return [Address(host, port)]
     try:
         async with asyncio.timeout(2.0):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=2)
