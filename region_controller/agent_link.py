@@ -158,9 +158,9 @@ class AgentLinks:
         except Problem as problem:
             await _refuse(socket, peer, problem)
         finally:
+            self._drop(link)  # first and without an await: the handler itself may be cancelled here
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
-            self._drop(link)
             await socket.close()
         return socket
 

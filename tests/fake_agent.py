@@ -30,6 +30,7 @@ class FakeAgent:
         self.gate = asyncio.Event()
         self.gate.set()
         self.clock = time.time
+        self._obeying: list[asyncio.Task[None]] = []
         self._socket: aiohttp.ClientWebSocketResponse | None = None
 
     @property
@@ -70,6 +71,8 @@ class FakeAgent:
                     yield self
                 finally:
                     reader.cancel()
+                    for task in self._obeying:
+                        task.cancel()
                     await socket.close()
 
     async def report(self, instance: str, **changes: Any) -> None:
@@ -90,7 +93,7 @@ class FakeAgent:
             command = link.decode_from_controller(message.data)
             assert not isinstance(command, link.Welcome)
             self.commands.append(command)
-            group.create_task(self._obey(command))
+            self._obeying.append(group.create_task(self._obey(command)))
 
     async def _obey(self, command: link.Command) -> None:
         try:
