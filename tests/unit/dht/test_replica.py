@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from dht import replica as module
+from dht.replica import Replica, Verdict
+from dht.storage import opened_storage
+from protocol.identifiers import record_key
+from tests.dht_mesh import service
+
+KEY = record_key("id:wc01")
+
+
+@pytest.fixture
+def replica() -> Iterator[Replica]:
+    with opened_storage(None) as storage:
+        yield Replica(storage, time.time)
+
+
+def test_records_are_kept_superseded_or_refused_each_on_its_own(replica: Replica) -> None:
+    new, old = service(seq=2000), service(seq=1000)
+    forged = new.envelope[:-1] + bytes([new.envelope[-1] ^ 1])
+    other = service("other", seq=1)
+    offered = [new.envelope, old.envelope, forged, b"", other.envelope]
+    assert replica.offer(KEY, offered) == [
+        Verdict.KEPT,
+        Verdict.SUPERSEDED,
+        Verdict.REFUSED,
+        Verdict.REFUSED,
+        Verdict.REFUSED,
+    ]
+    assert replica.envelopes(KEY) == [new.envelope]
+
+
+def test_expired_records_are_refused_and_not_shown(replica: Replica) -> None:
+    assert replica.offer(KEY, [service(expiry=time.time() - 1).envelope]) == [Verdict.REFUSED]
+
+
+def test_an_echo_from_a_peer_leaves_our_record_ours(replica: Replica) -> None:
+    signed = service(seq=1000)
+    replica.keep(KEY, signed, ours=True, spread_at=0.0)
+    assert replica.offer(KEY, [signed.envelope]) == [Verdict.KEPT]
+    (row,) = replica.storage.at(KEY)
+    assert row.ours
+    assert row.spread_at > 0
+
+
+def test_what_somebody_else_signed_later_with_the_same_key_is_not_ours(replica: Replica) -> None:
+    replica.keep(KEY, service(seq=1000), ours=True, spread_at=0.0)
+    replica.offer(KEY, [service(seq=2000, content="v2").envelope])
+    assert [row.ours for row in replica.storage.at(KEY)] == [False]
+
+
+def test_one_signing_key_cannot_fill_the_node(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ROWS_PER_OWNER", 2)
+    verdicts = [replica.offer(record_key(f"id:s{i}"), [service(f"s{i}").envelope])[0] for i in range(3)]
+    assert verdicts == [Verdict.KEPT, Verdict.KEPT, Verdict.REFUSED]
