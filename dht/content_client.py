@@ -39,9 +39,9 @@ class ContentClient:
             return decode_have(await _bounded(response, MAX_HAVE + 256), manifest)
 
     async def chunks(
-        self, address: str, wanted: Sequence[Chunk], *, on_bytes: Callable[[], None], on_chunk: OnChunk
+        self, address: str, wanted: Sequence[Chunk], *, on_bytes: Callable[[int], None], on_chunk: OnChunk
     ) -> None:
-        """Streams chunks in the order asked. `on_bytes`: something came. Errors of `on_chunk` pass through."""
+        """Streams chunks in the order asked; `on_bytes` hears the sizes of parts. Errors of `on_chunk` pass through."""
         body = encode_asked(c.digest for c in wanted)
         async with self._answer("POST", address, "/peer/chunks", timeout_s=_CHUNKS_S, data=body) as response:
             for index, chunk in enumerate(wanted):
@@ -76,14 +76,14 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
         raise CorruptContent(problem.detail) from problem
 
 
-async def _exactly(response: aiohttp.ClientResponse, size: int, on_bytes: Callable[[], None]) -> bytes:
+async def _exactly(response: aiohttp.ClientResponse, size: int, on_bytes: Callable[[int], None]) -> bytes:
     """Like `readexactly`, but a slow peer is heard before the last byte has come."""
     parts: list[bytes] = []
     while size:
         part = await response.content.read(size)
         if not part:
             raise Unavailable("the peer broke off its answer")
-        on_bytes()
+        on_bytes(len(part))
         size -= len(part)
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -71,8 +71,8 @@ class _ContentRoutes:
             await response.prepare(request)
             for digest in asked:
                 data = await self._exchange.read_chunk(digest) or b""
-                await response.write(CHUNK_HEADER.pack(len(data)))
-                await self._write(request, response, data, "chunk")
+                if not await self._write(request, response, CHUNK_HEADER.pack(len(data)) + data, "chunk"):
+                    return response
             await response.write_eof()
             return response
 
@@ -80,11 +80,12 @@ class _ContentRoutes:
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream", **headers})
         response.content_length = len(body)
         await response.prepare(request)
-        await self._write(request, response, body, cause)
-        await response.write_eof()
+        if await self._write(request, response, body, cause):
+            await response.write_eof()
         return response
 
-    async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes, cause: Cause) -> None:
+    async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes, cause: Cause) -> bool:
+        """False if the peer has gone, or was sent away because it takes nothing: an everyday event in an end game."""
         peer = request[PEER]
         view = memoryview(data)
         while view:
@@ -97,5 +98,8 @@ class _ContentRoutes:
                 log.warning("upload-stalled", peer=peer.node)
                 if request.transport is not None:
                     request.transport.abort()
-                raise ConnectionResetError("the peer takes nothing") from None
+                return False
+            except ConnectionError:
+                return False
             self._exchange.sent.add(peer.node, cause, len(piece))
+        return True

@@ -6,10 +6,11 @@ the position of a chunk in the manifest. Rules:
 * Rarest first among a window of free pieces, in the order handed in (which the shell shuffles, so that many sites that
   fetch one blob at once soon hold different parts and serve each other).
 * Each provider has `depth` requests under way, sized to about `batch_s` seconds at the rate it has shown.
-* No free piece left: idle providers are asked for what others have not delivered yet (end game). The first wins.
-* A provider that lies is dropped at once; one that fails rests for a doubling time and is dropped after `strikes`
-  failures in a row; one that is silent for `stall_s`, or slower than `min_rate` after `slow_after_s` while another
-  could do the work, is dropped too. A busy provider rests and loses nothing.
+* No free piece left: an idle provider is asked for what another is late with (end game). The first delivery wins.
+* A provider that lies is dropped at once. One that fails (or is silent for `stall_s`) rests for a doubling time; after
+  `strikes` failures in a row it is dropped if another is left, else it is tried again now and then: the network may
+  come back. One slower than `min_rate` after `slow_after_s` is dropped if another could do the work. A busy provider
+  rests and loses nothing.
 * A dropped provider is never asked again, and its pieces are free again.
 """
 
@@ -26,17 +27,18 @@ class Limits:
 
     depth: int = 2
     batch_s: float = 0.5
-    min_batch: int = 1 << 20
+    first_batch: int = 1 << 20
     max_batch: int = 4 << 20
     max_pieces: int = 64
     window: int = 128
     strikes: int = 3
     rest_s: float = 0.25
+    max_rest_s: float = 1.0
     max_busy_s: float = 2.0
     stall_s: float = 5.0
     slow_after_s: float = 10.0
     min_rate: float = 8 << 10
-    endgame_s: float = 0.25
+    endgame_s: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,9 @@ class _Provider:
     strikes: int = 0
     rest_until: float = 0.0
     rate: float = 0.0
+    depth: int = 1 << 30
+    """Requests at once that it takes, as far as it has said."""
+    trouble: str = ""
     dropped: str = ""
 
     def offers(self, piece: int) -> bool:
@@ -76,6 +81,7 @@ class _Provider:
 class _Request:
     provider: str
     open: set[int]
+    size: int
     started: float
     heard: float
     received: int = 0
@@ -113,9 +119,14 @@ class Picker:
         return {name: p.dropped for name, p in self._providers.items() if p.dropped}
 
     @property
-    def starved(self) -> bool:
-        """Nothing is under way and no provider, rested or not, offers any wanted piece."""
-        return bool(self._wanted) and not self._requests and not any(self._offers(n) for n in self.active)
+    def troubles(self) -> dict[str, str]:
+        """Why providers were dropped, or what failed last with those that are not."""
+        return {name: p.dropped or p.trouble for name, p in self._providers.items() if p.dropped or p.trouble}
+
+    @property
+    def hopeless(self) -> bool:
+        """Something is wanted, and whoever is left has failed `strikes` times in a row or offers nothing of it."""
+        return bool(self._wanted) and not any(self._promises(p) for p in self._providers.values() if not p.dropped)
 
     def wants(self, piece: int) -> bool:
         return piece in self._wanted
@@ -145,10 +156,11 @@ class Picker:
 
     # --- what happens to a request; reports about a forgotten request change nothing ----------------------------------
 
-    def heard(self, request: int, now: float) -> None:
-        """Some bytes came."""
-        if request in self._requests:
-            self._requests[request].heard = now
+    def heard(self, request: int, size: int, now: float) -> None:
+        """`size` bytes came, whole pieces or not."""
+        if current := self._requests.get(request):
+            current.heard = now
+            current.received += size
 
     def delivered(self, request: int, piece: int, now: float) -> bool:
         """A verified piece came. True exactly once per piece: then it is to be kept."""
@@ -156,7 +168,6 @@ class Picker:
         if current := self._requests.get(request):
             current.open.discard(piece)
             current.heard = now
-            current.received += self._lengths[piece]
             self._providers[current.provider].strikes = 0
             self._unask(piece, request)
         if fresh:
@@ -191,18 +202,25 @@ class Picker:
     def failed(self, request: int, now: float, why: str) -> None:
         if current := self._requests.get(request):
             provider = self._providers[current.provider]
-            provider.strikes += 1
-            provider.rest_until = now + self._limits.rest_s * 2 ** (provider.strikes - 1)
+            provider.trouble = why
             self._end(request)
-            if provider.strikes >= self._limits.strikes:
+            if now < provider.rest_until:
+                return  # another request of the same outage
+            provider.strikes += 1
+            rest = self._limits.rest_s * 2 ** min(provider.strikes - 1, 8)
+            provider.rest_until = now + min(rest, self._limits.max_rest_s)
+            if provider.strikes >= self._limits.strikes and len(self.active) > 1:
                 self.drop(current.provider, why)
 
     def busy(self, request: int, now: float, retry_after: float) -> None:
-        """The provider has no free upload slot."""
+        """The provider has no free upload slot. While it works on another request of ours, it just takes fewer."""
         if current := self._requests.get(request):
-            rest = min(max(retry_after, 0.05), self._limits.max_busy_s)
-            self._providers[current.provider].rest_until = now + rest
+            provider = self._providers[current.provider]
             self._end(request)
+            if provider.requests:
+                provider.depth = len(provider.requests)
+            else:
+                provider.rest_until = now + min(max(retry_after, 0.05), self._limits.max_busy_s)
 
     def lied(self, request: int, why: str) -> None:
         """The provider sent what it should not have: bytes that are not the digest's, or a malformed answer."""
@@ -220,7 +238,7 @@ class Picker:
         for _ in range(self._limits.depth):
             for name in fastest_first:
                 provider = self._providers[name]
-                if len(provider.requests) < self._limits.depth and provider.rest_until <= now:
+                if len(provider.requests) < min(self._limits.depth, provider.depth) and provider.rest_until <= now:
                     pieces = self._pick(provider) or self._pick_endgame(name, now)
                     if pieces:
                         effects.append(self._ask(name, pieces, now))
@@ -244,7 +262,7 @@ class Picker:
         candidates.sort(key=lambda piece: self._rarity.get(piece, 0))
         slots = sum(self._limits.depth for name in self.active)
         fair = max(1, len(self._free) // (2 * slots))
-        budget = min(max(self._limits.min_batch, int(provider.rate * self._limits.batch_s)), self._limits.max_batch)
+        budget = min(int(provider.rate * self._limits.batch_s) or self._limits.first_batch, self._limits.max_batch)
         picked: list[int] = []
         for piece in candidates[: min(fair, self._limits.max_pieces)]:
             if picked and budget < self._lengths[piece]:
@@ -260,23 +278,31 @@ class Picker:
         return (piece for piece in self._free if provider.offers(piece))
 
     def _pick_endgame(self, name: str, now: float) -> list[int]:
-        """One piece that others were asked for and did not deliver, the longest awaited first."""
+        """One piece that another was asked for and is late with: the latest, if this provider would be faster."""
         provider = self._providers[name]
         if next(self._offered(provider), None) is not None:
             return []
-        best: tuple[float, int] | None = None
+        latest: tuple[float, int] | None = None
         for piece, numbers in self._asked.items():
             if len(numbers) != 1 or not provider.offers(piece):
                 continue
             other = self._requests[next(iter(numbers))]
-            waited = now - other.started
-            if other.provider != name and waited > self._limits.endgame_s and (best is None or waited > best[0]):
-                best = (waited, piece)
-        return [best[1]] if best else []
+            expected = self._lengths[piece] / provider.rate if provider.rate else 0.0
+            late = self._time_left(other, now) - 2 * expected
+            if other.provider != name and late > self._limits.endgame_s and (latest is None or late > latest[0]):
+                latest = (late, piece)
+        return [latest[1]] if latest else []
+
+    def _time_left(self, request: _Request, now: float) -> float:
+        """At the rate shown so far; a request that is silent is as late as it is silent."""
+        age = now - request.started
+        rate = request.received / age if age > 0 and request.received else self._providers[request.provider].rate
+        left = max(0, request.size - request.received)
+        return max(now - request.heard, left / rate if rate else 0.0)
 
     def _ask(self, name: str, pieces: Sequence[int], now: float) -> Ask:
         self._number += 1
-        self._requests[self._number] = _Request(name, set(pieces), now, now)
+        self._requests[self._number] = _Request(name, set(pieces), sum(self._lengths[p] for p in pieces), now, now)
         self._providers[name].requests.add(self._number)
         for piece in pieces:
             self._free.pop(piece, None)
@@ -285,8 +311,13 @@ class Picker:
 
     # --- bookkeeping ----------------------------------------------------------------------------------------------
 
-    def _offers(self, name: str) -> bool:
-        return any(self._providers[name].offers(piece) for piece in self._wanted)
+    def _promises(self, provider: _Provider) -> bool:
+        if any(self._requests[number].received for number in provider.requests):
+            return True
+        return provider.strikes < self._limits.strikes and (bool(provider.requests) or self._offers(provider))
+
+    def _offers(self, provider: _Provider) -> bool:
+        return any(provider.offers(piece) for piece in self._wanted)
 
     def _count(self, provider: _Provider, step: int) -> None:
         """Rarity counts partial holders only: a whole one adds the same to every piece."""

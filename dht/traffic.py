@@ -72,7 +72,7 @@ class Uploads:
         """Raises TooManyRequests when all are taken: the asker turns to another provider, or comes back."""
         if self._busy >= self._slots:
             raise TooManyRequests(
-                f"all {self._slots} upload slots are busy", fix="Ask another provider or retry.", retry_after=0.5
+                f"all {self._slots} upload slots are busy", fix="Ask another provider or retry.", retry_after=0.25
             )
         self._busy += 1
         try:

@@ -41,9 +41,9 @@ MANIFESTS_ASKED_AT_ONCE = 3
 ROUNDS = 4
 """How often damaged chunks are brought again, and how many lying manifests are tried, before giving up."""
 TICK_S = 0.1
-REFRESH_S = 1.0
+REFRESH_S = 0.5
 PATIENCE_S = 4.0
-"""How long a transfer waits for a new provider when all it knows are of no use."""
+"""How long a transfer waits for its providers to come back, or for new ones, when all are of no use."""
 ANNOUNCE_AFTER = 4
 """Chunks kept before this node offers itself as a partial holder."""
 
@@ -282,16 +282,16 @@ class _Swarm:
             raise problem
 
     async def _loop(self, group: asyncio.TaskGroup) -> Problem | None:
-        starved_since: float | None = None
+        hopeless_since: float | None = None
         while not self._picker.done:
             now = self._around.clock()
             if self._fatal is not None:
                 return self._fatal
-            if not self._picker.starved or self._joining:
-                starved_since = None
-            elif starved_since is None:
-                starved_since = now
-            elif now - starved_since > PATIENCE_S or self._all_lied():
+            if not self._picker.hopeless or self._joining:
+                hopeless_since = None
+            elif hopeless_since is None:
+                hopeless_since = now
+            elif now - hopeless_since > PATIENCE_S or self._all_lied():
                 return self._gave_up()
             for effect in self._picker.decide(now):
                 self._perform(group, effect)
@@ -309,7 +309,9 @@ class _Swarm:
         return all(self._around.reputation.is_liar(node, now) for node in self._sources)
 
     def _gave_up(self) -> Problem:
-        reasons = "; ".join(f"{node[:8]}: {why}" for node, why in self._picker.dropped.items()) or "no provider answers"
+        reasons = (
+            "; ".join(f"{node[:8]}: {why}" for node, why in self._picker.troubles.items()) or "no provider answers"
+        )
         if self._all_lied():
             return CorruptContent(f"all providers of {self._manifest.digest} lied ({reasons})", fix="Try again later.")
         return Unavailable(
@@ -353,12 +355,12 @@ class _Swarm:
             await self._around.client.chunks(
                 source.address,
                 [self._manifest.chunks[piece] for piece in ask.pieces],
-                on_bytes=lambda: picker.heard(ask.request, clock()),
+                on_bytes=lambda size: picker.heard(ask.request, size, clock()),
                 on_chunk=lambda index, data: self._arrived(ask, ask.pieces[index], data),
             )
             picker.finished(ask.request, clock())
         except TooManyRequests as problem:
-            picker.busy(ask.request, clock(), problem.retry_after or 0.5)
+            picker.busy(ask.request, clock(), _jittered(problem.retry_after or 0.5))
         except CorruptContent as problem:
             picker.lied(ask.request, problem.detail)
             self._around.reputation.lied(source.node, clock())
@@ -406,6 +408,11 @@ async def _any_address(source: Source, ask: Callable[[str], Awaitable[T]]) -> T:
                 raise
             source.rotate()
     raise AssertionError("a provider has at least one address")
+
+
+def _jittered(seconds: float) -> float:
+    """Many sites that were told to come back should not come at once."""
+    return seconds * random.uniform(0.5, 1.5)  # noqa: S311 - not a secret
 
 
 async def _set_or_late(event: asyncio.Event, timeout_s: float) -> None:

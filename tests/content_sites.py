@@ -88,12 +88,16 @@ class Site:
     exchange: Exchange
     node: str
     address: str
-    stack: AsyncExitStack
     listener: AsyncExitStack
+    routes: list[web.RouteDef]
 
     async def die(self) -> None:
         """The listener is gone in the midst of what it does, as if the process had been killed."""
         await self.listener.aclose()
+
+    async def come_back(self) -> None:
+        """At the address it had."""
+        await self.listener.enter_async_context(served(self.routes, address=self.address))
 
 
 @asynccontextmanager
@@ -114,7 +118,7 @@ async def site(shared: Whereabouts, path: Path, number: int, *middlewares: Any, 
             )
         )
         late.append(exchange)
-        yield Site(exchange, node, address, stack, listener)
+        yield Site(exchange, node, address, listener, routes)
 
 
 def _routes_of(late: list[Exchange]) -> list[web.RouteDef]:

@@ -12,7 +12,7 @@ PROVIDERS = ["a", "b", "c", "d"]
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_any_interleaving_ends_with_every_chunk_once_or_starved(data: st.DataObject) -> None:
+def test_any_interleaving_ends_with_every_chunk_once_or_no_hope(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12), label="pieces")
     order = data.draw(st.permutations(range(count)), label="order")
     limits = Limits(
@@ -37,7 +37,7 @@ def test_any_interleaving_ends_with_every_chunk_once_or_starved(data: st.DataObj
             assert all(picker.wants(p) for p in effect.pieces)
             under_way[effect.request] = effect
             undelivered[effect.request] = list(effect.pieces)
-        if picker.done or (picker.starved and not under_way):
+        if picker.done or (picker.hopeless and not under_way):
             break
         event = data.draw(st.sampled_from(["deliver", "finish", "fail", "lie", "busy", "lack", "join", "wait"]))
         if event == "join":

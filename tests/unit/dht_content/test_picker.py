@@ -18,6 +18,7 @@ def asks(picker: Picker, now: float = 0.0) -> list[Ask]:
 
 def deliver(picker: Picker, ask: Ask, now: float = 0.0) -> None:
     for piece in ask.pieces:
+        picker.heard(ask.request, 256 * KB, now)
         picker.delivered(ask.request, piece, now)
     picker.finished(ask.request, now)
 
@@ -79,9 +80,9 @@ def test_a_partial_holder_is_asked_for_more_when_it_has_more() -> None:
     picker = picker_of(3, Limits(depth=1))
     picker.provide("partial", {0})
     deliver(picker, asks(picker)[0])
-    assert picker.starved
+    assert picker.hopeless
     picker.provide("partial", {0, 1, 2})
-    assert not picker.starved
+    assert not picker.hopeless
     assert asks(picker)[0].pieces == (1,)
 
 
@@ -92,14 +93,15 @@ def test_what_a_provider_lacks_is_asked_elsewhere() -> None:
     picker.lacking(ask.request, 0)
     picker.finished(ask.request, 0.0)
     assert asks(picker) == []
-    assert picker.starved
+    assert picker.hopeless
     picker.provide("b", None)
     assert [a.provider for a in asks(picker)] == ["b"]
 
 
-def test_a_failing_provider_rests_then_is_dropped_and_its_pieces_move() -> None:
+def test_a_failing_provider_is_dropped_when_another_is_left_and_its_pieces_move() -> None:
     picker = picker_of(1)
     picker.provide("a", None)
+    picker.provide("b", {5})
     now = 0.0
     for _ in range(3):
         (ask,) = asks(picker, now)
@@ -110,6 +112,32 @@ def test_a_failing_provider_rests_then_is_dropped_and_its_pieces_move() -> None:
     assert asks(picker, now) == []
     picker.provide("b", None)
     assert [a.provider for a in asks(picker, now)] == ["b"]
+
+
+def test_the_only_provider_is_tried_again_and_again_but_without_hope() -> None:
+    picker = picker_of(1)
+    picker.provide("a", None)
+    now = 0.0
+    for strike in range(10):
+        assert picker.hopeless == (strike >= 3)
+        (ask,) = asks(picker, now)
+        picker.failed(ask.request, now, "no route")
+        now += 1.0
+    assert picker.dropped == {}
+    assert picker.troubles == {"a": "no route"}
+    (ask,) = asks(picker, now)
+    deliver(picker, ask, now)
+    assert not picker.hopeless
+
+
+def test_requests_that_fail_together_are_one_failure() -> None:
+    picker = picker_of(100, Limits(depth=3))
+    picker.provide("a", None)
+    picker.provide("b", None)
+    for ask in asks(picker):
+        if ask.provider == "a":
+            picker.failed(ask.request, 0.0, "reset")
+    assert picker.dropped == {}
 
 
 def test_a_delivery_clears_the_strikes() -> None:
@@ -135,7 +163,17 @@ def test_a_busy_provider_rests_and_is_never_dropped() -> None:
         assert asks(picker, now + 0.4) == []
         now += 0.5
     assert picker.dropped == {}
-    assert not picker.starved
+    assert not picker.hopeless
+
+
+def test_a_provider_busy_with_another_request_of_ours_just_takes_fewer() -> None:
+    picker = picker_of(100)
+    picker.provide("a", None)
+    first, second = asks(picker)
+    picker.busy(second.request, 0.0, retry_after=0.5)
+    assert asks(picker) == []
+    deliver(picker, first, 0.1)
+    assert len(asks(picker, 0.1)) == 1, "it need not rest, and is asked for one thing at a time"
 
 
 def test_an_absurd_retry_after_is_cut() -> None:
@@ -155,14 +193,14 @@ def test_a_liar_is_dropped_with_all_its_requests() -> None:
     assert Cancel(second.request) in picker.decide(0.0)
     picker.provide("liar", None)
     assert asks(picker) == []
-    assert picker.starved
+    assert picker.hopeless
 
 
 def test_a_silent_request_is_given_up_and_strikes() -> None:
     picker = picker_of(1)
     picker.provide("silent", None)
     (ask,) = asks(picker)
-    picker.heard(ask.request, 4.0)
+    picker.heard(ask.request, 100, 4.0)
     assert picker.decide(8.0) == []
     effects = picker.decide(9.1)
     assert effects[0] == Cancel(ask.request)
@@ -173,7 +211,7 @@ def test_a_trickle_is_dropped_when_another_could_do_it_but_not_when_it_is_all_th
     picker.provide("trickle", None)
     (ask,) = asks(picker)
     for second in range(1, 12):
-        picker.heard(ask.request, float(second))
+        picker.heard(ask.request, 100, float(second))
     assert picker.decide(11.0) == []
     picker.provide("other", None)
     effects = picker.decide(11.0)
@@ -187,12 +225,27 @@ def test_end_game_the_first_delivery_wins_and_the_other_request_is_given_up() ->
     picker.provide("b", None)
     (first,) = asks(picker)
     assert asks(picker, 0.1) == [], "not before endgame_s"
-    (second,) = asks(picker, 0.3)
+    (second,) = asks(picker, 0.6)
     assert (second.pieces, second.provider != first.provider) == (first.pieces, True)
-    assert picker.delivered(second.request, 0, 0.4)
-    assert Cancel(first.request) in picker.decide(0.4)
-    assert not picker.delivered(first.request, 0, 0.5), "kept once only"
+    assert picker.delivered(second.request, 0, 0.7)
+    assert Cancel(first.request) in picker.decide(0.7)
+    assert not picker.delivered(first.request, 0, 0.8), "kept once only"
     assert picker.done
+
+
+def test_no_end_game_against_a_request_that_goes_well() -> None:
+    picker = picker_of(1)
+    picker.provide("a", None)
+    picker.provide("b", None)
+    (first,) = asks(picker)
+    picker.heard(first.request, 100 * KB, 0.6)
+    assert [ask.pieces for ask in asks(picker, 0.6)] == [(0,)], "another 0.9 s is late"
+    picker = picker_of(1)
+    picker.provide("a", None)
+    picker.provide("b", None)
+    (first,) = asks(picker)
+    picker.heard(first.request, 200 * KB, 0.6)
+    assert asks(picker, 0.6) == [], "another 0.2 s is not"
 
 
 def test_a_provider_that_breaks_off_gives_back_only_what_it_did_not_deliver() -> None:
@@ -204,4 +257,4 @@ def test_a_provider_that_breaks_off_gives_back_only_what_it_did_not_deliver() ->
     picker.finished(ask.request, 0.2)
     assert not picker.wants(ask.pieces[0])
     assert all(picker.wants(p) for p in ask.pieces[1:])
-    assert not picker.starved
+    assert not picker.hopeless

@@ -87,7 +87,7 @@ def test_slots_are_given_back() -> None:
     uploads = Uploads(slots=1, rate=0.0, clock=lambda: 0.0)
     with uploads.slot(), pytest.raises(TooManyRequests) as caught, uploads.slot():
         pass
-    assert caught.value.retry_after == 0.5
+    assert caught.value.retry_after == 0.25
     with uploads.slot():
         assert uploads.busy == 1
 

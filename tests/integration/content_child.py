@@ -1,0 +1,57 @@
+"""Runs one content site in a process of its own, so that tests can kill it, limit it and weigh it.
+
+    python -m tests.integration.content_child add   BLOBS FILE
+    python -m tests.integration.content_child fetch BLOBS DIGEST PROVIDER
+
+Prints `done BYTES` as bytes arrive (flushed, so that the test knows when to strike), then `result OUTCOME GROWTH`,
+with the growth of the peak of resident memory in KiB.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from pathlib import Path
+
+import aiohttp
+
+from dht.exchange import ContentConfig, running_content
+from dht.peer_http import PeerHttp
+from protocol.instances import Progress
+from protocol.problems import Problem
+from tests.content_sites import SiteDirectory, Whereabouts, node_name
+
+
+def show(progress: Progress) -> None:
+    print("done", progress.done, flush=True)
+
+
+async def main(command: str, blobs: str, what: str, provider: str = "") -> None:
+    shared = Whereabouts()
+    if provider:
+        shared.offer(what, node_name(1), provider)
+    directory = SiteDirectory(shared, node_name(2), "127.0.0.1:1")
+    async with (
+        aiohttp.ClientSession() as session,
+        running_content(
+            ContentConfig(path=Path(blobs)),
+            directory=directory,  # type: ignore[arg-type]
+            http=PeerHttp(session, None),
+        ) as exchange,
+    ):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        outcome = "ok"
+        try:
+            if command == "add":
+                await exchange.add(Path(what))
+            else:
+                await exchange.fetch(what, max_bytes=1 << 30, deadline_s=60, on_progress=show)
+        except Problem as problem:
+            outcome = problem.slug
+        growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        print("result", outcome, growth, len(exchange.held()), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:]))

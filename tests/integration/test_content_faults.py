@@ -1,0 +1,404 @@
+"""Content under faults: dying, lying, busy providers; damaged and full disks; kill -9; large files."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from dht.content_wire import CHUNK_HEADER, decode_asked
+from dht.exchange import Exchange
+from protocol.identifiers import digest_of
+from protocol.instances import Progress
+from protocol.manifest import Chunk, Manifest
+from protocol.problems import ContentNotFound, CorruptContent, Unavailable
+from tests.content_sites import Site, Whereabouts, a_file, node_name, noise, served, site
+from tests.waiting import until
+
+MANY = 1 << 30
+
+
+async def fetch(exchange: Exchange, digest: str, **kwargs: object) -> None:
+    await exchange.fetch(digest, max_bytes=MANY, deadline_s=30, **kwargs)  # type: ignore[arg-type]
+
+
+async def bytes_of(exchange: Exchange, digest: str) -> bytes:
+    async with exchange.materialized(digest) as path:
+        return path.read_bytes()
+
+
+def received(exchange: Exchange, *causes: str) -> dict[str, int]:
+    """Bytes by peer."""
+    by_peer: dict[str, int] = {}
+    for (peer, cause), size in exchange.stats().received.items():
+        if cause in (causes or ("chunk",)):
+            by_peer[peer] = by_peer.get(peer, 0) + size
+    return by_peer
+
+
+def chunk_files(path: Path, number: int) -> list[Path]:
+    return sorted(p for p in (path / f"blobs{number}" / "chunks").rglob("*") if p.is_file())
+
+
+# --- providers that fail ----------------------------------------------------------------------------------------------
+
+
+async def test_a_provider_dies_mid_transfer_and_the_other_takes_over(tmp_path: Path) -> None:
+    data = noise(8_000_000)
+    shared = Whereabouts()
+    async with (
+        site(shared, tmp_path, 1, upload_mbit_s=60) as first,
+        site(shared, tmp_path, 2, upload_mbit_s=60) as second,
+        site(shared, tmp_path, 3) as third,
+    ):
+        digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+        await second.exchange.add(tmp_path / "blob")
+        heard: list[Progress] = []
+        fetching = asyncio.create_task(fetch(third.exchange, digest, on_progress=heard.append))
+        await until(lambda: len(received(third.exchange)) == 2 and heard[-1].done > len(data) // 4, every_s=0.005)
+        assert not fetching.done()
+        await first.die()
+        await fetching
+        assert await bytes_of(third.exchange, digest) == data
+        kept = received(third.exchange)
+        assert sum(kept.values()) == len(data), "what the dead one delivered was not fetched again"
+        assert kept[first.node] > 0
+        assert any("2 peers" in p.message for p in heard)
+
+
+async def test_all_providers_die_and_a_later_fetch_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    data = noise(8_000_000)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 3) as third:
+        async with site(shared, tmp_path, 1, upload_mbit_s=60) as first:
+            digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+            fetching = asyncio.create_task(fetch(third.exchange, digest))
+            await until(lambda: sum(received(third.exchange).values()) > len(data) // 4, every_s=0.005)
+            await first.die()
+            with pytest.raises(Unavailable, match="missing"):
+                await fetching
+        assert not third.exchange.has(digest)
+        assert third.node not in shared.providers.get(digest, {}), "no promise of what it does not hold"
+        shared.providers.clear()
+        async with site(shared, tmp_path, 2) as second:
+            await second.exchange.add(tmp_path / "blob")
+            await fetch(third.exchange, digest)
+        assert await bytes_of(third.exchange, digest) == data
+        assert sum(received(third.exchange).values()) == len(data), "no chunk came twice"
+
+
+async def test_the_only_provider_is_away_for_a_moment(tmp_path: Path) -> None:
+    data = noise(8_000_000)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1, upload_mbit_s=60) as first, site(shared, tmp_path, 2) as second:
+        digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+        fetching = asyncio.create_task(fetch(second.exchange, digest))
+        await until(lambda: sum(received(second.exchange).values()) > len(data) // 4, every_s=0.005)
+        await first.die()
+        before = sum(received(second.exchange).values())
+        await asyncio.sleep(1.0)  # the fault lasts this long; nothing is waited for
+        await first.come_back()
+        await fetching
+        assert before < len(data)
+        assert await bytes_of(second.exchange, digest) == data
+        assert sum(received(second.exchange).values()) == len(data)
+
+
+class Liar:
+    """Serves a manifest of its own making, and for each chunk bytes of the right length and the wrong kind."""
+
+    def __init__(self, manifest: Manifest, chunks: dict[str, bytes]) -> None:
+        self.asked = 0
+        self._manifest = manifest
+        self._chunks = chunks
+
+    def routes(self) -> list[web.RouteDef]:
+        return [
+            web.get("/peer/content/{digest}/manifest", self.get_manifest),
+            web.post("/peer/chunks", self.post_chunks),
+        ]
+
+    async def get_manifest(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._manifest.encode(), headers={"Cornerstore-Whole": "1"})
+
+    async def post_chunks(self, request: web.Request) -> web.Response:
+        self.asked += 1
+        parts = [self._chunks[digest] for digest in decode_asked(await request.read())]
+        return web.Response(body=b"".join(CHUNK_HEADER.pack(len(p)) + p for p in parts))
+
+
+async def test_a_liar_is_dropped_remembered_and_its_bytes_never_kept(tmp_path: Path) -> None:
+    data = noise(4_000_000)
+    shared = Whereabouts()
+    async with AsyncExitStack() as stack:
+        honest = await stack.enter_async_context(site(shared, tmp_path, 1, upload_mbit_s=100))
+        digest = await honest.exchange.add(a_file(tmp_path / "blob", data))
+        manifest = await honest.exchange.manifest(digest)
+        assert manifest is not None
+        liar = Liar(manifest, {c.digest: bytes(c.length) for c in manifest.chunks})
+        shared.offer(digest, node_name(66), await stack.enter_async_context(served(liar.routes())))
+        getter = await stack.enter_async_context(site(shared, tmp_path, 2))
+        # The liar alone has nothing that is kept.
+        shared.providers[digest].pop(honest.node)
+        with pytest.raises(CorruptContent):
+            await fetch(getter.exchange, digest)
+        assert chunk_files(tmp_path, 2) == []
+        asked = liar.asked
+        assert asked > 0
+        shared.offer(digest, honest.node, honest.address)
+        await fetch(getter.exchange, digest)
+        assert await bytes_of(getter.exchange, digest) == data
+        assert liar.asked == asked, "a liar is not asked again"
+        assert received(getter.exchange).keys() == {honest.node}
+        assert received(getter.exchange, "corrupt").keys() == {node_name(66)}
+
+
+async def test_a_manifest_that_describes_other_bytes_is_refuted_and_another_is_used(tmp_path: Path) -> None:
+    data = noise(1_000_000)
+    digest = digest_of(data)
+    other = noise(500_000, 9)
+    lie = Manifest(digest, len(other), (Chunk(digest_of(other), len(other)),))
+    liar = Liar(lie, {digest_of(other): other})
+    shared = Whereabouts()
+    async with AsyncExitStack() as stack:
+        getter = await stack.enter_async_context(site(shared, tmp_path, 2))
+        shared.offer(digest, node_name(66), await stack.enter_async_context(served(liar.routes())))
+        with pytest.raises(CorruptContent):
+            await fetch(getter.exchange, digest)
+        assert chunk_files(tmp_path, 2) == []
+        honest = await stack.enter_async_context(site(shared, tmp_path, 1))
+        await honest.exchange.add(a_file(tmp_path / "blob", data))
+        await fetch(getter.exchange, digest)
+        assert await bytes_of(getter.exchange, digest) == data
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"", b"\xff" * 4, CHUNK_HEADER.pack(1 << 30), b"\0\0"],
+    ids=["nothing", "huge", "a gigabyte", "half a header"],
+)
+async def test_a_malformed_answer_is_an_error_not_a_hang(tmp_path: Path, answer: bytes) -> None:
+    data = noise(200_000)
+    manifest = Manifest(digest_of(data), len(data), (Chunk(digest_of(data), len(data)),))
+
+    class Broken(Liar):
+        async def post_chunks(self, request: web.Request) -> web.Response:
+            return web.Response(body=answer)
+
+    shared = Whereabouts()
+    async with served(Broken(manifest, {}).routes()) as address, site(shared, tmp_path, 2) as getter:
+        shared.offer(manifest.digest, node_name(66), address)
+        with pytest.raises((CorruptContent, Unavailable)):
+            await fetch(getter.exchange, manifest.digest)
+
+
+async def test_a_stale_provider_record_is_not_the_end(tmp_path: Path) -> None:
+    data = noise(1_000_000)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
+        shared.offer(digest_of(data), node_name(77), "127.0.0.1:1")
+        shared.offer(digest_of(data), node_name(78), first.address)
+        with pytest.raises(Unavailable):
+            await fetch(second.exchange, digest_of(data))
+        digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+        await fetch(second.exchange, digest)
+        assert await bytes_of(second.exchange, digest) == data
+
+
+async def test_providers_that_all_dropped_it_are_not_found(tmp_path: Path) -> None:
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
+        shared.offer(digest_of(b"gone"), first.node, first.address)
+        with pytest.raises(ContentNotFound, match="no longer"):
+            await fetch(second.exchange, digest_of(b"gone"))
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+async def test_with_one_upload_slot_all_are_served_in_the_end(tmp_path: Path) -> None:
+    data = noise(2_000_000)
+    shared = Whereabouts()
+    async with AsyncExitStack() as stack:
+        seeder = await stack.enter_async_context(site(shared, tmp_path, 0, max_uploads=1))
+        others = [await stack.enter_async_context(site(shared, tmp_path, n)) for n in (1, 2, 3)]
+        digest = await seeder.exchange.add(a_file(tmp_path / "blob", data))
+        await asyncio.gather(*(fetch(s.exchange, digest) for s in others))
+        assert all(s.exchange.has(digest) for s in others)
+
+
+async def test_sites_that_fetch_at_once_serve_each_other(tmp_path: Path) -> None:
+    data = noise(8_000_000)
+    shared = Whereabouts()
+    async with AsyncExitStack() as stack:
+        sites: list[Site] = [
+            await stack.enter_async_context(site(shared, tmp_path, n, upload_mbit_s=40)) for n in range(6)
+        ]
+        digest = await sites[0].exchange.add(a_file(tmp_path / "blob", data))
+        await asyncio.gather(*(fetch(s.exchange, digest) for s in sites[1:]))
+        sent = sum(size for (_, cause), size in sites[0].exchange.stats().sent.items() if cause == "chunk")
+        assert sent < 4 * len(data), "five sites cost the seeder less than four uploads"
+        assert len(received(sites[1].exchange)) > 1
+
+
+async def test_a_new_version_moves_only_what_differs(tmp_path: Path) -> None:
+    old = noise(8_000_000)
+    new = old[:3_000_000] + b"an edit" + old[3_000_000:]
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
+        await fetch(second.exchange, await first.exchange.add(a_file(tmp_path / "old", old)))
+        before = sum(received(second.exchange).values())
+        digest = await first.exchange.add(a_file(tmp_path / "new", new))
+        await fetch(second.exchange, digest)
+        assert await bytes_of(second.exchange, digest) == new
+        assert sum(received(second.exchange).values()) - before < 2_500_000
+        assert second.exchange.stats().stored_bytes < len(old) + 2_500_000
+
+
+async def test_whole_blobs_are_announced_again_after_a_restart(tmp_path: Path) -> None:
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as first:
+        digest = await first.exchange.add(a_file(tmp_path / "blob", b"x" * 1000))
+    shared.providers.clear()
+    async with site(shared, tmp_path, 1) as again:
+        await until(lambda: again.node in shared.providers.get(digest, {}))
+
+
+async def test_an_evicted_blob_is_no_longer_announced(tmp_path: Path) -> None:
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1, quota_bytes=1_500_000) as first:
+        digest = await first.exchange.add(a_file(tmp_path / "one", noise(1_000_000, 1)))
+        await first.exchange.add(a_file(tmp_path / "two", noise(1_000_000, 2)))
+        await until(lambda: first.node not in shared.providers[digest])
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_chunk_damaged_on_disk_is_fetched_again_and_only_that(tmp_path: Path) -> None:
+    data = noise(4_000_000)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
+        digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+        await fetch(second.exchange, digest)
+        victim = chunk_files(tmp_path, 2)[0]
+        length = victim.stat().st_size
+        victim.write_bytes(bytes(length))
+        assert await bytes_of(second.exchange, digest) == data
+        assert sum(received(second.exchange).values()) == len(data) + length
+        assert second.exchange.stats().damaged == 1
+
+
+async def test_a_provider_never_serves_a_damaged_chunk(tmp_path: Path) -> None:
+    data = noise(4_000_000)
+    shared = Whereabouts()
+    async with AsyncExitStack() as stack:
+        first, second, third = [await stack.enter_async_context(site(shared, tmp_path, n)) for n in (1, 2, 3)]
+        digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+        await fetch(second.exchange, digest)
+        for victim in chunk_files(tmp_path, 1)[:3]:
+            victim.write_bytes(bytes(victim.stat().st_size))
+        await fetch(third.exchange, digest)
+        assert await bytes_of(third.exchange, digest) == data
+        assert received(third.exchange, "corrupt") == {}
+
+
+async def run_child(*arguments: str, prefix: tuple[str, ...] = (), **kwargs: object) -> tuple[str, int, int]:
+    """Outcome, growth of memory in KiB, whole blobs held at the end."""
+    process = await start_child(*arguments, prefix=prefix, **kwargs)
+    output, _ = await process.communicate()
+    assert process.returncode == 0, output
+    _, outcome, growth, held = output.decode().splitlines()[-1].split()
+    return outcome, int(growth), int(held)
+
+
+async def start_child(*arguments: str, prefix: tuple[str, ...] = (), **kwargs: object) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *prefix,
+        sys.executable,
+        "-m",
+        "tests.integration.content_child",
+        *arguments,
+        cwd=Path(__file__).parents[2],
+        stdout=asyncio.subprocess.PIPE,
+        **kwargs,  # type: ignore[arg-type]
+    )
+
+
+def small_files_only() -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
+
+
+async def test_a_write_that_fails_for_want_of_room_keeps_nothing_of_a_fetch(tmp_path: Path) -> None:
+    """A limit on the size of files makes the kernel refuse larger chunks in the midst of the transfer."""
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as first:
+        digest = await first.exchange.add(a_file(tmp_path / "blob", noise(8_000_000)))
+        outcome, _, held = await run_child(
+            "fetch", str(tmp_path / "child"), digest, first.address, preexec_fn=small_files_only
+        )
+    assert (outcome, held) == ("disk-full", 0)
+    assert [p for p in (tmp_path / "child" / "chunks").rglob("*") if p.is_file()] == []
+    assert list((tmp_path / "child" / "work").iterdir()) == []
+
+
+async def test_a_write_that_fails_for_want_of_room_keeps_nothing_of_an_add(tmp_path: Path) -> None:
+    blob = a_file(tmp_path / "blob", noise(8_000_000))
+    outcome, _, held = await run_child("add", str(tmp_path / "child"), str(blob), preexec_fn=small_files_only)
+    assert (outcome, held) == ("disk-full", 0)
+    assert [p for p in (tmp_path / "child" / "chunks").rglob("*") if p.is_file()] == []
+
+
+@pytest.mark.netns
+async def test_a_file_system_that_is_full_is_an_error_before_it_is_a_corruption(tmp_path: Path) -> None:
+    """Needs root: a file system of 24 MB in a mount namespace, for 30 MB."""
+    blob = a_file(tmp_path / "blob", noise(30_000_000))
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size=24m none {disk} && "$@"; r=$?; find {disk}/b/chunks -type f | wc -l >&2; exit $r'
+    outcome, _, held = await run_child(
+        "add", str(disk / "b"), str(blob), prefix=("unshare", "--mount", "sh", "-c", mount, "sh")
+    )
+    assert (outcome, held) == ("disk-full", 0)
+
+
+async def test_kill_9_loses_no_chunk_that_was_kept(tmp_path: Path) -> None:
+    data = noise(12_000_000)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1, upload_mbit_s=80) as first:
+        digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+        process = await start_child("fetch", str(tmp_path / "blobs2"), digest, first.address)
+        assert process.stdout is not None
+        while (line := (await process.stdout.readline()).split()) and int(line[1]) < len(data) // 3:
+            pass
+        process.kill()
+        await process.wait()
+        await process.stdout.read()
+        kept = sum(p.stat().st_size for p in chunk_files(tmp_path, 2))
+        assert len(data) // 3 <= kept < len(data)
+        async with site(shared, tmp_path, 2) as second:
+            assert not second.exchange.has(digest)
+            await fetch(second.exchange, digest)
+            assert await bytes_of(second.exchange, digest) == data
+            assert sum(received(second.exchange).values()) == len(data) - kept
+
+
+async def test_memory_is_flat_whatever_the_size(tmp_path: Path) -> None:
+    shared = Whereabouts()
+    blob = tmp_path / "blob"
+    with blob.open("wb") as file:
+        for seed in range(64):
+            file.write(noise(1 << 20, seed))
+    async with site(shared, tmp_path, 1) as first:
+        digest = await first.exchange.add(blob)
+        outcome, growth, held = await run_child("fetch", str(tmp_path / "child"), digest, first.address)
+    assert (outcome, held) == ("ok", 1)
+    assert growth < 24 << 10, f"{growth} KiB for 64 MiB"
+    outcome, growth, held = await run_child("add", str(tmp_path / "child2"), str(blob))
+    assert (outcome, held) == ("ok", 1)
+    assert growth < 16 << 10, f"{growth} KiB for 64 MiB"
