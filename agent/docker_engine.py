@@ -59,11 +59,12 @@ class DockerEngine:
         return await self._on(self._long, work, cancel)
 
     async def _on(self, pool: ThreadPoolExecutor, work: Callable[[], T], cancel: Callable[[], None] | None = None) -> T:
-        future = asyncio.get_running_loop().run_in_executor(pool, work)
+        job = pool.submit(work)
+        future = asyncio.wrap_future(job)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            if not future.cancel():
+            if not job.cancel():  # the asyncio future could always be cancelled; only the job knows that it runs
                 if cancel is not None:
                     cancel()
                 await asyncio.wait({future})

@@ -37,6 +37,8 @@ class _Half(asyncio.Protocol):
 
     def __init__(self, pair: _Pair) -> None:
         self._pair = pair
+        self._early = bytearray()
+        self._early_eof = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
@@ -44,13 +46,28 @@ class _Half(asyncio.Protocol):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._pair.connected(self)
 
+    def join(self, peer: _Half) -> None:
+        """From now on bytes pass to `peer`, those that came too early first."""
+        self.peer = peer
+        if self._early:
+            peer.transport.write(bytes(self._early))
+            self._early.clear()
+        if self._early_eof and peer.transport.can_write_eof():
+            peer.transport.write_eof()
+
     def data_received(self, data: bytes) -> None:
         self._pair.passed(self)
         if self.peer is not None:
             self.peer.transport.write(data)
+            return
+        # uvloop begins to read after connection_made, whatever that asked for: keep the one piece, and pause again.
+        self._early += data
+        self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        if self.peer is not None and self.peer.transport.can_write_eof():
+        if self.peer is None:
+            self._early_eof = True
+        elif self.peer.transport.can_write_eof():
             self.peer.transport.write_eof()
         return True
 
@@ -101,7 +118,8 @@ class _Pair:
         if self.client.transport.is_closing():
             self.service.transport.abort()
             return
-        self.client.peer, self.service.peer = self.service, self.client
+        self.client.join(self.service)
+        self.service.join(self.client)
         self.client.transport.resume_reading()
 
     def passed(self, half: _Half) -> None:
