@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ from protocol.problems import Problem
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
+
+PIPED_WIDTH = 240
+"""Columns where stdout is no terminal: nothing is folded that a person may copy or `grep`."""
 
 OnProgress = Callable[[Progress], None]
 
@@ -35,9 +39,10 @@ class Output:
             return
         from rich.console import Console
 
-        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED_WIDTH
+        console = Console(highlight=False, markup=False, emoji=False, width=width)
         for part in shown:
-            console.print(part)
+            console.print(part, soft_wrap=isinstance(part, str))  # what is copied, such as a token, is one line
 
     def note(self, message: str) -> None:
         """Something beside the result that a person may want to know; silent with --json."""
@@ -135,6 +140,8 @@ def facts(pairs: Mapping[str, object]) -> RenderableType:
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in pairs.items():
         if value not in (None, "", ()):
             grid.add_row(Text(name, style="bold"), Text(readable(str(value))))
@@ -174,7 +181,9 @@ def remaining(expires_at: float | None) -> str:
         return "over"
     if seconds < 120:
         return f"{seconds} s"
-    return f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
+    if seconds < 7200:
+        return f"{round(seconds / 60)} min"
+    return f"{round(seconds / 3600)} h" if seconds < 172_800 else f"{round(seconds / 86_400)} days"
 
 
 def _details(extra: Mapping[str, Any]) -> Iterator[str]:
@@ -182,9 +191,9 @@ def _details(extra: Mapping[str, Any]) -> Iterator[str]:
     for key, value in extra.items():
         if isinstance(value, Mapping):
             yield from (f"{name}: {reason}" for name, reason in value.items())
-        elif isinstance(value, list | tuple):
+        elif isinstance(value, list | tuple) and value:
             yield f"{key}:"
             for item in value:
                 yield "  " + (", ".join(str(v) for v in item.values()) if isinstance(item, Mapping) else str(item))
-        elif value not in (None, ""):
+        elif value not in (None, "", [], ()):
             yield f"{key}: {value}"

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import click
 
 from node.cli.output import Output
-from node.config import DEFAULT_DATA_DIR
+from node.config import DEFAULT_DATA_DIR, NodeConfig
+from node.config import FILE_NAME as CONFIG_FILE
 from node.running import Running, running_node_of
 from protocol.problems import ControllerUnreachable
 
@@ -74,14 +75,19 @@ class Session:
     async def _find(self) -> str:
         from client import discover
 
-        found = await discover(timeout_s=FIND_TIMEOUT_S, region=self.region, enough=1)
+        mesh = self._mesh()
+        found = await discover(timeout_s=FIND_TIMEOUT_S, mesh=mesh, region=self.region, enough=1)
         if not found:
-            where = f" of region {self.region}" if self.region else ""
+            where = "".join(f" of {kind} {name}" for kind, name in (("mesh", mesh), ("region", self.region)) if name)
             raise ControllerUnreachable(
                 f"no controller{where} announced itself on this network within {FIND_TIMEOUT_S:g} s",
                 fix="Start one with `cornerstore up`, or name one with --controller URL.",
             )
         return found[0].url
+
+    def _mesh(self) -> str | None:
+        """The mesh that this machine belongs to, if it does: others on the same network are not meant."""
+        return NodeConfig.load(self.data_dir).mesh if (self.data_dir / CONFIG_FILE).exists() else None
 
     def _operator_token(self) -> str | None:
         try:

@@ -27,4 +27,6 @@ def test_time_that_remains_is_said_in_one_unit() -> None:
     assert remaining(time.time() - 5) == "over"
     assert remaining(time.time() + 60.4) == "60 s"
     assert remaining(time.time() + 600) == "10 min"
+    assert remaining(time.time() + 3599) == "60 min"
     assert remaining(time.time() + 86_400) == "24 h"
+    assert remaining(time.time() + 365 * 86_400) == "365 days"
