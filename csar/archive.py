@@ -165,6 +165,13 @@ def _check_entries(entries: list[zipfile.ZipInfo], limits: Limits) -> None:
             f"the files unpack to more than {limits.unpacked_bytes} bytes",
             "Make the image or model smaller, or raise the node's limit.",
         )
+    unpacked, packed = sum(e.file_size for e in entries), sum(e.compress_size for e in entries)
+    if unpacked > limits.ratio * max(packed, limits.ratio_floor):
+        raise refusal(
+            "compression-ratio",
+            f"the files unpack to more than {limits.ratio} times their packed size",
+            "Store such files uncompressed, or leave them out.",
+        )
     for entry in entries:
         if entry.file_size > limits.ratio_floor and entry.file_size > limits.ratio * max(1, entry.compress_size):
             raise refusal(

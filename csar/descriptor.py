@@ -10,9 +10,11 @@ from typing import Any
 import msgspec
 
 from csar.archive import Archive
+from csar.findings import as_problem
 from csar.profile import CONTAINER, PLACEMENT, QOS, short_name
 from csar.refusals import Finding, did_you_mean
-from csar.template import Path, Vetted, as_problem
+from csar.strict_yaml import Path
+from csar.template import Vetted
 from protocol.identifiers import check_category
 from protocol.problems import BadRequest
 from protocol.service import (

@@ -9,12 +9,14 @@ from typing import Self
 
 from csar.archive import Archive, open_archive
 from csar.descriptor import build_descriptor
+from csar.extract import extract_directory, extract_file
+from csar.findings import as_problem
 from csar.frames import Complaint
 from csar.limits import DEFAULT_LIMITS, Limits
 from csar.meta import META_PATH, entry_from_meta, entry_without_meta
 from csar.refusals import Finding
 from csar.strict_yaml import decode, parse
-from csar.template import Vetted, as_problem, vet
+from csar.template import Vetted, vet
 from csar.worker_process import WorkerProcess
 from protocol.service import ServiceDescriptor
 
@@ -63,6 +65,14 @@ class Parser:
             if verify_contents:
                 archive.verify()
         return descriptor
+
+    def extract_directory(self, path: Path, folder: str, dest: Path) -> None:
+        """`csar.extract_directory` with this parser's limits. Blocks."""
+        extract_directory(path, folder, dest, self._limits)
+
+    def extract_file(self, path: Path, member: str, dest: Path) -> None:
+        """`csar.extract_file` with this parser's limits. Blocks."""
+        extract_file(path, member, dest, self._limits)
 
     def _judge(self, vetted: Vetted) -> None:
         found = self._worker.complaints(vetted.topology)

@@ -78,9 +78,9 @@ def _bomb() -> bytes:
     return zip_bytes({**word_count(), "zeros": bytes(30 << 20)})
 
 
-def _many_zeros() -> bytes:
-    """Below the ratio limit by file size, above the total: 600 files that claim 1 MiB each."""
-    return zip_bytes({**word_count(), **{f"zeros/{i}": bytes(1 << 20) for i in range(513)}})
+def _zeros(count: int) -> Build:
+    """Files that each stay below the ratio's floor of 1 MiB."""
+    return lambda: zip_bytes({**word_count(), **{f"zeros/{i}": bytes(1 << 20) for i in range(count)}})
 
 
 def _overlap() -> bytes:
@@ -173,7 +173,8 @@ HOSTILE: dict[str, tuple[str, Build]] = {
     "bzip2": ("compression-method", _entry("b", method=zipfile.ZIP_BZIP2)),
     "lzma": ("compression-method", _entry("l", method=zipfile.ZIP_LZMA)),
     "a 30 MiB bomb": ("compression-ratio", _bomb),
-    "513 MiB in small files": ("unpacked-too-large", _many_zeros),
+    "300 MiB in small files": ("compression-ratio", _zeros(300)),
+    "513 MiB in small files": ("unpacked-too-large", _zeros(513)),
     "overlapping entries": ("overlapping-entries", _overlap),
     "names that differ in case": ("duplicate-entry", _added("WORDCOUNT/dockerfile")),
     "names that differ in normalisation": (

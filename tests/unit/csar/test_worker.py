@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +45,14 @@ def workers() -> list[psutil.Process]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind():
+def nothing_left_behind() -> Iterator[None]:
     before = workers()
     yield
     assert [w for w in workers() if w not in before] == []
 
 
 @pytest.fixture
-def worker():
+def worker() -> Iterator[WorkerProcess]:
     worker = WorkerProcess(Limits(wall_s=1.0))
     yield worker
     worker.close()
@@ -180,6 +181,7 @@ async def test_it_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     archive = write_zip(tmp_path / "s.csar", word_count())
     code = f"""
 import os, signal
+from collections.abc import Iterator
 from pathlib import Path
 from csar import Parser
 parser = Parser()
