@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.multihost.cable import Line
 from tests.multihost.testbed import Host, TestBed, running_testbed
 from tests.scripts import with_docker
 from tests.waiting import until
@@ -103,3 +104,12 @@ async def test_a_host_can_have_a_docker_engine_of_its_own() -> None:
         await bed.stop_engine(agent)
         assert not with_docker.answers(url)
     assert str(bed.folder) not in Path("/proc/mounts").read_text()
+
+
+async def test_an_uplink_has_the_delay_it_was_given_both_ways() -> None:
+    async with running_testbed(TWO_SITES, uplinks={"a": Line(delay_ms=20)}) as bed:
+        phone, there = bed.host("a", "phone"), bed.host("b", "phone")
+        assert await bed.ping(phone, there)  # addresses are resolved
+        said = await bed.run(phone, "ping", "-n", "-c", "5", "-i", "0.05", "-W", "2", there.address)
+        fastest = float(said.split("= ")[-1].split("/")[0])
+        assert 40 <= fastest < 60, said

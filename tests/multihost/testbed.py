@@ -16,15 +16,19 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.multihost.cable import Line
 from tests.scripts import with_docker
+from tests.waiting import until
 
+REPOSITORY = Path(__file__).parents[2]
 STOP_S = 10.0
 FIRST_HOST = 10
 
@@ -54,8 +58,11 @@ class TestBed:
 
     __test__ = False  # not a test class, whatever pytest reads into the name
 
-    def __init__(self, prefix: str, layout: Mapping[str, Sequence[str]], folder: Path) -> None:
+    def __init__(
+        self, prefix: str, layout: Mapping[str, Sequence[str]], folder: Path, uplinks: Mapping[str, Line]
+    ) -> None:
         self.folder = folder
+        self.uplinks = uplinks
         self.wan = Host(f"{prefix}-wan", "100.64.0.1")
         self.sites = {name: _site(prefix, n, name, hosts) for n, (name, hosts) in enumerate(layout.items(), start=1)}
         self._processes: list[Process] = []
@@ -69,7 +76,10 @@ class TestBed:
     async def popen(
         self, host: Host, argv: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None
     ) -> Process:
-        """Starts `argv` on the host; its pid is the real one. Output goes to `log`; `env` adds to our environment."""
+        """Starts `argv` on the host; its pid is the real one. It runs in the repository's folder.
+
+        Output goes to `log`; `env` adds to our environment.
+        """
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *_enter(host, argv),
@@ -77,6 +87,7 @@ class TestBed:
                 stdout=output,
                 stderr=STDOUT,
                 env={**os.environ, **(env or {})},
+                cwd=REPOSITORY,
                 start_new_session=True,
             )
         self._processes.append(process)
@@ -142,11 +153,21 @@ class TestBed:
 
     async def build(self) -> None:
         await _ip(*(f"netns add {host.namespace}" for host in self._everyone))
-        await _ip(*_links(self.wan, self.sites.values()))
+        await _ip(*_links(self.wan, self.sites.values(), self.uplinks))
+        for name, line in self.uplinks.items():
+            await self._lay_cable(self.sites[name], line)
         for host, commands in _addresses(self.wan, self.sites.values()):
             await _ip(*commands, namespace=host.namespace)
         for router in (self.wan, *(site.gateway for site in self.sites.values())):
             await self.run(router, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+
+    async def _lay_cable(self, site: Site, line: Line) -> None:
+        ends = f"{site.gateway.namespace}:wan0", f"{self.wan.namespace}:site{site.number}"
+        terms = [f"--delay-ms={line.delay_ms}", f"--rate-mbit={line.rate_mbit}"]
+        terms += [f"--loss={line.loss}", f"--queue-ms={line.queue_ms}"]
+        log = self.folder / f"cable-{site.name}.log"
+        await self.popen(self.wan, [sys.executable, "-m", "tests.multihost.cable", *ends, *terms], log=log)
+        await until(lambda: "ready" in log.read_text())
 
     async def remove(self) -> None:
         await asyncio.gather(*(self.stop(process) for process in self._processes))
@@ -161,10 +182,15 @@ class TestBed:
 
 
 @asynccontextmanager
-async def running_testbed(layout: Mapping[str, Sequence[str]]) -> AsyncIterator[TestBed]:
-    """`{"a": ["node"], "b": ["controller", "agent", "phone"]}` makes two sites; `bed.host("b", "phone")` is a host."""
+async def running_testbed(
+    layout: Mapping[str, Sequence[str]], *, uplinks: Mapping[str, Line] | None = None
+) -> AsyncIterator[TestBed]:
+    """`{"a": ["node"], "b": ["controller", "agent", "phone"]}` makes two sites; `bed.host("b", "phone")` is a host.
+
+    `uplinks` gives sites a line to the WAN with delay, rate and loss; the others' is as fast as the machine.
+    """
     folder = Path(tempfile.mkdtemp(prefix="cornerstore-bed-"))
-    bed = TestBed(f"cs{secrets.token_hex(2)}", layout, folder)
+    bed = TestBed(f"cs{secrets.token_hex(2)}", layout, folder, uplinks or {})
     try:
         await bed.build()
         yield bed
@@ -181,10 +207,11 @@ def _site(prefix: str, number: int, name: str, hosts: Sequence[str]) -> Site:
     return Site(name, number, host("gw", 1), inside)
 
 
-def _links(wan: Host, sites: Iterable[Site]) -> Iterator[str]:
+def _links(wan: Host, sites: Iterable[Site], cabled: Container[str]) -> Iterator[str]:
     for site in sites:
         gateway = site.gateway.namespace
-        yield f"link add wan0 netns {gateway} type veth peer name site{site.number} netns {wan.namespace}"
+        if site.name not in cabled:
+            yield f"link add wan0 netns {gateway} type veth peer name site{site.number} netns {wan.namespace}"
         for n, host in enumerate(site.hosts.values()):
             yield f"link add eth0 netns {host.namespace} type veth peer name port{n} netns {gateway}"
 
