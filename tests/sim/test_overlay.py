@@ -133,3 +133,28 @@ async def test_reads_right_after_a_third_was_killed_are_never_falsely_empty() ->
             except Unavailable:
                 failed += 1
         assert (empty, failed) == (0, 0), f"seed {SEED}"
+
+
+async def test_records_are_kept_alive_while_their_owner_lives_and_fade_after_it_died() -> None:
+    digest = "sha256:" + "c" * 64
+    async with simulation(loss=0.0) as sim:
+        await sim.add(0)
+        for number in range(1, 14):
+            await sim.add(number, through=0)
+        signed = service("od01", expiry=time.time() + 7200)
+        await sim.nodes[1].publish(signed)
+        await sim.nodes[1].announce_content(digest)
+        await sim.nodes[1].announce_region(region="eu/de", agents=1, memory_total=9, memory_free=9)
+        for number in range(2, 12):
+            sim.kill(number)
+        await asyncio.sleep(40 * 60)
+        reader = sim.nodes[13]
+        assert [s.envelope for s in await reader.services("id:od01")] == [signed.envelope]
+        assert len(await reader.providers(digest)) == 1
+        assert await reader.regions("region:eu/de") == [], "a region that is not announced again fades in a minute"
+        sim.kill(1)
+        await asyncio.sleep(35 * 60)
+        assert [s.envelope for s in await reader.services("id:od01")] == [signed.envelope], "others hold it"
+        assert await reader.providers(digest) == [], "nobody extends what another node announced"
+        await asyncio.sleep(60 * 60)
+        assert await reader.services("id:od01") == [], "expired for good"
