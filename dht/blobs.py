@@ -384,6 +384,9 @@ class BlobStore:
 
     def _drop_damaged(self, chunk: str) -> None:
         with self._lock, self._transaction():
+            path = self._path(chunk)
+            if path.exists() and _is_readable_as(path, chunk):
+                return  # another thread dropped it, and it was fetched again meanwhile
             self._delete_file(chunk)
             blobs = [b for (b,) in self._db.execute("SELECT blob FROM uses WHERE chunk = ?", (chunk,))]
             self._db.executemany("UPDATE blob SET whole = 0 WHERE digest = ?", ((b,) for b in blobs))
@@ -455,6 +458,13 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
+
+
+def _is_readable_as(path: Path, digest: str) -> bool:
+    try:
+        return digest_of(path.read_bytes()) == digest
+    except OSError:
+        return False
 
 
 def _sync_folder(path: Path) -> None:
