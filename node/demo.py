@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bootstrap import Identity
 from client.controller import ControllerClient
 from client.discovery import FoundController, discover
 from node.local_mesh import READY_S, Site, up
@@ -41,11 +42,13 @@ class Story:
     rows: list[tuple[str, StartAnswer]] = field(default_factory=list)
 
     def tell(self, text: str) -> None:
-        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}")
+        self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}", soft_wrap=True)
 
     def progress(self, step: Progress) -> None:
         amount = f" {step.done}/{step.total} B" if step.total else ""
-        self.console.print(f"[dim]          {step.phase:8} {step.message}{amount}[/dim]", highlight=False)
+        self.console.print(
+            f"[dim]          {step.phase:8} {step.message}{amount}[/dim]", highlight=False, soft_wrap=True
+        )
 
     def started(self, what: str, answer: StartAnswer) -> None:
         self.rows.append((what, answer))
@@ -55,17 +58,17 @@ class Story:
             f"({answer.region}{way})"
         )
         if answer.why:
-            self.console.print(f"          [dim]why: {answer.why}[/dim]", highlight=False)
+            self.console.print(f"          [dim]why: {answer.why}[/dim]", highlight=False, soft_wrap=True)
 
     def table(self) -> Table:
+        """Phases down, requests across: fits a terminal of 80 columns."""
         table = Table(title="Time by phase, in ms")
-        table.add_column("request")
-        table.add_column("start")
-        for phase in PHASES:
-            table.add_column(phase, justify="right")
+        table.add_column("phase")
         for what, answer in self.rows:
-            cells = (answer.timings_ms.get(phase) for phase in PHASES)
-            table.add_row(what, answer.start, *("" if c is None else f"{c:.1f}" for c in cells))
+            table.add_column(f"{what}\n[dim]{answer.start}[/dim]", justify="right")
+        for phase in PHASES:
+            cells = (answer.timings_ms.get(phase) for _, answer in self.rows)
+            table.add_row(phase, *("" if c is None else f"{c:.1f}" for c in cells))
         return table
 
 
@@ -96,31 +99,34 @@ async def demo(*, stay: bool, service: Path = SERVICE, console: Console | None =
         story.tell("a phone that knows only mDNS found " + ", ".join(f"{f.region} at {f.url}" for f in found))
         at = {f.region: f.url for f in found}
         async with ControllerClient(at[b.region]) as near, ControllerClient(at[c.region]) as far:
-            await _phone(near, far, story)
-            story.console.print(story.table())
-        if stay:
-            await _stay(sites, story)
+            try:
+                await _phone(near, far, story)
+                story.console.print(story.table())
+                if stay:
+                    await _stay(sites, story)
+            finally:
+                await _clear_away(b)
 
 
 async def _phone(near: ControllerClient, far: ControllerClient, story: Story) -> None:
     """What the phone does: `near` can host, `far` must hand off."""
     story.tell("the phone asks B for service wc01: B has no copy, so its agent fetches the archive from A")
     cold = await near.start(StartRequest(service="wc01"), on_progress=story.progress)
-    story.started("B, by id", cold)
+    story.started("by id", cold)
     await _count(near, cold, story)
-    story.started("B, by id again", await near.start(StartRequest(service="wc01")))
+    story.started("again", await near.start(StartRequest(service="wc01")))
     story.tell("now by meaning: anything in /text that takes text and gives an integer")
     meaning = StartRequest(category="/text", inputs=("text",), outputs=("integer",))
-    story.started("B, by meaning", await near.start(meaning))
+    story.started("by meaning", await near.start(meaning))
     story.tell("the same of C, whose agent is too small: C hands the request to a sibling region")
     handed = await far.start(StartRequest(service="wc01"), on_progress=story.progress)
-    story.started("C, handed off", handed)
+    story.started("from C", handed)
     await _count(far, handed, story)
 
     story.tell(f"a fresh build that may live {SHORT_LIFE_S} s")
     brief = StartRequest(service="wc01", force_rebuild=True, alive_time=SHORT_LIFE_S)
     short = await near.start(brief, on_progress=story.progress)
-    story.started("B, force_rebuild", short)
+    story.started("rebuilt", short)
     extended = await near.alive(short.instance, short.lease.token)
     story.tell(f"the phone sent alive: it lives until {time.strftime('%T', time.localtime(extended.expires_at))}")
     view = await _until_state(near, short.instance, State.STOPPED)
@@ -145,6 +151,13 @@ async def _until_state(client: ControllerClient, instance: str, state: State) ->
         while (view := await client.instance(instance)).state != state:
             await asyncio.sleep(0.2)
     return view
+
+
+async def _clear_away(site: Site) -> None:
+    """The mesh of the demo goes away for good, so its containers must, too."""
+    async with ControllerClient(site.running.rest, token=Identity.load(site.data_dir).operator_token) as operator:
+        for view in await operator.instances():
+            await operator.remove(view.instance)
 
 
 async def _discover_all(regions: set[str]) -> list[FoundController]:
