@@ -33,6 +33,7 @@ class Simulation:
         self.network = network
         self.nodes: dict[int, NetworkDirectory] = {}
         self._stack = stack
+        self._running: dict[int, AsyncExitStack] = {}
         self._started = time.time() - asyncio.get_running_loop().time()
 
     def clock(self) -> float:
@@ -40,7 +41,8 @@ class Simulation:
 
     async def add(self, number: int, *, through: int | None = None) -> None:
         bootstrap = [] if through is None else [str(address(through))]
-        self.nodes[number] = await self._stack.enter_async_context(
+        self._running[number] = await self._stack.enter_async_context(AsyncExitStack())
+        self.nodes[number] = await self._running[number].enter_async_context(
             node(
                 number,
                 bootstrap=bootstrap,
@@ -50,9 +52,11 @@ class Simulation:
             )
         )
 
-    def kill(self, number: int) -> None:
+    async def kill(self, number: int) -> None:
+        """Without a word to the others, as by a power cut."""
         self.network.kill(address(number))
         del self.nodes[number]
+        await self._running.pop(number).aclose()
 
 
 def address(number: int) -> Address:
@@ -102,7 +106,7 @@ async def test_a_cohort_that_joined_through_one_node_survives_the_death_of_the_o
             await sim.add(number, through=0)
         await asyncio.sleep(60)
         for number in range(30):
-            sim.kill(number)
+            await sim.kill(number)
         await asyncio.sleep(60)
 
         async def reads(service_id: str, reader: int) -> bool:
@@ -125,7 +129,7 @@ async def test_reads_right_after_a_third_was_killed_are_never_falsely_empty() ->
         for one in signed:
             await sim.nodes[chance.randrange(60)].publish(one)
         for number in chance.sample(range(60), 18):
-            sim.kill(number)
+            await sim.kill(number)
         empty = failed = 0
         for i in range(20):
             try:
@@ -146,13 +150,13 @@ async def test_records_are_kept_alive_while_their_owner_lives_and_fade_after_it_
         await sim.nodes[1].announce_content(digest)
         await sim.nodes[1].announce_region(region="eu/de", agents=1, memory_total=9, memory_free=9)
         for number in range(2, 12):
-            sim.kill(number)
+            await sim.kill(number)
         await asyncio.sleep(40 * 60)
         reader = sim.nodes[13]
         assert [s.envelope for s in await reader.services("id:od01")] == [signed.envelope]
         assert len(await reader.providers(digest)) == 1
         assert await reader.regions("region:eu/de") == [], "a region that is not announced again fades in a minute"
-        sim.kill(1)
+        await sim.kill(1)
         await asyncio.sleep(35 * 60)
         assert [s.envelope for s in await reader.services("id:od01")] == [signed.envelope], "others hold it"
         assert await reader.providers(digest) == [], "nobody extends what another node announced"
