@@ -48,6 +48,12 @@ class _Member:
         live = sum(i.mem for i in self.instances.values() if i.state in HOLDS_MEMORY)
         return max(0, min(self.resources.memory_free - reserved, self.resources.memory_total - live - unseen))
 
+    def give_back(self, ended: InstanceReport) -> None:
+        """Its memory can be used at once, not only after the next heartbeat."""
+        if self.reservations.pop(ended.instance, None) is None:
+            free = min(self.resources.memory_free + ended.mem, self.resources.memory_total)
+            self.resources = msgspec.structs.replace(self.resources, memory_free=free)
+
 
 class Members:
     def __init__(self) -> None:
@@ -74,12 +80,14 @@ class Members:
         if member is None:
             return
         member.heard = now
-        if report.state == State.REMOVED:
-            member.instances.pop(report.instance, None)
-        else:
+        before = member.instances.pop(report.instance, None)
+        if report.state != State.REMOVED:
             member.instances[report.instance] = report
-        if report.instance in member.reservations and report.state in HOLDS_MEMORY:
-            member.reservations[report.instance].announced = True
+        if report.state in HOLDS_MEMORY:
+            if reservation := member.reservations.get(report.instance):
+                reservation.announced = True
+        elif before is not None and before.state in HOLDS_MEMORY:
+            member.give_back(before)
 
     def heard(self, node: str, now: float) -> None:
         if member := self._members.get(node):

@@ -1,0 +1,254 @@
+"""The REST table as a phone, a developer and an operator meet it: statuses, headers, problems, uploads, streams."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dht.memory_content import Swarm
+from dht.memory_directory import MemoryMesh
+from protocol.instances import Progress, StartAnswer
+from protocol.problems import StartFailed
+from protocol.records import raw_public_key, service_record, sign
+from protocol.service import ServiceDescriptor
+from region_controller import client_routes
+from region_controller.openapi import NODE_OPERATIONS, OPERATIONS, describe_api
+from tests.fake_agent import FakeAgent
+from tests.one_region import OPERATOR, PUBLISHER, Site, a_service, an_archive, key_of, node_of, running_site
+from tests.waiting import until
+
+OPERATES = {"Authorization": f"Bearer {OPERATOR}"}
+WORD_COUNT = ServiceDescriptor(
+    id="wc01",
+    name="wordcount",
+    kind="docker_container",
+    category="/text/count",
+    mem_requirement=64,
+    entry="x.yaml",
+    inputs=("text",),
+    outputs=("integer",),
+)
+
+
+async def call(site: Site, method: str, path: str, **options: Any) -> tuple[int, Any, Any]:
+    """Status, body from JSON, headers."""
+    async with site.phone.request(method, path, **options) as response:
+        data = await response.read()
+        return response.status, msgspec.json.decode(data) if data else None, response.headers
+
+
+def signed_header(data: bytes, key: Any = PUBLISHER, **changes: Any) -> dict[str, str]:
+    digest = "sha256:" + hashlib.sha256(data).hexdigest()
+    now = time.time()
+    record = service_record(
+        WORD_COUNT,
+        digest=digest,
+        size=len(data),
+        publisher=raw_public_key(key),
+        seq=int(now * 1000),
+        expiry=int(now) + 3600,
+    )
+    envelope = sign(msgspec.structs.replace(record, **changes), key).envelope
+    return {"Cornerstore-Record": base64.urlsafe_b64encode(envelope).decode().rstrip("=")}
+
+
+async def test_start_over_rest(tmp_path: Path) -> None:
+    agent = FakeAgent(node_of("agent"), "eu/de")
+    async with running_site(tmp_path) as site, agent.linked(site.peer):
+        await site.publish(a_service())
+        status, cold, headers = await call(site, "POST", "/v1/instances", json={"service": "svc"})
+        assert status == 201
+        assert headers["Location"] == f"/v1/instances/{cold['instance']}"
+        status, warm, _ = await call(site, "POST", "/v1/instances", json={"service": "svc"})
+        assert (status, warm["start"]) == (200, "warm")
+        path = headers["Location"]
+        assert (await call(site, "GET", path))[1]["state"] == "running"
+        assert len((await call(site, "GET", "/v1/instances"))[1]) == 1
+        status, problem, headers = await call(site, "POST", path + "/stop")
+        assert (status, problem["type"].rpartition("/")[2]) == (401, "key-needed")
+        token = {"Authorization": f"Bearer {warm['lease']['token']}"}
+        assert (await call(site, "POST", path + "/alive", headers=token, json={"alive_time": 99}))[0] == 200
+        assert (await call(site, "POST", path + "/alive", headers=token))[0] == 200
+        assert (await call(site, "POST", path + "/stop", headers=OPERATES))[1]["state"] == "stopped"
+        assert (await call(site, "POST", path + "/restart", headers=token))[1]["state"] == "running"
+        assert (await call(site, "DELETE", path, headers=OPERATES))[1]["state"] == "removed"
+        assert (await call(site, "GET", path))[0] == 404
+        assert (await call(site, "GET", "/v1/agents"))[1][0]["memory_free"] == 1000
+        assert (await call(site, "GET", "/v1/healthz"))[1]["agents"] == 1
+        assert (await call(site, "GET", "/v1/regions"))[1][0]["relation"] == "self"
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b'{"service": "svc", "colour": "red"}', "colour"),
+        (b'{"service": "svc", "category": "/text"}', "names a service"),
+        (b"{}", "names a service"),
+        (b'{"service": "svc", "wait_s": -1}', "wait_s"),
+        (b'{"category": "text"}', "not a category"),
+        (b"{", "not JSON"),
+        (b'"text"', "not a StartRequest"),
+    ],
+)
+async def test_what_is_not_understood_is_refused_by_name(tmp_path: Path, body: bytes, says: str) -> None:
+    async with running_site(tmp_path) as site:
+        status, problem, _ = await call(site, "POST", "/v1/instances", data=body)
+        assert status == 400
+        assert says in problem["detail"]
+
+
+async def test_bounds_and_unknown_queries(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site:
+        assert (await call(site, "POST", "/v1/instances", data=b" " * 70_000))[0] == 413
+        status, problem, _ = await call(site, "GET", "/v1/services?colour=red")
+        assert status == 400
+        assert "colour" in problem["detail"]
+        assert "category, id, input, output, q" in problem["fix"]
+
+
+async def test_no_match_and_no_capacity(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site:
+        await site.publish(a_service())
+        status, problem, headers = await call(site, "POST", "/v1/instances", json={"service": "svc"})
+        assert status == 503
+        assert problem["regions"] == {"eu/de": "it has no agents"}
+        assert "Retry-After" in headers
+        status, problem, _ = await call(site, "POST", "/v1/instances", json={"service": "swc"})
+        assert (status, problem["type"].rpartition("/")[2]) == (404, "no-matching-service")
+        assert problem["near"] == ["svc"]
+
+
+async def test_progress_is_streamed(tmp_path: Path) -> None:
+    agent = FakeAgent(node_of("agent"), "eu/de")
+    async with running_site(tmp_path) as site, agent.linked(site.peer):
+        await site.publish(a_service())
+        accept = {"Accept": "text/event-stream"}
+
+        async def events() -> list[tuple[str, bytes]]:
+            async with site.phone.post("/v1/instances", json={"service": "svc"}, headers=accept) as response:
+                assert response.content_type == "text/event-stream"
+                blocks = (await response.read()).decode().strip().split("\n\n")
+            lines = [b.split("\n") for b in blocks]
+            return [(name.removeprefix("event: "), data.removeprefix("data: ").encode()) for name, data in lines]
+
+        agent.failures.append(StartFailed("it crashed"))
+        assert (await events())[-1][0] == "problem"
+        seen = await events()
+        assert [name for name, _ in seen] == ["progress"] * 3 + ["result"]
+        assert msgspec.json.decode(seen[2][1], type=Progress).phase == "build"
+        assert msgspec.json.decode(seen[3][1], type=StartAnswer).start == "cold"
+
+
+async def test_leaving_a_stream_leaves_the_start(tmp_path: Path) -> None:
+    agent = FakeAgent(node_of("agent"), "eu/de")
+    async with running_site(tmp_path) as site, agent.linked(site.peer):
+        await site.publish(a_service())
+        agent.gate.clear()
+        accept = {"Accept": "text/event-stream"}
+        async with site.phone.post("/v1/instances", json={"service": "svc"}, headers=accept) as response:
+            await response.content.readuntil(b"\n\n")
+            await until(lambda: agent.starts)
+        agent.gate.set()
+        await until(lambda: site.controller.instances()[0].state == "running")
+        assert len(agent.starts) == 1
+
+
+async def test_publish_search_fetch_withdraw(tmp_path: Path) -> None:
+    mesh, swarm = MemoryMesh(), Swarm()
+    data = an_archive(tmp_path, WORD_COUNT)
+    async with (
+        running_site(tmp_path, "demo/a", mesh=mesh, swarm=swarm) as a,
+        running_site(tmp_path, "demo/b", mesh=mesh, swarm=swarm) as b,
+    ):
+        status, problem, _ = await call(a, "POST", "/v1/services", data=data)
+        assert (status, problem["type"].rpartition("/")[2]) == (401, "key-needed")
+        status, view, headers = await call(a, "POST", "/v1/services", data=data, headers=signed_header(data))
+        assert (status, view["id"], view["size"]) == (201, "wc01", len(data))
+        assert headers["Location"] == f"/v1/services/{view['digest']}"
+        assert not list((tmp_path / "spool").iterdir())
+
+        assert (await call(b, "GET", headers["Location"]))[1] == view
+        for query in ("category=/text", "input=text&output=integer", "id=wc01", "q=WordC", ""):
+            assert (await call(b, "GET", f"/v1/services?{query}"))[1] == [view], query
+        for query in ("category=/image", "input=sound", "id=wc02", "q=nothing"):
+            assert (await call(b, "GET", f"/v1/services?{query}"))[1] == [], query
+        tree = (await call(b, "GET", "/v1/categories"))[1]
+        assert tree["services"] == 1
+        assert tree["children"][0]["children"][0]["category"] == "/text/count"
+        async with b.phone.get(f"/v1/content/{view['digest']}") as response:
+            assert await response.read() == data
+            assert response.content_type == "application/zip"
+
+        path = headers["Location"]
+        assert (await call(a, "DELETE", path))[0] == 401
+        assert (await call(a, "DELETE", path, headers=OPERATES))[0] == 403
+        assert (await call(a, "DELETE", path, headers=signed_header(data)))[0] == 422
+        assert (await call(a, "DELETE", path, headers=signed_header(data, withdrawn=True)))[0] == 200
+        assert (await call(a, "GET", path))[0] == 404
+        assert not a.content.has(view["digest"])
+
+
+async def test_the_sites_own_key_publishes_for_operators(tmp_path: Path) -> None:
+    data = an_archive(tmp_path, WORD_COUNT)
+    async with running_site(tmp_path) as site:
+        status, view, _ = await call(site, "POST", "/v1/services", data=data, headers=OPERATES)
+        assert (status, view["publisher"]) == (201, raw_public_key(key_of("site")).hex())
+        assert (await call(site, "DELETE", f"/v1/services/{view['digest']}", headers=OPERATES))[0] == 200
+        assert (await call(site, "GET", "/v1/services"))[1] == []
+
+
+async def test_uploads_that_are_refused(tmp_path: Path) -> None:
+    data = an_archive(tmp_path, WORD_COUNT)
+    async with running_site(tmp_path) as site:
+
+        async def refused(body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+            status, problem, _ = await call(site, "POST", "/v1/services", data=body, headers=headers)
+            return status, problem["detail"]
+
+        assert (await refused(b"x" * 100_001, OPERATES))[0] == 413
+        assert (await refused(b"", OPERATES))[0] == 400
+        assert (await refused(b"not a zip", OPERATES))[0] == 422
+        status, detail = await refused(data, signed_header(data, mem=1))
+        assert status == 422
+        assert "mem is 64, not 1" in detail
+        assert (await refused(data, signed_header(data + b"x")))[0] == 422
+        assert (await refused(data, signed_header(data, expiry=5)))[0] == 422
+        assert (await refused(data, signed_header(data, withdrawn=True)))[0] == 422
+        assert (await refused(data, {"Cornerstore-Record": "!"}))[0] == 422
+        assert site.content.held() == []
+        assert not list((tmp_path / "spool").iterdir())
+
+
+async def test_openapi_and_routes_agree(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site:
+        status, document, _ = await call(site, "GET", "/openapi.json")
+        assert status == 200
+        described = {(m.upper(), path) for path, item in document["paths"].items() for m in item}
+        served = {(r.method, r.path) for r in client_routes(site.controller)}
+        beside = {(o.method, o.path) for o in NODE_OPERATIONS}
+        assert described == served | beside
+        assert document == msgspec.json.decode(msgspec.json.encode(describe_api(document["info"]["version"])))
+        text = msgspec.json.encode(document).decode()
+        for name in document["components"]["schemas"]:
+            assert f"#/components/schemas/{name}" in text
+        for operation in OPERATIONS:
+            answered = document["paths"][operation.path][operation.method.lower()]["responses"]
+            assert set(answered) == {str(s) for s in (*operation.answers, *operation.problems)}
+
+
+async def test_many_at_once_are_answered(tmp_path: Path) -> None:
+    agent = FakeAgent(node_of("agent"), "eu/de")
+    async with running_site(tmp_path) as site, agent.linked(site.peer):
+        await site.publish(a_service())
+        answers = await asyncio.gather(
+            *(call(site, "POST", "/v1/instances", json={"service": "svc"}) for _ in range(50))
+        )
+        assert sorted(status for status, _, _ in answers) == [200] * 49 + [201]
+        assert len(agent.starts) == 1

@@ -1,0 +1,103 @@
+"""`tests/scenarios/placement.txt`, told and checked."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from protocol.service import Kind
+from region_controller.placement import AgentState, Need, Nobody, Placement, Running, choose
+
+STORIES = Path(__file__).parents[2] / "scenarios" / "placement.txt"
+NOW = 1000.0
+
+
+def stories() -> list[tuple[str, list[str]]]:
+    text = re.sub(r"(?m)^#.*\n", "", STORIES.read_text())
+    told = []
+    for block in text.strip().split("\n\n"):
+        title, *lines = block.splitlines()
+        told.append((title, [line.strip() for line in lines]))
+    return told
+
+
+@pytest.mark.parametrize(("title", "lines"), stories(), ids=lambda part: part if isinstance(part, str) else "")
+def test_story(title: str, lines: list[str]) -> None:
+    agents: list[AgentState] = []
+    answers: list[str] = []
+    expected: list[str] = []
+    for line in lines:
+        if line.startswith("agent "):
+            agents.append(an_agent(line))
+        elif line.startswith("want "):
+            answers += tell(choose(a_need(line), agents, NOW)).splitlines()
+        else:
+            expected.append(line)
+    assert answers, title
+    assert answers == expected
+
+
+def tell(choice: Placement | Nobody) -> str:
+    if isinstance(choice, Nobody):
+        return "\n".join(["-> nobody", *(f"{node}: {why}" for node, why in choice.reasons.items())])
+    shared = f", shares {choice.instance}" if choice.instance else ""
+    return f"-> {choice.node}, {choice.warmth.name.lower()}{shared}: {choice.why}"
+
+
+def an_agent(line: str) -> AgentState:
+    _, node, memory, *words = line.split()
+    free, total = memory.split("/")
+    has: dict[str, Any] = {"labels": {}, "cached": set(), "built": set(), "running": [], "runtimes": []}
+    while words:
+        word = words.pop(0)
+        if word in ("docker", "wasm"):
+            has["runtimes"].append(word)
+        elif word == "label":
+            key, value = words.pop(0).split("=")
+            has["labels"][key] = value
+        elif word in ("cached", "built"):
+            has[word].add(words.pop(0))
+        elif word == "running":
+            has["running"].append(a_running(node, words))
+        elif word == "silent":
+            has["silent_s"] = float(words.pop(0))
+        else:
+            assert word == "down"
+            has["silent_s"] = None
+    return AgentState(
+        node=node,
+        memory_total=int(total),
+        memory_free=int(free),
+        runtimes=tuple(has.pop("runtimes")) or ("docker",),
+        cached=frozenset(has.pop("cached")),
+        built=frozenset(has.pop("built")),
+        running=tuple(has.pop("running")),
+        **has,
+    )
+
+
+def a_running(node: str, words: list[str]) -> Running:
+    service = words.pop(0)
+    flavour = words.pop(0) if words[:1] == ["customised"] else ""
+    expires_at = None
+    if words[:1] == ["for"]:
+        expires_at = NOW + float(words[1])
+        del words[:3]
+    return Running(f"{node}-{service}", service, flavour, expires_at)
+
+
+def a_need(line: str) -> Need:
+    _, service, mem, *words = line.split()
+    kind: Kind = "wasm_module" if "wasm" in words else "docker_container"
+    labels = dict(words[i + 1].split("=") for i, w in enumerate(words) if w == "label")
+    return Need(
+        digest=service,
+        mem=int(mem),
+        kind=kind,
+        labels=labels,
+        flavour="customised" if "customised" in words else "",
+        fresh="fresh" in words,
+    )
