@@ -23,7 +23,10 @@ OnReport = Callable[[InstanceReport], None]
 
 
 class Slot:
-    """One instance in memory. `lock` orders the engine calls for it; `changed` is set at each event."""
+    """One instance in memory. `lock` orders the engine calls for it; `changed` is set at each event.
+
+    `seen` is the engine's last word on it; None while a start was decided and the engine not yet asked.
+    """
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry

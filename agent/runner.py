@@ -124,6 +124,8 @@ class Runner:
         if slot.state in lifecycle.ENDED:
             self._instances.reserve(slot, slot.entry.mem)
         effects = self._instances.apply(slot, lifecycle.RestartAsked(now=self._instances.now()))
+        if effects:
+            slot.seen = None
         return await asyncio.shield(self._tasks.run(self._restart(slot, effects), name=f"restart {slot.id}"))
 
     async def extend(self, command: link.Extend) -> InstanceReport:
@@ -190,26 +192,34 @@ class Runner:
             return
         async with slot.lock:
             try:
-                seen = await runtime.inspect(slot.id)
-                ended = seen is not None and seen.condition is Condition.EXITED
-                lines = await runtime.logs(slot.id) if ended and slot.state not in lifecycle.ENDED else ()
+                effects = await self._look(slot, runtime)
             except EngineUnavailable as problem:
                 log.debug("observe-failed", instance=slot.id, detail=problem.detail)
                 return
+        for attachment in slot.seen.attachments if slot.seen is not None else ():
+            await self.alive.listen_on(attachment.gateway)
+        await self._perform(slot, effects)
+
+    async def _look(self, slot: Slot, runtime: Runtime) -> tuple[Effect, ...]:
+        """Once more whenever the state changed during the inspection: what it showed is of before. The same holds
+        while a start was decided and the engine not yet asked."""
+        while slot.state is not State.STARTING or slot.seen is not None:
+            before = slot.entry.instance
+            seen = await runtime.inspect(slot.id)
+            ended = seen is not None and seen.condition is Condition.EXITED
+            lines = await runtime.logs(slot.id) if ended and slot.state not in lifecycle.ENDED else ()
+            if (slot.state, slot.entry.instance.since) != (before.state, before.since):
+                continue
             slot.seen = seen
-        effects = self._instances.apply(
-            slot,
-            lifecycle.Seen(
+            event = lifecycle.Seen(
                 now=self._instances.now(),
                 condition=seen.condition if seen is not None else Condition.GONE,
                 exit_code=seen.exit_code if seen is not None else None,
                 out_of_memory=seen is not None and seen.out_of_memory,
                 log=lines,
-            ),
-        )
-        for attachment in seen.attachments if seen is not None else ():
-            await self.alive.listen_on(attachment.gateway)
-        await self._perform(slot, effects)
+            )
+            return self._instances.apply(slot, event)
+        return ()
 
     # --- after a restart of the agent -------------------------------------------------------------------------------
 
