@@ -20,8 +20,9 @@ from dht.content_client import ContentClient
 from dht.contracts import Directory, OnProgress
 from dht.disk import Disk, running_disk
 from dht.peer_http import PeerHttp
+from dht.sources import Surroundings
 from dht.traffic import ByteCounts, ContentStats, Uploads
-from dht.transfer import Surroundings, Transfer
+from dht.transfer import Transfer
 from protocol.instances import Progress
 from protocol.manifest import Manifest
 from protocol.problems import (

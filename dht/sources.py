@@ -1,0 +1,62 @@
+"""Where content may come from, and what all transfers of a node share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from dht.announcing import Announcer
+from dht.blobs import BlobStore
+from dht.content_client import ContentClient
+from dht.contracts import Directory
+from dht.disk import Disk
+from dht.reputation import Reputation
+from dht.traffic import ByteCounts
+from protocol.problems import Unavailable
+
+T = TypeVar("T")
+
+
+@dataclass
+class Source:
+    """A provider and its addresses, the one to try next first."""
+
+    node: str
+    addresses: list[str]
+    whole: bool = False
+    vouched: str = ""
+    """Digest of the manifest it sent."""
+
+    @property
+    def address(self) -> str:
+        return self.addresses[0]
+
+    def rotate(self) -> None:
+        self.addresses.append(self.addresses.pop(0))
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What all transfers of a node share."""
+
+    store: BlobStore
+    disk: Disk
+    directory: Directory
+    client: ContentClient
+    announcer: Announcer
+    clock: Callable[[], float]
+    reputation: Reputation = field(default_factory=Reputation)
+    received: ByteCounts = field(default_factory=ByteCounts)
+
+
+async def any_address(source: Source, ask: Callable[[str], Awaitable[T]]) -> T:
+    """The first answer of any of a provider's addresses; the good one is tried first from then on."""
+    for attempt in range(len(source.addresses)):
+        try:
+            return await ask(source.address)
+        except Unavailable:
+            if attempt == len(source.addresses) - 1:
+                raise
+            source.rotate()
+    raise AssertionError("a provider has at least one address")
