@@ -72,8 +72,8 @@ def instance_name(*, site: str, region: str) -> str:
     """What a person sees in a list of services, as a full DNS-SD name."""
     text = f"{_label(site)} ({region})"
     if len(text) > MAX_LABEL:
-        text = text[: MAX_LABEL - 4] + "...)"
-    return f"{text.replace('.', '-')}.{SERVICE_TYPE}"
+        text = text[: MAX_LABEL - 1] + ")"
+    return f"{text}.{SERVICE_TYPE}"
 
 
 def host_name(*, site: str, node: str) -> str:

@@ -79,7 +79,7 @@ class Output:
 @contextmanager
 def _bars() -> Iterator[OnProgress]:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
     tasks: dict[str, Any] = {}
@@ -87,7 +87,7 @@ def _bars() -> Iterator[OnProgress]:
         SpinnerColumn(),
         TextColumn("{task.fields[phase]:8}"),
         BarColumn(bar_width=24),
-        DownloadColumn(),
+        TextColumn("{task.fields[amount]}"),
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
         console=Console(stderr=True),
@@ -98,11 +98,12 @@ def _bars() -> Iterator[OnProgress]:
             if step.phase not in tasks:
                 for earlier in tasks.values():
                     bars.stop_task(earlier)
-                tasks[step.phase] = bars.add_task("", total=None, phase=readable(step.phase)[:8])
+                tasks[step.phase] = bars.add_task("", total=None, phase=readable(step.phase)[:8], amount="")
             bars.update(
                 tasks[step.phase],
                 total=step.total or None,
                 completed=step.done,
+                amount=f"{size(step.done)} of {size(step.total)}" if step.total else "",
                 description=readable(step.message)[:60],
             )
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
+import pytest
+from click.testing import CliRunner
+
 from client.controller import ControllerClient
 from client.discovery import Browser, discover
+from client.lan import InterfaceAddress
 from client.phone import Phone
+from node.cli import main
 from node.discovery import ControllerBrowser, announced
 from tests.stub_controller import stub_controller
 from tests.waiting import until
@@ -100,6 +107,16 @@ async def test_a_controller_that_was_only_slow_is_found_again_by_asking() -> Non
         assert await browser.locate() == ["127.0.0.1:7501"]
         browser.failed("127.0.0.1:7501")
         assert await until(browser.locate, timeout_s=20) == ["127.0.0.1:7501"]
+
+
+async def test_the_command_lists_what_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("client.discovery.interface_addresses", lambda: [InterfaceAddress("lo", "127.0.0.1")])
+    mesh = a_mesh()
+    async with announced_site(mesh, "eu/a", rest_port=7410):
+        arguments = ["discover", "--mesh", mesh, "--wait", "0.5", "--json"]
+        result = await asyncio.to_thread(CliRunner().invoke, main, arguments)
+    (found,) = json.loads(result.stdout)
+    assert (found["region"], found["url"], found["peer_port"]) == ("eu/a", "http://127.0.0.1:7410", 7401)
 
 
 async def test_a_phone_moves_on_when_its_controller_dies() -> None:
