@@ -91,11 +91,19 @@ class Catalogue:
             return record, "named by digest"
         if len(text) > 128 or not text.strip():
             check_service_id(text)
-        by_id, by_name = await asyncio.gather(self._lookup(f"id:{text}"), self._lookup(f"name:{text}"))
-        record = resolution.by_name(text, [*by_id, *by_name])
+        record = resolution.by_name(text, await self._either(f"id:{text}", f"name:{text}"))
         if record is None:
             raise resolution.no_such_service(text, await self._near())
         return record, "named by id" if record.id == text else "named by name"
+
+    async def _either(self, *names: str) -> list[ServiceRecord]:
+        """What is found at any of the names. Raises Unavailable only if one was not answered and none has anything."""
+        answers = await asyncio.gather(*map(self._lookup, names), return_exceptions=True)
+        found = [record for answer in answers if isinstance(answer, tuple) for record in answer]
+        for answer in answers:
+            if isinstance(answer, BaseException) and not (found and isinstance(answer, Unavailable)):
+                raise answer
+        return found
 
     async def _meant(self, request: StartRequest, warmth_of: WarmthOf) -> tuple[ServiceRecord, str]:
         category = check_category(request.category) if request.category is not None else "/"
