@@ -18,20 +18,20 @@ import errno
 import hashlib
 import os
 import shutil
-import sqlite3
 import tempfile
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
+from dht.blob_index import BlobIndex, opened_index
 from protocol.identifiers import DIGEST_PREFIX, digest_of
 from protocol.manifest import Manifest
-from protocol.problems import ConfigError, Conflict, ContentNotFound, CorruptContent, DiskFull
+from protocol.problems import Conflict, ContentNotFound, CorruptContent, DiskFull
 
 log = structlog.get_logger(__name__)
 
@@ -39,14 +39,6 @@ RESERVE = 16 << 20
 """Bytes of the file system that are left free for the database and for other programs."""
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS blob (
-    digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, whole INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS uses (
-    blob TEXT NOT NULL, chunk TEXT NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (blob, chunk)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS uses_of_chunk ON uses (chunk);
-CREATE TABLE IF NOT EXISTS pin (digest TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY (digest, why)) WITHOUT ROWID;
-"""
 
 
 class Begun(NamedTuple):
@@ -59,29 +51,25 @@ class Begun(NamedTuple):
 @contextmanager
 def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
     """Raises ConfigError if the folder cannot be used, DiskFull if there is not even room for the database."""
-    with _disk_errors(), _database_errors(root):
+    with _disk_errors():
         (root / "chunks").mkdir(parents=True, exist_ok=True)
         shutil.rmtree(root / "work", ignore_errors=True)
         (root / "work").mkdir()
-        with closing(sqlite3.connect(root / "content.sqlite", check_same_thread=False, isolation_level=None)) as db:
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            db.executescript(_SCHEMA)
-            store = BlobStore(root, db, quota_bytes)
-            store.reconcile()
-            try:
-                yield store
-            finally:
-                store.save_order()
+    with opened_index(root / "content.sqlite") as index:
+        store = BlobStore(root, index, quota_bytes)
+        store.reconcile()
+        try:
+            yield store
+        finally:
+            store.save_order()
 
 
 class BlobStore:
     """Use `opened_store`. A blob is *held* while someone works with it: held and pinned blobs are never evicted."""
 
-    def __init__(self, root: Path, db: sqlite3.Connection, quota_bytes: int) -> None:
+    def __init__(self, root: Path, index: BlobIndex, quota_bytes: int) -> None:
         self._root = root
-        self._db = db
+        self._index = index
         self._quota = quota_bytes
         self._lock = threading.RLock()
         """Around database, folders and `_whole`; held across disk writes."""
@@ -116,8 +104,7 @@ class BlobStore:
 
     def manifest(self, digest: str) -> Manifest | None:
         with self._lock:
-            row = self._db.execute("SELECT manifest FROM blob WHERE digest = ?", (digest,)).fetchone()
-        return Manifest.decode(row[0], digest=digest) if row else None
+            return self._index.manifest(digest)
 
     def present(self, manifest: Manifest) -> list[bool]:
         """For each position of the manifest: is its chunk here?"""
@@ -147,21 +134,16 @@ class BlobStore:
         """
         blob = manifest.digest
         with self._lock, _disk_errors():
-            lengths = {c.digest: c.length for c in manifest.chunks}
-            with self._transaction():
-                old = self._chunks_of(blob)
-                self._db.execute("DELETE FROM uses WHERE blob = ?", (blob,))
-                self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", ((blob, c, n) for c, n in lengths.items()))
-                self._db.execute(
-                    "INSERT OR REPLACE INTO blob VALUES (?, ?, 0, ?)", (blob, manifest.encode(), self.touch(blob))
-                )
+            with self._index.transaction():
+                old = self._index.chunks_of(blob)
+                self._index.insert(manifest, self.touch(blob))
                 evicted, unused = self._make_room(blob)
             self._whole.difference_update([blob, *evicted])
             for victim in evicted:
                 self._forget_use(victim)
                 log.info("blob-evicted", digest=victim, arriving=blob)
             self._delete_unused([*old, *unused])
-            missing = {c for c in lengths if not self._path(c).exists()}
+            missing = {c.digest for c in manifest.chunks if not self._path(c.digest).exists()}
             positions = {c.digest: i for i, c in enumerate(manifest.chunks) if c.digest in missing}
             return Begun(tuple(sorted(positions.values())), tuple(evicted))
 
@@ -179,8 +161,7 @@ class BlobStore:
             _write_all(descriptor, data)
             os.fsync(descriptor)
             with self._lock:
-                wanted = self._db.execute("SELECT 1 FROM uses WHERE chunk = ? LIMIT 1", (digest,)).fetchone()
-                if wanted is None or target.exists():
+                if not self._index.is_used(digest) or target.exists():
                     return False
                 target.parent.mkdir(exist_ok=True)
                 temporary.rename(target)
@@ -200,8 +181,8 @@ class BlobStore:
             return bad
         for folder in {self._path(c.digest).parent for c in manifest.chunks} | {self._root / "chunks"}:
             _sync_folder(folder)
-        with self._lock, _disk_errors(), self._transaction():
-            kept = self._db.execute("UPDATE blob SET whole = 1 WHERE digest = ?", (digest,)).rowcount
+        with self._lock, _disk_errors(), self._index.transaction():
+            kept = self._index.set_whole(digest, whole=True)
             if kept:
                 self._whole.add(digest)
         if not kept:
@@ -248,16 +229,16 @@ class BlobStore:
                 yield path
 
     def pin(self, digest: str, why: str) -> None:
-        with self._lock, _disk_errors(), self._transaction():
-            self._db.execute("INSERT OR IGNORE INTO pin VALUES (?, ?)", (digest, why))
+        with self._lock, _disk_errors(), self._index.transaction():
+            self._index.pin(digest, why)
 
     def unpin(self, digest: str, why: str) -> None:
-        with self._lock, _disk_errors(), self._transaction():
-            self._db.execute("DELETE FROM pin WHERE digest = ? AND why = ?", (digest, why))
+        with self._lock, _disk_errors(), self._index.transaction():
+            self._index.unpin(digest, why)
 
     def pins(self, digest: str) -> set[str]:
         with self._lock:
-            return {why for (why,) in self._db.execute("SELECT why FROM pin WHERE digest = ?", (digest,))}
+            return self._index.pins(digest)
 
     def remove(self, digest: str) -> bool:
         """False if there was nothing. Raises Conflict if it is pinned or in use."""
@@ -278,28 +259,24 @@ class BlobStore:
 
     def reconcile(self) -> None:
         """Bring index and folders together: files that nothing uses go, blobs that lack a file are partial."""
-        with self._lock, self._transaction():
-            self._db.execute("CREATE TEMP TABLE found (chunk TEXT PRIMARY KEY) WITHOUT ROWID")
+        present: set[str] = set()
+        with self._lock, _disk_errors(), self._index.transaction():
             for path in (self._root / "chunks").glob("??/*"):
                 digest = DIGEST_PREFIX + path.name
-                if self._db.execute("SELECT 1 FROM uses WHERE chunk = ? LIMIT 1", (digest,)).fetchone():
-                    self._db.execute("INSERT INTO found VALUES (?)", (digest,))
+                if self._index.is_used(digest):
+                    present.add(digest)
                     self._present_bytes += path.stat().st_size
                 else:
                     path.unlink()
-            self._db.execute(
-                "UPDATE blob SET whole = 0 WHERE whole AND EXISTS"
-                " (SELECT 1 FROM uses WHERE blob = digest AND chunk NOT IN (SELECT chunk FROM found))"
-            )
-            self._db.execute("DROP TABLE found")
-        rows = self._db.execute("SELECT digest, whole, used FROM blob").fetchall()
-        self._whole = {digest for digest, whole, _ in rows if whole}
-        self._used = {digest: used for digest, _, used in rows}
+            self._index.keep_whole_only(present)
+        known = self._index.blobs()
+        self._whole = {digest for digest, whole, _ in known if whole}
+        self._used = {digest: used for digest, _, used in known}
         self._tick = max(self._used.values(), default=0)
 
     def save_order(self) -> None:
         """Write the order of last use, which is kept in memory so that a warm path touches no disk."""
-        with self._lock, _disk_errors(), self._transaction():
+        with self._lock, _disk_errors(), self._index.transaction():
             self._write_order()
 
     # --- inside; the lock is held ---------------------------------------------------------------------------------
@@ -312,11 +289,10 @@ class BlobStore:
         """
         limit = min(self._quota, self._present_bytes + max(0, shutil.disk_usage(self._root).free - RESERVE))
         self._write_order()
-        pinned = {digest for (digest,) in self._db.execute("SELECT digest FROM pin")}
         with self._use_lock:
-            stay = pinned | set(self._held) | {arriving}
-        order = [d for (d,) in self._db.execute("SELECT digest FROM blob ORDER BY used") if d not in stay]
-        needed = self._bytes_used_by(stay)
+            stay = self._index.pinned() | set(self._held) | {arriving}
+        order = [digest for digest, _, _ in self._index.blobs() if digest not in stay]
+        needed = self._index.bytes_used_by(stay)
         if needed > limit:
             raise DiskFull(
                 f"{needed} bytes are needed with what is pinned or in use; this node may keep {limit}",
@@ -324,55 +300,28 @@ class BlobStore:
             )
         evicted: list[str] = []
         unused: list[str] = []
-        total = self._bytes_used_by([*stay, *order])
+        total = self._index.bytes_used_by([*stay, *order])
         for victim in order:
             if total <= limit:
                 break
-            total -= self._bytes_used_only_by(victim)
-            unused += self._chunks_of(victim)
-            self._delete_rows(victim)
+            total -= self._index.bytes_used_only_by(victim)
+            unused += self._index.chunks_of(victim)
+            self._index.delete(victim)
             evicted.append(victim)
         return evicted, unused
 
-    def _bytes_used_only_by(self, blob: str) -> int:
-        return int(
-            self._db.execute(
-                "SELECT coalesce(sum(length), 0) FROM uses AS mine WHERE blob = ? AND NOT EXISTS"
-                " (SELECT 1 FROM uses AS other WHERE other.chunk = mine.chunk AND other.blob <> mine.blob)",
-                (blob,),
-            ).fetchone()[0]
-        )
-
-    def _bytes_used_by(self, blobs: Iterable[str]) -> int:
-        self._db.execute("CREATE TEMP TABLE IF NOT EXISTS chosen (digest TEXT PRIMARY KEY) WITHOUT ROWID")
-        self._db.execute("DELETE FROM chosen")
-        self._db.executemany("INSERT INTO chosen VALUES (?)", ((b,) for b in blobs))
-        return int(
-            self._db.execute(
-                "SELECT coalesce(sum(length), 0) FROM (SELECT max(length) AS length FROM uses"
-                " WHERE blob IN (SELECT digest FROM chosen) GROUP BY chunk)"
-            ).fetchone()[0]
-        )
-
-    def _chunks_of(self, blob: str) -> list[str]:
-        return [chunk for (chunk,) in self._db.execute("SELECT chunk FROM uses WHERE blob = ?", (blob,))]
-
     def _forget(self, digest: str) -> bool:
-        with self._transaction():
-            chunks = self._chunks_of(digest)
-            known = self._delete_rows(digest)
+        with self._index.transaction():
+            chunks = self._index.chunks_of(digest)
+            known = self._index.delete(digest)
         self._whole.discard(digest)
         self._forget_use(digest)
         self._delete_unused(chunks)
         return known
 
-    def _delete_rows(self, digest: str) -> bool:
-        self._db.execute("DELETE FROM uses WHERE blob = ?", (digest,))
-        return self._db.execute("DELETE FROM blob WHERE digest = ?", (digest,)).rowcount > 0
-
     def _delete_unused(self, chunks: Iterable[str]) -> None:
         for chunk in chunks:
-            if not self._db.execute("SELECT 1 FROM uses WHERE chunk = ? LIMIT 1", (chunk,)).fetchone():
+            if not self._index.is_used(chunk):
                 self._delete_file(chunk)
 
     def _delete_file(self, chunk: str) -> None:
@@ -383,13 +332,14 @@ class BlobStore:
             self._present_bytes -= size
 
     def _drop_damaged(self, chunk: str) -> None:
-        with self._lock, self._transaction():
+        with self._lock, self._index.transaction():
             path = self._path(chunk)
             if path.exists() and _is_readable_as(path, chunk):
                 return  # another thread dropped it, and it was fetched again meanwhile
             self._delete_file(chunk)
-            blobs = [b for (b,) in self._db.execute("SELECT blob FROM uses WHERE chunk = ?", (chunk,))]
-            self._db.executemany("UPDATE blob SET whole = 0 WHERE digest = ?", ((b,) for b in blobs))
+            blobs = self._index.users_of(chunk)
+            for blob in blobs:
+                self._index.set_whole(blob, whole=False)
             self._whole.difference_update(blobs)
             self.damaged += 1
         log.error("chunk-damaged", chunk=chunk, blobs=blobs)
@@ -400,20 +350,8 @@ class BlobStore:
 
     def _write_order(self) -> None:
         with self._use_lock:
-            order = [(tick, digest) for digest, tick in self._used.items()]
-        self._db.executemany("UPDATE blob SET used = ? WHERE digest = ?", order)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with _database_errors(self._root):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+            order = dict(self._used)
+        self._index.set_order(order)
 
     # --- files ----------------------------------------------------------------------------------------------------
 
@@ -482,18 +420,4 @@ def _disk_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in _NO_ROOM:
             raise DiskFull(f"writing content: {os.strerror(error.errno or 0)}", fix="Free disk space.") from error
-        raise
-
-
-@contextmanager
-def _database_errors(root: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise DiskFull("writing the content index: no space left", fix="Free disk space.") from error
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            raise ConfigError(
-                f"another process uses {root}", fix="Stop it, or give this node its own data directory."
-            ) from error
         raise
