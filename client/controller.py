@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgspec
@@ -29,10 +29,13 @@ from protocol.instances import (
 )
 from protocol.problems import BadRequest, ControllerUnreachable, Problem
 
+DEFAULT_ATTEMPTS = 3
 GRACE_S = 10.0
 """How much longer than the work it asked for a client waits for the answer."""
 COMMAND_TIMEOUT_S = 60.0
 TRANSFER_TIMEOUT_S = 3600.0
+
+T = TypeVar("T")
 
 
 class Health(Struct, frozen=True, kw_only=True):
@@ -57,12 +60,20 @@ class ControllerClient:
     """One controller. Every call raises the controller's own Problem, or ControllerUnreachable if it is away.
 
     `token`: an operator's; calls on an instance take its lease token instead. Calls that may safely be repeated are,
-    for a moment, while the controller cannot be reached. A `session` that is handed in stays open.
+    up to `attempts` times, while the controller cannot be reached. A `session` that is handed in stays open.
     """
 
-    def __init__(self, url: str, *, session: aiohttp.ClientSession | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        session: aiohttp.ClientSession | None = None,
+        token: str | None = None,
+        attempts: int = DEFAULT_ATTEMPTS,
+    ) -> None:
         self._url = url
         self._token = token
+        self._attempts = attempts
         self._session = session
         self._owned: aiohttp.ClientSession | None = None
 
@@ -82,6 +93,9 @@ class ControllerClient:
     def url(self) -> str:
         return self._rest.url
 
+    async def _retried(self, call: Callable[[], Awaitable[T]]) -> T:
+        return await retried(call, self._attempts)
+
     # --- instances ---------------------------------------------------------------------------------------------------
 
     async def start(self, request: StartRequest, on_progress: OnProgress | None = None) -> StartAnswer:
@@ -91,7 +105,7 @@ class ControllerClient:
         """
         if request.request_key is None:
             request = msgspec.structs.replace(request, request_key=secrets.token_hex(16))
-        return await retried(lambda: self._start(request, on_progress))
+        return await self._retried(lambda: self._start(request, on_progress))
 
     async def _start(self, request: StartRequest, on_progress: OnProgress | None) -> StartAnswer:
         headers = {"Content-Type": "application/json"}
@@ -124,10 +138,10 @@ class ControllerClient:
         )
 
     async def instances(self) -> list[InstanceView]:
-        return await retried(lambda: self._rest.call("GET", "/instances", list[InstanceView]))
+        return await self._retried(lambda: self._rest.call("GET", "/instances", list[InstanceView]))
 
     async def instance(self, instance: str) -> InstanceView:
-        return await retried(lambda: self._rest.call("GET", f"/instances/{_segment(instance)}", InstanceView))
+        return await self._retried(lambda: self._rest.call("GET", f"/instances/{_segment(instance)}", InstanceView))
 
     async def stop(self, instance: str, token: str | None = None) -> InstanceView:
         """Stop without removing: it can be restarted at the same address."""
@@ -148,7 +162,7 @@ class ControllerClient:
         return await self._act("POST", f"/instances/{_segment(instance)}/{verb}", token, **kwargs)
 
     async def _act(self, method: str, path: str, token: str | None, **kwargs: Any) -> InstanceView:
-        return await retried(
+        return await self._retried(
             lambda: self._rest.call(
                 method, path, InstanceView, token=token, timeout_s=COMMAND_TIMEOUT_S, works=True, **kwargs
             )
@@ -184,10 +198,10 @@ class ControllerClient:
         """Published services that fit every condition given; `category` includes what lies below it."""
         query = [(k, v) for k, v in (("category", category), ("id", id), ("q", q)) if v is not None]
         query += [("input", name) for name in _names(input)] + [("output", name) for name in _names(output)]
-        return await retried(lambda: self._rest.call("GET", "/services", list[ServiceView], params=query))
+        return await self._retried(lambda: self._rest.call("GET", "/services", list[ServiceView], params=query))
 
     async def service(self, digest: str) -> ServiceView:
-        return await retried(lambda: self._rest.call("GET", f"/services/{check_digest(digest)}", ServiceView))
+        return await self._retried(lambda: self._rest.call("GET", f"/services/{check_digest(digest)}", ServiceView))
 
     async def publish(
         self, path: Path, envelope: bytes | None = None, on_progress: OnProgress | None = None
@@ -211,12 +225,14 @@ class ControllerClient:
                 works=True,
             )
 
-        return await retried(upload)
+        return await self._retried(upload)
 
     async def withdraw(self, digest: str, envelope: bytes | None = None) -> ServiceView:
         """Take a service off the mesh. `envelope`: the publisher's tombstone."""
         path = f"/services/{check_digest(digest)}"
-        return await retried(lambda: self._rest.call("DELETE", path, ServiceView, headers=record_headers(envelope)))
+        return await self._retried(
+            lambda: self._rest.call("DELETE", path, ServiceView, headers=record_headers(envelope))
+        )
 
     async def fetch(
         self,
@@ -234,19 +250,19 @@ class ControllerClient:
             async with self._rest.request("GET", path, timeout_s=timeout_s, works=True) as response:
                 return await save_verified(response, digest, out, max_bytes=max_bytes, on_progress=on_progress)
 
-        return await retried(download)
+        return await self._retried(download)
 
     # --- the region --------------------------------------------------------------------------------------------------
 
     async def categories(self) -> Category:
         """The tree below `/`."""
-        return await retried(lambda: self._rest.call("GET", "/categories", Category))
+        return await self._retried(lambda: self._rest.call("GET", "/categories", Category))
 
     async def agents(self) -> list[AgentView]:
-        return await retried(lambda: self._rest.call("GET", "/agents", list[AgentView]))
+        return await self._retried(lambda: self._rest.call("GET", "/agents", list[AgentView]))
 
     async def regions(self) -> list[RegionView]:
-        return await retried(lambda: self._rest.call("GET", "/regions", list[RegionView]))
+        return await self._retried(lambda: self._rest.call("GET", "/regions", list[RegionView]))
 
     async def health(self) -> Health:
         """Not repeated: it asks whether the controller is there now."""

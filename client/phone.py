@@ -19,6 +19,8 @@ from protocol.problems import ControllerUnreachable
 
 FIND_TIMEOUT_S = 3.0
 MAX_CONTROLLERS_TRIED = 4
+ATTEMPTS = 2
+"""At each of them: one broken connection is an accident, two are a reason to move on."""
 
 T = TypeVar("T")
 log = structlog.get_logger(__name__)
@@ -74,7 +76,7 @@ class Phone:
             if self._chosen is None:
                 break
             try:
-                async with ControllerClient(self._chosen.url, session=self._session) as client:
+                async with ControllerClient(self._chosen.url, session=self._session, attempts=ATTEMPTS) as client:
                     return await work(client)
             except ControllerUnreachable as problem:
                 log.info("controller-lost", controller=self._chosen.url, cause=problem.detail)

@@ -15,7 +15,6 @@ from protocol.problems import ConfigError, ControllerUnreachable, DeadlineExceed
 CONNECT_TIMEOUT_S = 3.0
 CALL_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 16 << 20
-RETRY_ATTEMPTS = 3
 UNREACHABLE_FIX = "Find controllers with `cornerstore discover`, or name one with --controller URL."
 
 T = TypeVar("T")
@@ -94,9 +93,9 @@ def base_url(url: str) -> str:
     return text
 
 
-async def retried(call: Callable[[], Awaitable[T]]) -> T:
+async def retried(call: Callable[[], Awaitable[T]], attempts: int) -> T:
     """Repeat an idempotent call for a moment while its controller cannot be reached."""
-    caller = stamina.AsyncRetryingCaller(attempts=RETRY_ATTEMPTS, timeout=None, wait_initial=0.1, wait_max=1.0)
+    caller = stamina.AsyncRetryingCaller(attempts=attempts, timeout=None, wait_initial=0.1, wait_max=1.0)
     return await caller(ControllerUnreachable, call)
 
 
