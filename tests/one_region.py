@@ -167,6 +167,6 @@ async def _test_peer(request: web.Request, handler: Handler) -> web.StreamRespon
     """What the TLS listener reads from the certificate."""
     if said := request.headers.get("Test-Peer"):
         node, mesh, region, *roles = said.split()
-        known: tuple[Role, ...] = tuple(r for r in ("controller", "agent", "store") if r in roles)  # type: ignore[misc]
+        known: tuple[Role, ...] = tuple(r for r in ("controller", "agent", "store") if r in roles)
         request[PEER] = PeerIdentity(node, mesh, region, known)
     return await handler(request)

@@ -21,8 +21,8 @@ from tests.waiting import until
 REQUEST = StartRequest(service="svc")
 
 
-def an_agent(region: str, **options: int) -> FakeAgent:
-    return FakeAgent(node_of("agent of " + region), region, **options)
+def an_agent(region: str, memory: int = 1000) -> FakeAgent:
+    return FakeAgent(node_of("agent of " + region), region, memory=memory)
 
 
 async def announced(site: Site, agents: int) -> None:
