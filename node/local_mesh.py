@@ -70,7 +70,7 @@ class Site:
 
     async def found(self, mesh: str) -> None:
         """`bootstrap init`."""
-        await self.cornerstore("bootstrap", "init", "--mesh", mesh, "--region", self.region)
+        await self.cornerstore("bootstrap", "init", "--mesh", mesh, "--region", self.region, *self._role_options())
         self._settle()
 
     async def invite(self, guest: Site) -> str:
@@ -80,7 +80,7 @@ class Site:
 
     async def join(self, token: str) -> None:
         """`bootstrap join`."""
-        await self.cornerstore("bootstrap", "join", token)
+        await self.cornerstore("bootstrap", "join", token, *self._role_options())
         self._settle()
 
     async def start(self) -> None:
@@ -115,6 +115,9 @@ class Site:
 
     def log_tail(self, lines: int = 15) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _role_options(self) -> Sequence[str]:
+        return [word for role in self.roles for word in ("--role", role)]
 
     def _argv(self, *arguments: str) -> Sequence[str]:
         return (*self.enter, sys.executable, "-m", "node", "--data-dir", str(self.data_dir), *arguments)
