@@ -95,23 +95,11 @@ def test_templates_with_exchanged_words(parser: Parser, changes: list[tuple[int,
     open_safely(parser, zip_bytes(word_count(text)))
 
 
-_keys = st.text(max_size=8) | st.sampled_from(
-    [
-        "type",
-        "properties",
-        "members",
-        "targets",
-        "default",
-        "constraints",
-        "node",
-        "relationship",
-        "upstream",
-        "file",
-        "get_input",
-        "concat",
-        "tosca.nodes.microservices.wasm_module",
-    ]
+_WORDS = (
+    *("type", "properties", "members", "targets", "default", "constraints", "node", "relationship", "upstream", "file"),
+    *("get_input", "concat", "tosca.nodes.microservices.wasm_module"),
 )
+_keys = st.text(max_size=8) | st.sampled_from(_WORDS)
 _plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | _keys,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_keys, inner, max_size=4),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from csar import Limits, extract_directory, extract_file
+from csar import Limits, Parser, extract_directory, extract_file
 from csar.archive import open_archive
 from protocol.problems import Conflict, InvalidArchive, NotFound
 from tests.unit.csar.samples import word_count, write_zip, zip_bytes
@@ -124,6 +124,18 @@ def test_limits_of_the_node_are_kept(archive: Path) -> None:
     with pytest.raises(InvalidArchive) as caught, open_archive(archive, Limits(unpacked_bytes=100)):
         pass
     assert caught.value.extra["code"] == "unpacked-too-large"
+
+
+def test_a_parser_extracts_within_its_own_limits(archive: Path, tmp_path: Path) -> None:
+    generous, strict = Parser(), Parser(Limits(unpacked_bytes=100))
+    generous.extract_directory(archive, "wordcount", tmp_path / "context")
+    generous.extract_file(archive, "other/x", tmp_path / "x")
+    assert (tmp_path / "context/Dockerfile").is_file()
+    assert (tmp_path / "x").read_bytes() == b"x"
+    with pytest.raises(InvalidArchive):
+        strict.extract_directory(archive, "wordcount", tmp_path / "other")
+    with pytest.raises(InvalidArchive):
+        strict.extract_file(archive, "other/x", tmp_path / "y")
 
 
 def test_folders_are_known_without_entries_of_their_own(archive: Path) -> None:

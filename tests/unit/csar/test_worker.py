@@ -129,6 +129,15 @@ print(json.dumps([refusal(socket.socket), refusal(lambda: open("/etc/passwd")), 
     assert json.loads(ran.stdout) == ["EMFILE", "EMFILE", "EMFILE"]
 
 
+def test_complaints_have_a_place_or_concern_the_whole(worker: WorkerProcess) -> None:
+    node = GOOD["node_templates"]["n"]
+    (placed,) = worker.complaints({"node_templates": {"n": {**node, "properties": {**node["properties"], "id": "/"}}}})
+    assert placed.path == ("topology_template", "node_templates", "n", "properties", "id")
+    (whole,) = worker.complaints({"node_templates": {"n": {**node, "requirements": [{"downstream": "n"}]}}})
+    assert whole.path == ()
+    assert "downstream" in whole.message
+
+
 def test_a_dead_worker_is_replaced(worker: WorkerProcess) -> None:
     before = workers()
     worker.complaints(GOOD)
