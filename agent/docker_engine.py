@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -16,9 +17,13 @@ from typing import Any, TypeVar
 
 import docker.errors
 import requests
+import structlog
 from docker import APIClient
+from docker.types import CancellableStream
 
 from protocol.problems import DiskFull, EngineUnavailable, Problem
+
+log = structlog.get_logger(__name__)
 
 CALL_S = 60.0
 CALLS = 8
@@ -54,6 +59,10 @@ class DockerEngine:
         """
         return await self._on(self._calls, lambda: work(self._client))
 
+    async def ping(self) -> None:
+        """Raises EngineUnavailable unless the engine answers."""
+        await self.call(lambda api: _ping(self.url, api))
+
     async def long_call(self, work: Callable[[], T], *, cancel: Callable[[], None]) -> T:
         """`work` on a thread for long work; `cancel` makes it end early when the caller is cancelled."""
         return await self._on(self._long, work, cancel)
@@ -76,6 +85,29 @@ class DockerEngine:
             if problem is None:
                 raise
             raise problem from error
+
+
+class StreamingClient(APIClient):
+    """A client for one long answer, a build's or the events'. `cut` ends it from another thread: closing the
+    connection is the only way, and for a build it also ends the build."""
+
+    response: requests.Response | None = None
+
+    def _stream_helper(self, response: requests.Response, decode: bool = False) -> Any:
+        self.response = response
+        return super()._stream_helper(response, decode=decode)  # type: ignore[misc]
+
+    def cut(self) -> None:
+        if self.response is not None:
+            try:
+                CancellableStream(iter(()), self.response).close()
+            except (AttributeError, OSError) as error:
+                log.debug("stream-ended-by-itself", error=str(error))
+
+    def close(self) -> None:
+        if self.response is not None:
+            self.response.close()
+        super().close()
 
 
 def translated(error: Exception) -> Problem | None:
@@ -116,11 +148,30 @@ async def connected_engine(url: str | None) -> AsyncIterator[DockerEngine]:
 def _connect(url: str) -> Api:
     client: Api = None
     try:
+        _probe(url)
         client = APIClient(base_url=url, version="auto", timeout=int(CALL_S), max_pool_size=CALLS)
         client.ping()
     except Exception as error:
         if client is not None:
             client.close()
+        if isinstance(error, Problem):
+            raise
         problem = translated(error) or EngineUnavailable(f"the Docker engine refuses: {_cause(error)}", fix=FIX)
         raise problem from error
     return client
+
+
+def _ping(url: str, api: Api) -> None:
+    _probe(url)
+    api.ping()
+
+
+def _probe(url: str) -> None:
+    """Connect once by hand: the package leaves a socket open when it finds nobody. Raises EngineUnavailable."""
+    if not url.startswith("unix://"):
+        return
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(url.removeprefix("unix://"))
+        except OSError as error:
+            raise EngineUnavailable(f"no Docker engine answers at {url}: {error.strerror}", fix=FIX) from error

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
 import structlog
-from docker import APIClient
-from docker.types import CancellableStream
 
 from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL
-from agent.docker_engine import DockerEngine
+from agent.docker_engine import DockerEngine, StreamingClient
 from agent.runtime import EventKind, RuntimeEvent
 from protocol.problems import EngineUnavailable
 
@@ -30,7 +27,7 @@ async def engine_events(engine: DockerEngine, node: str) -> AsyncIterator[Runtim
     away = False
     while True:
         try:
-            await engine.call(lambda api: api.ping())
+            await engine.ping()
             stream = _Stream(engine.url, node)
         except EngineUnavailable:
             if not away:
@@ -56,7 +53,7 @@ class _Stream:
         self._loop = asyncio.get_running_loop()
         self._url = url
         self._node = node
-        self._events: CancellableStream[Any] | None = None
+        self._client: StreamingClient | None = None
         self._closed = False
 
     def read(self) -> None:
@@ -70,21 +67,18 @@ class _Stream:
     def close(self) -> None:
         """From the loop's thread: end `read`."""
         self._closed = True
-        if self._events is not None:
-            try:
-                self._events.close()
-            except (AttributeError, OSError) as error:
-                log.debug("event-stream-ended-while-closed", error=str(error))
+        if self._client is not None:
+            self._client.cut()
 
     def _read(self) -> None:
-        client = APIClient(base_url=self._url, version="auto")
-        with client:
-            filters = {"type": "container", "label": f"{NODE_LABEL}={self._node}", "event": WATCHED}
-            self._events = client.events(decode=True, filters=filters)
+        filters = {"type": "container", "label": f"{NODE_LABEL}={self._node}", "event": WATCHED}
+        with StreamingClient(base_url=self._url, version="auto") as client:
+            events = iter(client.events(decode=True, filters=filters))
+            self._client = client
             if self._closed:
                 return
             self._put(RuntimeEvent(EventKind.BACK))
-            for event in self._events:
+            for event in events:
                 instance = event.get("Actor", {}).get("Attributes", {}).get(INSTANCE_LABEL)
                 if instance:
                     self._put(RuntimeEvent(EventKind.CHANGED, instance))

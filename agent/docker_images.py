@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import docker.errors
-import requests
-import structlog
-from docker import APIClient
-from docker.types import CancellableStream
 
 import csar
-from agent.docker_engine import Api, DockerEngine
+from agent.docker_engine import Api, DockerEngine, StreamingClient
 from agent.dockerfile import rewrite_from
 from agent.image_archive import without_tags
 from agent.runtime import OnProgress, Source, artifact_of, last_lines
@@ -28,8 +24,6 @@ from protocol.identifiers import DIGEST_PREFIX
 from protocol.instances import Progress
 from protocol.problems import BuildFailed
 from protocol.service import Artifact
-
-log = structlog.get_logger(__name__)
 
 REPOSITORY = "cornerstore/svc"
 DIGEST_LABEL = "cornerstore.digest"
@@ -107,16 +101,6 @@ def _artifact(source: Source, wanted: str | None) -> Artifact | None:
     return contexts[0] if contexts and source.descriptor.directory is None else None
 
 
-class _BuildClient(APIClient):
-    """Remembers the response that it streams, because closing it is the only way to cancel a build."""
-
-    response: requests.Response | None = None
-
-    def _stream_helper(self, response: requests.Response, decode: bool = False) -> Any:
-        self.response = response
-        return super()._stream_helper(response, decode=decode)  # type: ignore[misc]
-
-
 class _Make:
     """One build or load, on a thread. `log` grows as the engine tells."""
 
@@ -126,7 +110,7 @@ class _Make:
         self.tag = tag
         self._unpack = unpack
         self._on_progress = on_progress
-        self._client: _BuildClient | None = None
+        self._client: StreamingClient | None = None
         self._cancelled = False
         self._log = ""
 
@@ -137,11 +121,8 @@ class _Make:
     def cancel(self) -> None:
         """From another thread: end the work."""
         self._cancelled = True
-        if self._client is not None and self._client.response is not None:
-            try:
-                CancellableStream(iter(()), self._client.response).close()
-            except (AttributeError, OSError) as error:
-                log.debug("build-ended-while-cancelled", error=str(error))
+        if self._client is not None:
+            self._client.cut()
 
     def build(self, folder: str, aliases: Mapping[str, str], force_rebuild: bool) -> None:
         with tempfile.TemporaryDirectory(prefix="cornerstore-build-") as scratch, self._connected() as client:
@@ -176,10 +157,10 @@ class _Make:
             repository, _, tag = self.tag.partition(":")
             client.tag(image, repository, tag, force=True)
 
-    def _connected(self) -> _BuildClient:
+    def _connected(self) -> StreamingClient:
         if self._cancelled:
             raise BuildFailed("the build was cancelled", log=[])
-        self._client = _BuildClient(base_url=self._url, version="auto", timeout=BUILD_CALL_S)
+        self._client = StreamingClient(base_url=self._url, version="auto", timeout=BUILD_CALL_S)
         return self._client
 
     def _heard(self, said: Mapping[str, Any]) -> None:

@@ -40,7 +40,6 @@ from protocol.problems import EngineUnavailable, StartFailed
 log = structlog.get_logger(__name__)
 
 STOP_S = 5
-MAX_LOG_BYTES = 256 << 10
 
 
 class DockerConfig(Struct, frozen=True, kw_only=True):
@@ -217,10 +216,8 @@ def _on_loop(on_progress: OnProgress | None) -> OnProgress:
 
 
 def _tail(api: Api, name: str, lines: int) -> str:
-    """The end of the log, bounded: a service may write lines without end."""
-    text = b""
-    for part in api.logs(name, stdout=True, stderr=True, stream=True, follow=False, tail=lines):
-        text = (text + part)[-MAX_LOG_BYTES:]
+    """The end of the log. It is read whole: `log_config` bounds it to 2 MB."""
+    text: bytes = api.logs(name, stdout=True, stderr=True, tail=lines)
     return text.decode("utf-8", errors="replace")
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import cast
@@ -102,7 +103,7 @@ class _Pair:
         half.transport.pause_reading()
         upstream = self._listener.upstream()
         if upstream is None or len(self._listener.pairs) >= MAX_CONNECTIONS:
-            half.transport.abort()
+            _reset(half.transport)
             return
         self._listener.pairs.add(self)
         self._dial = asyncio.get_running_loop().create_task(self._connect(upstream))
@@ -113,7 +114,7 @@ class _Pair:
                 await asyncio.get_running_loop().create_connection(lambda: self.service, *upstream)
         except OSError as error:  # TimeoutError is one
             log.debug("proxy-connect-failed", upstream=upstream, error=str(error))
-            self.client.transport.abort()
+            _reset(self.client.transport)
             return
         if self.client.transport.is_closing():
             self.service.transport.abort()
@@ -137,7 +138,7 @@ class _Pair:
             if exc is None:
                 other.transport.close()
             else:
-                other.transport.abort()
+                _reset(other.transport)
 
     async def abort(self) -> None:
         if self._dial is not None:
@@ -145,7 +146,7 @@ class _Pair:
             await asyncio.gather(self._dial, return_exceptions=True)
         for half in (self.client, self.service):
             if hasattr(half, "transport"):
-                half.transport.abort()
+                _reset(half.transport)
 
 
 class _Listener:
@@ -237,6 +238,14 @@ def free_udp_port(host: str) -> int:
             raise _cannot_listen(host, 0, error) from error
         port: int = probe.getsockname()[1]
         return port
+
+
+def _reset(transport: asyncio.Transport) -> None:
+    """End a connection so that the other side sees an error rather than a regular end."""
+    if not transport.is_closing():
+        sock = transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def _port_of(listener: _Listener) -> int:

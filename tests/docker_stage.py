@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import docker
+
+from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
 from tests.conftest import BASE_IMAGE
 
 ALIASES = {"busybox:*": BASE_IMAGE, "python:3.*": BASE_IMAGE}
@@ -9,3 +16,22 @@ ALIASES = {"busybox:*": BASE_IMAGE, "python:3.*": BASE_IMAGE}
 
 DOCKERFILE = 'FROM busybox\nCOPY www /www\nCMD ["/bin/busybox", "httpd", "-f", "-p", "8080", "-h", "/www"]\n'
 WEB_FILES = {"src/Dockerfile": DOCKERFILE, "src/www/index.html": "hello"}
+
+
+@asynccontextmanager
+async def clean_docker(node: str) -> AsyncIterator[DockerRuntime]:
+    """A runtime whose containers and networks are gone afterwards."""
+    async with running_docker(DockerConfig(base_image_aliases=ALIASES), node) as runtime:
+        try:
+            yield runtime
+        finally:
+            for instance in await runtime.adopt():
+                await runtime.remove(instance.instance)
+            await asyncio.to_thread(_remove_bridge, f"cs-{node[:8]}")
+
+
+def _remove_bridge(name: str) -> None:
+    client = docker.from_env()
+    for network in client.networks.list(names=[name]):
+        network.remove()
+    client.close()

@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from agent.docker_runtime import DockerConfig, running_docker
 from agent.memory_runtime import running_memory_runtime
 from agent.runtime import Condition, EventKind, Runtime, Source, Workload
 from protocol.problems import StartFailed
 from protocol.service import ContainerPort, ServiceDescriptor
 from tests.agent_stage import Shelf
-from tests.docker_stage import ALIASES, WEB_FILES
+from tests.docker_stage import WEB_FILES, clean_docker
 from tests.waiting import until
 
 DESCRIPTOR = ServiceDescriptor(
@@ -40,12 +39,8 @@ async def memory(node: str) -> AsyncIterator[Runtime]:
 
 @asynccontextmanager
 async def docker(node: str) -> AsyncIterator[Runtime]:
-    async with running_docker(DockerConfig(base_image_aliases=ALIASES), node) as runtime:
-        try:
-            yield runtime
-        finally:
-            for instance in await runtime.adopt():
-                await runtime.remove(instance.instance)
+    async with clean_docker(node) as runtime:
+        yield runtime
 
 
 @pytest.fixture(params=[memory, pytest.param(docker, marks=pytest.mark.docker)], ids=["memory", "docker"])

@@ -1,0 +1,258 @@
+"""The agent with a real Docker engine: build, run, fail, end, adopt, keep networks apart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import docker as docker_package
+import pytest
+
+from agent.agent import Agent
+from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
+from protocol import link
+from protocol.instances import State
+from protocol.problems import BuildFailed, EngineUnavailable, StartFailed
+from protocol.service import BridgeNetwork, ContainerPort, ServiceDescriptor
+from tests.agent_stage import Shelf, an_agent, start_command
+from tests.docker_stage import WEB_FILES, clean_docker
+from tests.waiting import until
+
+pytestmark = pytest.mark.docker
+
+WEB = ServiceDescriptor(
+    id="web",
+    name="web",
+    kind="docker_container",
+    category="/web",
+    mem_requirement=16,
+    entry="web.yaml",
+    directory="src",
+    ports=(ContainerPort(8080),),
+)
+
+
+class Stage:
+    def __init__(self, tmp_path: Path, runtime: DockerRuntime, node: str) -> None:
+        self.shelf = Shelf(tmp_path)
+        self.runtime = runtime
+        self.node = node
+        self.tmp_path = tmp_path
+
+    @asynccontextmanager
+    async def agent(self, **settings: object) -> AsyncIterator[Agent]:
+        async with an_agent(self.tmp_path, self.shelf, self.runtime, node=self.node, **settings) as agent:
+            yield agent
+
+
+@asynccontextmanager
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    """Containers and networks that the test made are gone afterwards."""
+    node = os.urandom(20).hex()
+    async with clean_docker(node) as runtime:
+        yield Stage(tmp_path, runtime, node)
+
+
+async def get(port: int, path: str = "/index.html") -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+    answer = await reader.read()
+    writer.close()
+    return answer
+
+
+def service(command: str, **changes: object) -> tuple[ServiceDescriptor, dict[str, str]]:
+    """A service that runs a shell command."""
+    descriptor = ServiceDescriptor(
+        **{  # type: ignore[arg-type]
+            **{field: getattr(WEB, field) for field in WEB.__struct_fields__},
+            **changes,
+        }
+    )
+    return descriptor, {
+        "src/Dockerfile": f'FROM busybox\nCMD ["/bin/busybox", "sh", "-c", {command!r}]\n'.replace("'", '"')
+    }
+
+
+@pytest.fixture(autouse=True)
+def _base(base_image: str) -> str:
+    return base_image
+
+
+async def test_an_archive_becomes_a_service_that_answers_at_one_address_for_life(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, WEB_FILES, remote=True)
+        steps: list[str] = []
+        started = await agent.runner.start(start_command("one", digest), lambda step: steps.append(step.phase))
+        port = started.report.ports[0].port
+        assert (await get(port)).endswith(b"hello")
+        assert set(started.timings_ms) == {"fetch", "verify", "build", "start", "ready", "total"}
+        assert steps[0] == "fetch"
+        assert {"verify", "build", "start", "ready"} <= set(steps)
+
+        await agent.runner.stop(link.Stop("c", "one"))
+        assert agent.reports()[0].state is State.STOPPED
+        again = await agent.runner.restart(link.Restart("c", "one"))
+        assert again.report.ports[0].port == port
+        assert (await get(port)).endswith(b"hello")
+
+        await agent.runner.remove(link.Remove("c", "one"))
+        assert agent.reports() == ()
+        assert await s.runtime.adopt() == []
+
+
+async def test_a_built_image_is_reused_and_force_rebuild_builds_anew(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, WEB_FILES)
+        first = await agent.runner.start(start_command("one", digest))
+        second = await agent.runner.start(start_command("two", digest))
+        third = await agent.runner.start(start_command("three", digest, force_rebuild=True))
+        assert ["build" in started.timings_ms for started in (first, second, third)] == [True, False, True]
+        assert (await agent.resources()).built == (digest,)
+
+
+async def test_a_build_that_fails_says_so_with_its_log(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        dockerfile = "FROM busybox\nRUN echo before-the-end && false\n"
+        digest = s.shelf.put(WEB, {"src/Dockerfile": dockerfile})
+        with pytest.raises(BuildFailed) as caught:
+            await agent.runner.start(start_command("one", digest))
+        assert any("before-the-end" in line for line in caught.value.extra["log"])
+        assert agent.reports() == ()
+
+
+async def test_a_base_image_that_nobody_has_is_named_with_the_remedy(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, {"src/Dockerfile": "FROM localhost:1/nobody/has:this\n"})
+        with pytest.raises(BuildFailed):
+            await agent.runner.start(start_command("one", digest))
+
+
+async def test_a_service_that_ends_at_once_leaves_its_log_and_nothing_else(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(*service("echo my-last-words; exit 3"))
+        with pytest.raises(StartFailed) as caught:
+            await agent.runner.start(start_command("one", digest))
+        assert caught.value.extra == {"reason": "exited 3", "log": ["my-last-words"]}
+        assert await s.runtime.adopt() == []
+
+
+async def test_an_end_is_noticed_with_its_reason(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(*service("sleep 0.3; echo gone; exit 7", ports=()))
+        await agent.runner.start(start_command("one", digest))
+        await until(lambda: agent.reports()[0].state is State.FAILED)
+        assert (agent.reports()[0].reason, agent.reports()[0].log) == ("exited 7", ("gone",))
+
+
+async def test_exceeding_the_memory_limit_is_noticed_as_such(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(*service("sleep 0.3; exec busybox tail -c 100m /dev/zero", ports=()))
+        await agent.runner.start(start_command("one", digest))
+        await until(lambda: agent.reports()[0].state is State.FAILED, timeout_s=30)
+        assert agent.reports()[0].reason == "out-of-memory"
+
+
+async def test_the_alive_message_of_the_service_means_ready(tmp_path: Path) -> None:
+    send = "sleep 0.2; wget -q -O- --post-data name=$name http://agent:PORT/api/microservices; sleep 60"
+    async with stage(tmp_path) as s, s.agent(alive_port=5001) as agent:
+        digest = s.shelf.put(*service(send.replace("PORT", "5001"), wait_for_start=True))
+        started = await agent.runner.start(start_command("one", digest, deadline_s=30.0))
+        assert started.report.state is State.RUNNING
+        assert started.timings_ms["ready"] > 100
+
+
+async def test_running_containers_are_adopted_and_strangers_of_ours_removed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        digest = s.shelf.put(WEB, WEB_FILES)
+        async with s.agent() as agent:
+            before = (await agent.runner.start(start_command("one", digest))).report
+            await agent.runner.start(start_command("stopped", digest))
+            await agent.runner.stop(link.Stop("c", "stopped"))
+        seen = await s.runtime.inspect("one")
+        assert seen is not None, "a clean end of the agent leaves the service running"
+        image = await s.runtime.image_of(digest, None)
+        assert image is not None
+        await start_stranger(s, digest, image)
+        async with s.agent() as agent:
+            reports = {report.instance: report for report in agent.reports()}
+            assert reports["one"] == before
+            assert reports["stopped"].state is State.STOPPED
+            assert (await get(before.ports[0].port)).endswith(b"hello")
+            assert await s.runtime.inspect("stranger") is None
+
+
+async def start_stranger(s: Stage, digest: str, image: str) -> None:
+    from agent.runtime import Workload
+
+    await s.runtime.start(Workload(instance="stranger", digest=digest, image=image, mem=16))
+
+
+async def test_groups_share_a_network_and_reach_no_other(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        red = BridgeNetwork(f"red-{s.node[:6]}", subnet="10.231.7.0/24")
+        blue = BridgeNetwork(f"blue-{s.node[:6]}", internal=True)
+        for instance, network in (("red", red), ("red2", red), ("blue", blue)):
+            descriptor, _ = service("", networks=(network,))
+            await agent.runner.start(start_command(instance, s.shelf.put(descriptor, WEB_FILES)))
+        addresses = {i: (await s.runtime.inspect(i)).attachments[0].address for i in ("red", "red2", "blue")}  # type: ignore[union-attr]
+        assert addresses["red"].startswith("10.231.7.")
+        assert await reaches(s, "red", addresses["red2"])
+        assert not await reaches(s, "red", addresses["blue"])
+        assert not await reaches(s, "blue", addresses["red"])
+        assert (await get(agent.reports()[2].ports[0].port)).endswith(b"hello"), "clients reach an internal service"
+        for instance in ("red", "red2", "blue"):
+            await agent.runner.remove(link.Remove("c", instance))
+        assert not await asyncio.to_thread(networks_like, s.node[:6]), "networks go with their last member"
+
+
+async def test_services_without_a_group_cannot_reach_each_other(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, WEB_FILES)
+        for instance in ("one", "two"):
+            await agent.runner.start(start_command(instance, digest))
+        two = await s.runtime.inspect("two")
+        assert two is not None
+        assert not await reaches(s, "one", two.attachments[0].address)
+
+
+async def reaches(s: Stage, instance: str, address: str) -> bool:
+    def fetch() -> bool:
+        client = docker_package.from_env()
+        container = client.containers.get(f"cs-{s.node[:8]}-{instance}")
+        connect = f"import socket; socket.create_connection(({address!r}, 8080), 1)"
+        code, _ = container.exec_run(["python3", "-c", connect])
+        client.close()
+        return bool(code == 0)
+
+    return await asyncio.to_thread(fetch)
+
+
+def networks_like(part: str) -> list[str]:
+    client = docker_package.from_env()
+    names = [
+        network.name for network in client.networks.list() if f"-{part}" in network.name and "csn-" in network.name
+    ]
+    client.close()
+    return names
+
+
+async def test_the_limits_are_the_engine_s(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.shelf.put(WEB, WEB_FILES)))
+        client = docker_package.from_env()
+        host = client.containers.get(f"cs-{s.node[:8]}-one").attrs["HostConfig"]
+        client.close()
+        assert (host["Memory"], host["MemorySwap"], host["CapDrop"]) == (16_000_000, 16_000_000, ["ALL"])
+        assert host["SecurityOpt"] == ["no-new-privileges:true"]
+        assert not host["PortBindings"]
+
+
+async def test_without_an_engine_the_problem_says_how_to_get_one(tmp_path: Path) -> None:
+    with pytest.raises(EngineUnavailable) as caught:
+        async with running_docker(DockerConfig(url=f"unix://{tmp_path}/absent.sock"), "0" * 40):
+            pass
+    assert "docker" in caught.value.fix
