@@ -23,6 +23,7 @@ from region_controller.leases import Held
 
 log = structlog.get_logger(__name__)
 
+MAX_VISITED = 256
 MAX_ANSWER = 256 << 10
 ANSWER_MARGIN_S = 0.3
 """A receiver that runs out of time must still be able to say so."""
@@ -44,7 +45,7 @@ class HandoffRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     request: StartRequest
     digest: Digest
-    visited: Annotated[tuple[NodeId, ...], Meta(max_length=256)]
+    visited: Annotated[tuple[NodeId, ...], Meta(max_length=MAX_VISITED)]
     hops: Annotated[int, Meta(ge=1, le=MAX_HOPS)]
     deadline_s: Annotated[float, Meta(gt=0, le=3600)]
     request_key: Annotated[str, Meta(min_length=8, max_length=64)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ class Journal:
     def __init__(self, database: sqlite3.Connection) -> None:
         self._database = database
         self._queue: list[tuple[str, tuple[Any, ...]]] = []
-        self._flushing = asyncio.Lock()
+        # One thread: writes stay in order, and sqlite is never used by two at once.
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
         self.wanted = asyncio.Event()
 
     def save_instance(self, held: Held) -> None:
@@ -67,26 +69,31 @@ class Journal:
         return held, [LeaseRow(*row) for row in rows if row[0] in known]
 
     async def flush(self) -> None:
-        """Make everything queued durable. A disk that fails is logged; what was queued is tried again next time."""
-        async with self._flushing:
-            self.wanted.clear()
-            batch, self._queue = self._queue, []
-            if not batch:
-                return
-            try:
-                await asyncio.to_thread(self._write, batch)
-            except sqlite3.Error as error:
-                self._queue[:0] = batch
-                log.error("journal-write-failed", rows=len(batch), error=str(error))
+        """Make everything queued durable. A disk that fails is logged; what was queued is tried again next time.
+
+        Cancelling the caller does not stop a write under way.
+        """
+        self.wanted.clear()
+        batch, self._queue = self._queue, []
+        if batch:
+            await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, self._write, batch))
+
+    def close(self) -> None:
+        """Wait for writes under way. Only then may the database be closed."""
+        self._writer.shutdown(wait=True)
 
     def _put(self, statement: str, *values: Any) -> None:
         self._queue.append((statement, values))
         self.wanted.set()
 
     def _write(self, batch: list[tuple[str, tuple[Any, ...]]]) -> None:
-        with self._database:
-            for statement, values in batch:
-                self._database.execute(statement, values)
+        try:
+            with self._database:
+                for statement, values in batch:
+                    self._database.execute(statement, values)
+        except sqlite3.Error as error:
+            self._queue[:0] = batch
+            log.error("journal-write-failed", rows=len(batch), error=str(error))
 
 
 @asynccontextmanager
@@ -102,6 +109,9 @@ async def open_journal(path: Path) -> AsyncIterator[Journal]:
         try:
             yield journal
         finally:
-            await journal.flush()
+            try:
+                await journal.flush()
+            finally:
+                journal.close()
     finally:
         database.close()

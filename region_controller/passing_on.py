@@ -1,0 +1,129 @@
+"""Asking other regions, one after the other, to host what no agent here can."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+
+import structlog
+from msgspec import Struct
+
+from protocol.instances import Progress, StartAnswer
+from protocol.problems import (
+    ContentNotFound,
+    DeadlineExceeded,
+    DiskFull,
+    NoCapacity,
+    NoMatchingService,
+    Unavailable,
+)
+from protocol.records import RegionRecord
+from region_controller import hierarchy
+from region_controller.flights import OnProgress
+from region_controller.handoff import ANSWER_MARGIN_S, MAX_VISITED, HandoffRequest, RemoteRegions
+from region_controller.leases import Held
+from region_controller.region import Region
+from region_controller.wanted import Wanted, loop_time
+
+log = structlog.get_logger(__name__)
+
+RETRY_AFTER_S = 5
+HOST_CANNOT = (Unavailable, DiskFull)
+"""Problems of a host, not of the service: another one may do better."""
+
+
+class Remote(Struct, frozen=True):
+    """Another region took it: whom to ask again, and the answer that the first asker got."""
+
+    hop: hierarchy.Hop
+    answer: StartAnswer
+
+
+class PassingOn:
+    """`region_records` finds the other controllers in the mesh."""
+
+    def __init__(
+        self, region: Region, remote: RemoteRegions, region_records: Callable[[], Awaitable[list[RegionRecord]]]
+    ) -> None:
+        self._region = region
+        self._remote = remote
+        self._region_records = region_records
+
+    async def hand_off(self, wanted: Wanted, reasons: dict[str, str], progress: OnProgress) -> Remote:
+        """Ask the other regions, best first. Raises NoCapacity with the reason of each."""
+        here = self._region.config.region
+        why_here = "; ".join(f"agent {node[:8]}: {why}" for node, why in sorted(reasons.items())) or "it has no agents"
+        regions = {here: why_here}
+        hops = await self._candidates(wanted) if wanted.route.hops < hierarchy.MAX_HOPS else []
+        for hop in hops:
+            progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
+            try:
+                return await self.hand_to(hop, wanted, hops)
+            except NoCapacity as problem:
+                theirs = problem.extra.get("regions")
+                regions |= {str(k): str(v) for k, v in theirs.items()} if isinstance(theirs, dict) else {}
+                regions.setdefault(hop.region, problem.detail)
+            except (*HOST_CANNOT, NoMatchingService, ContentNotFound) as problem:
+                regions[hop.region] = problem.detail
+        raise NoCapacity(
+            f"no agent in {len(regions)} region(s) can host {wanted.record.id} ({wanted.record.mem} MB) now",
+            fix="Ask again later, stop something, or add an agent with `cornerstore bootstrap invite`.",
+            regions=regions,
+            retry_after=RETRY_AFTER_S,
+        )
+
+    async def _candidates(self, wanted: Wanted) -> list[hierarchy.Hop]:
+        try:
+            async with asyncio.timeout_at(wanted.route.deadline):
+                records = await self._region_records()
+        except TimeoutError:
+            raise DeadlineExceeded("no agent here can host, and no time is left to ask other regions") from None
+        except Unavailable as problem:
+            log.warning("no-regions-found", problem=problem.detail)
+            return []
+        return hierarchy.candidates(
+            self._region.config.region,
+            records,
+            me=self._region.me.node,
+            visited=wanted.route.visited,
+            mem=wanted.record.mem,
+            now=self._region.clock(),
+        )
+
+    async def hand_to(self, hop: hierarchy.Hop, wanted: Wanted, planned: Sequence[hierarchy.Hop] = ()) -> Remote:
+        """Hand over to one controller, which need not ask who was asked before nor whom we have `planned` to ask.
+
+        Raises the other controller's Problem, Unavailable, DeadlineExceeded.
+        """
+        left = wanted.route.deadline - loop_time() - ANSWER_MARGIN_S
+        if left <= 0:
+            raise DeadlineExceeded("no time is left to ask other regions", fix="Allow more time in wait_s.")
+        spared = wanted.route.visited | {self._region.me.node} | {h.node for h in planned}
+        body = HandoffRequest(
+            request=wanted.request,
+            digest=wanted.record.digest,
+            visited=tuple(sorted(spared - {hop.node}))[:MAX_VISITED],
+            hops=wanted.route.hops + 1,
+            deadline_s=left,
+            request_key=secrets.token_hex(16),
+        )
+        answer, address = await self._remote.ask(hop, body)
+        self._region.hold(
+            Held(
+                instance=answer.instance,
+                digest=wanted.record.digest,
+                service_id=wanted.record.id,
+                service_name=wanted.record.name,
+                mem=wanted.record.mem,
+                host=answer.host,
+                flavour=wanted.flavour,
+                region=hop.region,
+                address=address,
+                controller=hop.node,
+                origin=wanted.route.origin,
+            )
+        )
+        self._region.grant(answer.instance, answer.lease.token, answer.lease.expires_at)
+        await self._region.journal.flush()
+        return Remote(hop, answer)

@@ -1,0 +1,60 @@
+"""A repeated request is the same request: one piece of work and one answer per request key."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+import msgspec
+
+from protocol.instances import StartAnswer, StartRequest
+from protocol.problems import Conflict
+from region_controller.flights import Flights, OnProgress, OwnedTasks
+
+REMEMBER_S = 600.0
+MAX_REMEMBERED = 10_000
+"""Answers kept for repeated request keys."""
+
+Answered = tuple[StartAnswer, bool]
+"""The answer, and whether the instance was started for this very request."""
+
+
+class Repeats:
+    """Keys are scoped by who sends them: the node id of a controller, empty for phones."""
+
+    def __init__(self, tasks: OwnedTasks) -> None:
+        self._flights: Flights[Answered] = Flights(tasks)
+        self._answered: OrderedDict[tuple[str, str], tuple[StartRequest, Answered, float]] = OrderedDict()
+
+    async def once(
+        self,
+        who: str,
+        request: StartRequest,
+        on_progress: OnProgress,
+        work: Callable[[OnProgress], Awaitable[Answered]],
+    ) -> Answered:
+        if request.request_key is None:
+            return await work(on_progress)
+        key = (who, request.request_key)
+        if known := self._answered.get(key):
+            first, answered, at = known
+            if time.monotonic() - at <= REMEMBER_S:
+                if _same(first, request):
+                    return answered
+                raise Conflict("the request key was used for another request", fix="Use a new key for each request.")
+        flight, _ = self._flights.join(key, lambda step: self._remember(key, request, work(step)))
+        return await flight.wait(on_progress, request.wait_s)
+
+    async def _remember(self, key: tuple[str, str], request: StartRequest, work: Awaitable[Answered]) -> Answered:
+        answered = await work
+        self._answered[key] = (request, answered, time.monotonic())
+        self._answered.move_to_end(key)
+        while len(self._answered) > MAX_REMEMBERED:
+            self._answered.popitem(last=False)
+        return answered
+
+
+def _same(a: StartRequest, b: StartRequest) -> bool:
+    """The deadline does not make a request another one."""
+    return msgspec.structs.replace(a, wait_s=1.0) == msgspec.structs.replace(b, wait_s=1.0)
