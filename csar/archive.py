@@ -97,7 +97,7 @@ def open_archive(path: Path, limits: Limits) -> Iterator[Archive]:
     """Open and check. Raises InvalidArchive, or NotFound if there is no file at `path`."""
     try:
         file = path.open("rb")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         raise NotFound(f"{path} cannot be read: {error.strerror}", fix="Name a CSAR file.") from None
     with file:
         count, directory_at = _check_end(file, limits)

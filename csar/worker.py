@@ -23,22 +23,25 @@ import msgspec
 from csar.frames import read_frame, write_frame
 from csar.tosca import complaints
 
-_WARM_UP: dict[str, Any] = {
-    "inputs": {"size": {"type": "integer", "default": 1, "constraints": [{"in_range": [1, 2]}]}},
-    "node_templates": {
-        "warm": {
-            "type": "tosca.nodes.microservices.docker_container",
-            "properties": {
-                "id": "warm",
-                "name": "warm",
-                "mem_requirement": 1,
-                "category": "/warm",
-                "container_ports": [{"port": 0}],
-                "variants": {"a": {"accuracy": 2.0}},
-            },
-        }
-    },
-}
+
+def _warm_up(port: int) -> dict[str, Any]:
+    """A topology that visits most of tosca-parser; it is valid if the port is."""
+    properties = {
+        "id": "warm",
+        "name": "warm",
+        "mem_requirement": 1,
+        "category": "/warm",
+        "container_ports": [{"port": port}],
+        "variants": {"a": {"accuracy": 0.5}},
+    }
+    network = {"type": "tosca.groups.microservices.docker_bridge_network", "members": ["warm"]}
+    quality = {"type": "tosca.policies.microservices.QoS", "properties": {"max_latency_ms": 1.0}}
+    return {
+        "inputs": {"size": {"type": "integer", "default": 1, "constraints": [{"in_range": [1, 2]}]}},
+        "node_templates": {"warm": {"type": "tosca.nodes.microservices.docker_container", "properties": properties}},
+        "groups": {"net": {**network, "properties": {"name": "warm"}}},
+        "policies": [{"quality": quality}],
+    }
 
 
 def main() -> None:
@@ -46,7 +49,8 @@ def main() -> None:
     memory, cpu_s = int(sys.argv[1]), int(sys.argv[2])
     logging.disable(logging.CRITICAL)
     # Whatever is imported or read on first use must be here before descriptors run out.
-    complaints(_WARM_UP)
+    if complaints(_warm_up(80)) or not complaints(_warm_up(0)):
+        raise SystemExit("tosca-parser and the profile do not fit each other")
     _confine(memory)
     write_frame(outgoing, b"null")
     while (frame := read_frame(incoming)) is not None:

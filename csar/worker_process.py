@@ -75,6 +75,7 @@ class WorkerProcess:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C at a terminal is for the parent, which ends this process itself
             env={"PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1"},
         )
         with _deadline(process, self._limits.start_s):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_the_kernel_gives_it_no_descriptor_and_no_file(worker: WorkerProcess) ->
     assert limits["Max address space"] == [str(512 << 20)] * 2
     assert process.environ().keys() <= {"PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "LC_CTYPE"}
     assert process.cwd() == "/"
+    assert os.getpgid(process.pid) != os.getpgid(0)
 
 
 def test_confined_code_can_neither_open_nor_connect() -> None:
