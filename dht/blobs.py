@@ -289,8 +289,9 @@ class BlobStore:
         """
         limit = min(self._quota, self._present_bytes + max(0, shutil.disk_usage(self._root).free - RESERVE))
         self._write_order()
+        stay = self._index.pinned() | {arriving}
         with self._use_lock:
-            stay = self._index.pinned() | set(self._held) | {arriving}
+            stay |= set(self._held)
         order = [digest for digest, _, _ in self._index.blobs() if digest not in stay]
         needed = self._index.bytes_used_by(stay)
         if needed > limit:
@@ -311,13 +312,14 @@ class BlobStore:
         return evicted, unused
 
     def _forget(self, digest: str) -> bool:
-        with self._index.transaction():
-            chunks = self._index.chunks_of(digest)
-            known = self._index.delete(digest)
+        """Files first: on a full disk they make the room that the index needs. A crash in between is reconciled."""
         self._whole.discard(digest)
         self._forget_use(digest)
-        self._delete_unused(chunks)
-        return known
+        for chunk in self._index.chunks_of(digest):
+            if self._index.users_of(chunk) == [digest]:
+                self._delete_file(chunk)
+        with self._index.transaction():
+            return self._index.delete(digest)
 
     def _delete_unused(self, chunks: Iterable[str]) -> None:
         for chunk in chunks:

@@ -48,7 +48,7 @@ class ChunkTransfer:
         self._picker = Picker({i: manifest.chunks[i].length for i in missing}, order)
         self._wake = asyncio.Event()
         self._requests: dict[int, asyncio.Task[None]] = {}
-        self._joining = 0
+        self._joins: dict[str, asyncio.Task[None]] = {}
         self._fatal: Problem | None = None
         self._kept = 0
         lengths = {c.digest: c.length for c in manifest.chunks}
@@ -63,7 +63,7 @@ class ChunkTransfer:
             refreshing = group.create_task(self._refresh(group), name="refresh providers")
             problem = await self._loop(group)
             refreshing.cancel()
-            for task in self._requests.values():
+            for task in [*self._requests.values(), *self._joins.values()]:
                 task.cancel()
         for node, why in self._picker.dropped.items():
             log.info("provider-dropped", node=node, digest=self._manifest.digest, why=why)
@@ -76,7 +76,7 @@ class ChunkTransfer:
             now = self._around.clock()
             if self._fatal is not None:
                 return self._fatal
-            if not self._picker.hopeless or self._joining:
+            if not self._picker.hopeless or self._joins:
                 hopeless_since = None
             elif hopeless_since is None:
                 hopeless_since = now
@@ -113,9 +113,8 @@ class ChunkTransfer:
     def _join(self, group: asyncio.TaskGroup, source: Source) -> None:
         if source.whole:
             self._picker.provide(source.node, None)
-        else:
-            self._joining += 1
-            group.create_task(self._learn_have(source), name="ask for chunks held")
+        elif source.node not in self._joins:
+            self._joins[source.node] = group.create_task(self._learn_have(source), name="ask for chunks held")
 
     async def _learn_have(self, source: Source) -> None:
         try:
@@ -125,7 +124,7 @@ class ChunkTransfer:
         except Problem as problem:
             log.debug("provider-does-not-join", node=source.node, why=problem.detail)
         finally:
-            self._joining -= 1
+            self._joins.pop(source.node, None)
             self._wake.set()
 
     async def _refresh(self, group: asyncio.TaskGroup) -> None:

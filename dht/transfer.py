@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 
 MAX_SOURCES = 16
 MANIFESTS_ASKED_AT_ONCE = 3
+HEDGE_S = 0.4
+"""When none of those asked for the manifest has answered for so long, one more is asked."""
 ROUNDS = 4
 """How often damaged chunks are brought again, and how many lying manifests are tried, before giving up."""
 
@@ -148,11 +150,13 @@ class Transfer:
         waiting = list(self._sources.values())
         asked: set[asyncio.Task[Manifest | Problem]] = set()
         problems: list[Problem] = []
+        at_once = MANIFESTS_ASKED_AT_ONCE
         try:
             while waiting or asked:
-                while waiting and len(asked) < MANIFESTS_ASKED_AT_ONCE:
+                while waiting and len(asked) < at_once:
                     asked.add(asyncio.create_task(self._manifest_of(waiting.pop(0)), name="ask for a manifest"))
-                answered, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+                answered, asked = await asyncio.wait(asked, timeout=HEDGE_S, return_when=asyncio.FIRST_COMPLETED)
+                at_once += not answered
                 for task in answered:
                     outcome = task.result()
                     if isinstance(outcome, Manifest):

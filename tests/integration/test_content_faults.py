@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import socket
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -210,6 +211,19 @@ async def test_a_stale_provider_record_is_not_the_end(tmp_path: Path) -> None:
         assert await bytes_of(second.exchange, digest) == data
 
 
+async def test_silent_providers_cost_little(tmp_path: Path) -> None:
+    """They accept connections and never answer."""
+    data = noise(1_000_000)
+    shared = Whereabouts()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
+            digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+            for number in range(60, 65):
+                shared.offer(digest, node_name(number), f"127.0.0.1:{silent.getsockname()[1]}")
+            await second.exchange.fetch(digest, max_bytes=MANY, deadline_s=4)
+            assert await bytes_of(second.exchange, digest) == data
+
+
 async def test_providers_that_all_dropped_it_are_not_found(tmp_path: Path) -> None:
     shared = Whereabouts()
     async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
@@ -355,16 +369,22 @@ async def test_a_write_that_fails_for_want_of_room_keeps_nothing_of_an_add(tmp_p
 
 
 @pytest.mark.netns
-async def test_a_file_system_that_is_full_is_an_error_before_it_is_a_corruption(tmp_path: Path) -> None:
-    """Needs root: a file system of 24 MB in a mount namespace, for 30 MB."""
+@pytest.mark.parametrize("options", ["size=24m", "size=96m,nr_inodes=60"], ids=["no bytes left", "no inodes left"])
+async def test_a_file_system_that_is_full_is_an_error_and_never_a_corruption(tmp_path: Path, options: str) -> None:
+    """Needs root. 30 MB for a file system that is too small from the start, or full in the midst of it."""
     blob = a_file(tmp_path / "blob", noise(30_000_000))
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = f'mount -t tmpfs -o size=24m none {disk} && "$@"; r=$?; find {disk}/b/chunks -type f | wc -l >&2; exit $r'
+    script = f"""
+        mount -t tmpfs -o {options} none {disk} || exit 1
+        "$@" || exit 1
+        find {disk}/blobs/chunks {disk}/blobs/work -type f | wc -l > {tmp_path}/left
+    """
     outcome, _, held = await run_child(
-        "add", str(disk / "b"), str(blob), prefix=("unshare", "--mount", "sh", "-c", mount, "sh")
+        "add", str(disk / "blobs"), str(blob), prefix=("unshare", "--mount", "sh", "-c", script, "sh")
     )
     assert (outcome, held) == ("disk-full", 0)
+    assert (tmp_path / "left").read_text().strip() == "0"
 
 
 async def test_kill_9_loses_no_chunk_that_was_kept(tmp_path: Path) -> None:
