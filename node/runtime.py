@@ -12,6 +12,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -135,7 +136,7 @@ class _Parts:
                 http=self._http,
             )
         )
-        self._parser = await enter(Parser(Limits(archive_bytes=self._max_archive_bytes)))
+        self._parser = await enter(Parser(_limits(self._max_archive_bytes)))
 
     async def controller(self) -> Controller:
         """The region's controller and its listener for phones."""
@@ -217,7 +218,8 @@ class _Parts:
                 region=self._config.region,
                 runtimes=await self._runtimes(),
                 content=self.content,
-                describe=self._parser.describe,
+                # The bytes are what their digest promises by now: no need to read them once more.
+                describe=partial(self._parser.describe, verify_contents=False),
                 http=self._http,
                 locate=await self._locator(),
             )
@@ -229,7 +231,7 @@ class _Parts:
             return ()
         config = DockerConfig(url=docker.url or None, base_image_aliases=docker.base_image_aliases)
         try:
-            return (await self._stack.enter_async_context(running_docker(config, self._identity.node)),)
+            return (await self._stack.enter_async_context(running_docker(config, self._identity.node, unpack=self._parser)),)
         except EngineUnavailable as problem:
             log.warning("no-docker", detail=problem.detail, fix=problem.fix)
             return ()
@@ -289,6 +291,11 @@ def _checked(identity: Identity, config: NodeConfig) -> Identity:
                 fix="Correct config.toml, or join again with an invitation for it.",
             )
     return identity
+
+
+def _limits(archive_bytes: int) -> Limits:
+    """An archive may always unpack to twice its size: a site that allows large ones means it."""
+    return Limits(archive_bytes=archive_bytes, unpacked_bytes=max(2 * archive_bytes, Limits().unpacked_bytes))
 
 
 def _udp_port(host: str, named: int | None, preferred: int) -> int:
