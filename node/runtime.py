@@ -230,8 +230,9 @@ class _Parts:
         if not docker.enabled:
             return ()
         config = DockerConfig(url=docker.url or None, base_image_aliases=docker.base_image_aliases)
+        docker_runtime = running_docker(config, self._identity.node, unpack=self._parser)
         try:
-            return (await self._stack.enter_async_context(running_docker(config, self._identity.node, unpack=self._parser)),)
+            return (await self._stack.enter_async_context(docker_runtime),)
         except EngineUnavailable as problem:
             log.warning("no-docker", detail=problem.detail, fix=problem.fix)
             return ()
