@@ -40,10 +40,10 @@ class Repeats:
         if known := self._answered.get(key):
             first, answered, at = known
             if time.monotonic() - at <= REMEMBER_S:
-                if _same(first, request):
+                if _content(first) == _content(request):
                     return answered
                 raise Conflict("the request key was used for another request", fix="Use a new key for each request.")
-        flight, _ = self._flights.join(key, lambda step: self._remember(key, request, work(step)))
+        flight, _ = self._flights.join((key, _content(request)), lambda step: self._remember(key, request, work(step)))
         return await flight.wait(on_progress, request.wait_s)
 
     async def _remember(self, key: tuple[str, str], request: StartRequest, work: Awaitable[Answered]) -> Answered:
@@ -55,6 +55,6 @@ class Repeats:
         return answered
 
 
-def _same(a: StartRequest, b: StartRequest) -> bool:
+def _content(request: StartRequest) -> bytes:
     """The deadline does not make a request another one."""
-    return msgspec.structs.replace(a, wait_s=1.0) == msgspec.structs.replace(b, wait_s=1.0)
+    return msgspec.json.encode(msgspec.structs.replace(request, wait_s=1.0))

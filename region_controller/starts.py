@@ -142,12 +142,13 @@ class Starts:
         flight, opened = self._flights.join(key, lambda step: self._bring_up(wanted, step))
         landed = await flight.wait(on_progress, wanted.route.deadline - loop_time())
         if isinstance(landed, Local):
-            if opened:
-                await self._region.journal.flush()
-            else:
+            if not opened:
                 _, report = self._region.members.find(landed.report.instance) or (landed.node, landed.report)
                 await self._keep_alive(landed.node, report, wanted.request.alive_time)
-            return self._answer(wanted, landed, opened=opened)
+            answered = self._answer(wanted, landed, opened=opened)
+            if opened:
+                await self._region.journal.flush()
+            return answered
         if opened:
             return self._handed_answer(wanted, landed), landed.answer.start == "cold"
         own = await self._passing_on.hand_to(landed.hop, wanted)
