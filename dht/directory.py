@@ -19,11 +19,12 @@ from dht.overlay import (
     OwnedTasks,
     StoreOutcome,
     Tuning,
+    periodically,
     running_overlay,
     udp_transport,
 )
 from dht.replica import Replica
-from dht.republish import Republisher
+from dht.republish import TICK_S, Republisher
 from dht.sealing import Keyring
 from dht.storage import KnownContact, opened_storage
 from protocol.identifiers import check_digest, check_region, node_id, record_key
@@ -39,7 +40,7 @@ ANNOUNCE_TICK_S = 5.0
 ANNOUNCEMENTS_AT_ONCE = 8
 REMEMBER_INTERVAL_S = 60.0
 REMEMBERED_CONTACTS = 64
-CONTACT_LIFETIME_S = 30 * 86_400.0
+CONTACT_LIFETIME_S = 7 * 86_400.0
 INVITE_CONTACTS = 4
 
 
@@ -167,8 +168,8 @@ class NetworkDirectory:
         said = [s.record.seq for s in self._replica.held(key) if s.public_key == raw_public_key(self._identity)]
         return max([int(self._clock() * 1000), *(seq + 1 for seq in said)])
 
-    async def announce_again(self) -> None:
-        """Announce contents anew, well before their records expire. Runs until cancelled."""
+    async def announce_due(self) -> None:
+        """Announce contents anew, well before their records expire. To be called every ANNOUNCE_TICK_S."""
         gate = asyncio.Semaphore(ANNOUNCEMENTS_AT_ONCE)
 
         async def say(digest: str) -> None:
@@ -177,11 +178,9 @@ class NetworkDirectory:
                     self._announced[digest] = self._clock()
                     await self._say_provider(digest, withdrawn=False)
 
-        while True:
-            await asyncio.sleep(ANNOUNCE_TICK_S)
-            now = self._clock()
-            due = [d for d, said_at in self._announced.items() if now - said_at >= announce_interval(d)]
-            await asyncio.gather(*map(say, due))
+        now = self._clock()
+        due = [d for d, said_at in self._announced.items() if now - said_at >= announce_interval(d)]
+        await asyncio.gather(*map(say, due))
 
     # --- regions ---
 
@@ -262,12 +261,7 @@ class NetworkDirectory:
         }
 
     async def remember_contacts(self) -> None:
-        """Write live contacts down for the next start. Runs until cancelled."""
-        while True:
-            await asyncio.sleep(REMEMBER_INTERVAL_S)
-            self.write_contacts()
-
-    def write_contacts(self) -> None:
+        """Write live contacts down for the next start. To be called every REMEMBER_INTERVAL_S."""
         now = self._clock()
         live = self._overlay.contacts()[:REMEMBERED_CONTACTS]
         self._storage.remember([KnownContact(node, address.host, address.port, now) for node, address in live])
@@ -338,9 +332,10 @@ async def running_directory(
                 republisher=republisher,
             )
             async with OwnedTasks() as tasks:
-                for loop in (republisher.run(), directory.announce_again(), directory.remember_contacts()):
-                    tasks.spawn(loop)
+                tasks.spawn(periodically(TICK_S, republisher.step))
+                tasks.spawn(periodically(ANNOUNCE_TICK_S, directory.announce_due))
+                tasks.spawn(periodically(REMEMBER_INTERVAL_S, directory.remember_contacts))
                 try:
                     yield directory
                 finally:
-                    directory.write_contacts()
+                    await directory.remember_contacts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import lru_cache
@@ -13,6 +14,10 @@ from protocol.records import Signed, verify
 
 MAX_ROWS_PER_OWNER = 50_000
 """Rows that one signing key may occupy on this node."""
+MAX_ROWS = 500_000
+"""Rows that this node keeps in all: some 300 MB."""
+ORDERED_CACHE = 64
+"""Sets kept in the order of pages."""
 VERIFIED_CACHE = 8192
 """Envelopes whose signature is remembered as good: a check costs about 130 us."""
 
@@ -32,6 +37,7 @@ class Replica:
         self.storage = storage
         self._clock = clock
         self._verified = lru_cache(maxsize=VERIFIED_CACHE)(verify)
+        self._ordered: OrderedDict[bytes, tuple[float, rules.OrderedSet]] = OrderedDict()
 
     def check(self, key: bytes, envelope: bytes) -> Signed:
         """A record that may stand at `key` now. Raises InvalidRecord."""
@@ -46,10 +52,18 @@ class Replica:
         now = self._clock()
         return [self._verified(row.envelope) for row in self.storage.at(key) if row.expiry > now]
 
-    def envelopes(self, key: bytes) -> list[bytes]:
-        """The same as bytes, for answers to peers."""
+    def ordered(self, key: bytes) -> rules.OrderedSet:
+        """The same, ordered for answers to peers. Kept for a while: one reader asks for many pages."""
         now = self._clock()
-        return [row.envelope for row in self.storage.at(key) if row.expiry > now]
+        kept = self._ordered.get(key)
+        if kept is not None and now < kept[0]:
+            return kept[1]
+        rows = [row for row in self.storage.at(key) if row.expiry > now]
+        found = rules.OrderedSet(row.envelope for row in rows)
+        self._ordered[key] = min((row.expiry for row in rows), default=now), found
+        if len(self._ordered) > ORDERED_CACHE:
+            self._ordered.popitem(last=False)
+        return found
 
     def offer(self, key: bytes, envelopes: Sequence[bytes]) -> list[Verdict]:
         """Take records from a peer, each judged on its own. Never raises for what a peer sent."""
@@ -63,18 +77,29 @@ class Replica:
 
     def keep(self, key: bytes, signed: Signed, *, ours: bool, spread_at: float) -> Verdict:
         """Merge one checked record into the set at `key`. A record that is ours stays ours when a peer echoes it."""
-        if self.storage.owned_by(signed.public_key) >= MAX_ROWS_PER_OWNER:
+        full = self.storage.rows() >= MAX_ROWS or self.storage.owned_by(signed.public_key) >= MAX_ROWS_PER_OWNER
+        if full and not ours:
             return Verdict.REFUSED
-        rows = {row.slot: row for row in self.storage.at(key)}
-        held = [self._verified(row.envelope) for row in rows.values()]
-        if rules.supersedes(held, signed):
-            return Verdict.SUPERSEDED
-        merged = {rules.slot(one.record) for one in rules.merge(held, [signed])}
         place = rules.slot(signed.record)
-        if place not in merged:
+        before = self.storage.in_slot(key, place)
+        if before is None and not self._has_room(key, signed):
             return Verdict.REFUSED
-        if place in rows and rows[place].envelope == signed.envelope:
-            ours = ours or rows[place].ours
+        if before is not None and rules.supersedes([self._verified(before.envelope)], signed):
+            return Verdict.SUPERSEDED
+        if before is not None and before.envelope == signed.envelope:
+            ours = ours or before.ours
+        else:
+            self._ordered.pop(key, None)
         self.storage.put([Row(key, place, signed.public_key, signed.record.expiry, ours, spread_at, signed.envelope)])
-        self.storage.drop(key, rows.keys() - merged)
         return Verdict.KEPT
+
+    def _has_room(self, key: bytes, signed: Signed) -> bool:
+        """True if one more slot fits; a full set makes room for a record of higher rank, as the merge does."""
+        total, owned = self.storage.count_at(key, signed.public_key)
+        if total < rules.MAX_PER_KEY and owned < rules.MAX_PER_OWNER[type(signed.record)]:
+            return True
+        rows = self.storage.at(key)
+        merged = rules.merge([self._verified(row.envelope) for row in rows], [signed])
+        slots = {rules.slot(one.record) for one in merged}
+        self.storage.drop(key, [row.slot for row in rows if row.slot not in slots])
+        return rules.slot(signed.record) in slots

@@ -73,7 +73,7 @@ def owed(key: bytes, own_id: bytes, nearest: Sequence[bytes], newcomers: set[byt
 
 
 class Republisher:
-    """`run` until cancelled. `clock` gives Unix seconds. `newcomers`: the overlay adds the ids of nodes that entered
+    """`clock` gives Unix seconds. `newcomers`: the overlay adds the ids of nodes that entered
     the routing table, this takes them out."""
 
     def __init__(
@@ -85,21 +85,20 @@ class Republisher:
         self._replicas = replicas
         self._clock = clock
         self._newcomers = newcomers
+        self._next_purge = 0.0
         self.spreads = 0
         self.handovers = 0
 
-    async def run(self) -> None:
-        next_purge = self._clock()
-        while True:
-            now = self._clock()
-            if now >= next_purge:
-                self._storage.purge(now)
-                await asyncio.to_thread(self._storage.checkpoint)
-                next_purge = now + PURGE_S
-            if self._overlay.connected:
-                await self._hand_over()
-                await self.spread_due()
-            await asyncio.sleep(TICK_S)
+    async def step(self) -> None:
+        """Do what is due. To be called every TICK_S."""
+        now = self._clock()
+        if now >= self._next_purge:
+            self._next_purge = now + PURGE_S
+            self._storage.purge(now)
+            await asyncio.to_thread(self._storage.checkpoint)
+        if self._overlay.connected:
+            await self._hand_over()
+            await self.spread_due()
 
     async def spread_due(self) -> None:
         """Spread what is due now."""
@@ -131,7 +130,7 @@ class Republisher:
         for count, key in enumerate(self._storage.keys(), start=1):
             nearest = self._overlay.nearest_contacts(key, self._replicas)
             targets = owed(key, self._overlay.id, nearest, newcomers)
-            envelopes = self._replica.envelopes(key) if targets else []
+            envelopes = self._replica.ordered(key).envelopes if targets else []
             if envelopes:
                 await self._overlay.store_at(targets, key, envelopes)
                 self.handovers += 1

@@ -18,8 +18,10 @@ the newer one signs the tombstone with the old version's seq plus one.
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -123,27 +125,41 @@ def position(envelope: bytes) -> bytes:
     return hashlib.sha256(envelope).digest()[:POSITION_BYTES]
 
 
-def fingerprint(envelopes: Iterable[bytes]) -> bytes:
-    """Equal for equal sets: a reader fetches further pages of a set only once."""
-    return hashlib.sha256(b"".join(sorted(map(position, envelopes)))).digest()[:POSITION_BYTES]
+class OrderedSet:
+    """Envelopes in the order of their positions. Equal sets have equal fingerprints: readers page only one of them."""
+
+    def __init__(self, envelopes: Iterable[bytes]) -> None:
+        ordered = sorted((position(e), e) for e in envelopes)
+        self.positions = [place for place, _ in ordered]
+        self.envelopes = [envelope for _, envelope in ordered]
+        self.fingerprint = hashlib.sha256(b"".join(self.positions)).digest()[:POSITION_BYTES]
+
+    def page(self, cursor: bytes, budget: int) -> tuple[Sequence[bytes], bytes | None]:
+        """Envelopes after `cursor` (empty: from the start) that fit in `budget` bytes of msgpack, and the next cursor.
+
+        The next cursor is None after the last page. A page is empty when its first envelope does not fit.
+        """
+        first = after = bisect_right(self.positions, cursor)
+        while after < len(self.envelopes):
+            budget -= len(self.envelopes[after]) + ENVELOPE_HEADER
+            if budget < 0:
+                return self.envelopes[first:after], self.positions[after - 1] if after > first else cursor
+            after += 1
+        return self.envelopes[first:], None
 
 
-def page(envelopes: Iterable[bytes], cursor: bytes, budget: int) -> tuple[Sequence[bytes], bytes | None]:
-    """Envelopes after `cursor` (empty: from the start) that fit in `budget` bytes of msgpack, and the next cursor.
+def stretches(cursor: bytes, most: int) -> list[tuple[bytes, bytes]]:
+    """The positions after `cursor` cut into stretches `(after, up to)` that can be read at the same time.
 
-    The next cursor is None after the last page. A page may be empty when its first envelope does not fit.
+    Positions are hashes, so how far the first page reached tells how many pages there are: one stretch for each,
+    but at most `most`.
     """
-    ordered = sorted((position(e), e) for e in envelopes)
-    taken: list[bytes] = []
-    for place, envelope in ordered:
-        if place <= cursor:
-            continue
-        budget -= len(envelope) + ENVELOPE_HEADER
-        if budget < 0:
-            return taken, cursor
-        taken.append(envelope)
-        cursor = place
-    return taken, None
+    whole = 1 << 8 * POSITION_BYTES
+    start = int.from_bytes(cursor, "big") if cursor else 0
+    count = min(most, max(1, (whole - start) // start)) if start else most
+    edges = [start + (whole - 1 - start) * i // count for i in range(count + 1)]
+    cursors = [cursor, *(edge.to_bytes(POSITION_BYTES, "big") for edge in edges[1:])]
+    return list(pairwise(cursors))
 
 
 ENVELOPE_HEADER = 3

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -73,6 +73,16 @@ class Storage:
     def at(self, key: bytes) -> list[Row]:
         return self._rows("WHERE key = ?", key)
 
+    def in_slot(self, key: bytes, slot: bytes) -> Row | None:
+        return next(iter(self._rows("WHERE key = ? AND slot = ?", key, slot)), None)
+
+    def count_at(self, key: bytes, owner: bytes) -> tuple[int, int]:
+        """How many rows stand at `key`, and how many of them one key signed."""
+        with _translated(self._database):
+            query = "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM dht_records WHERE key = ?"
+            total, owned = self._db.execute(query, (owner, key)).fetchone()
+            return int(total), int(owned)
+
     def put(self, rows: Iterable[Row]) -> None:
         """Insert, or replace what is in the same slot of the same key."""
         rows = list(rows)
@@ -80,13 +90,19 @@ class Storage:
             self._db.executemany("INSERT OR REPLACE INTO dht_records VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         self._per_owner.update(row.owner for row in rows)
 
-    def drop(self, key: bytes, slots: Iterable[bytes]) -> None:
+    def drop(self, key: bytes, slots: Collection[bytes]) -> None:
+        if not slots:
+            return
         with _translated(self._database), self._transaction():
             self._db.executemany("DELETE FROM dht_records WHERE key = ? AND slot = ?", [(key, s) for s in slots])
 
     def owned_by(self, owner: bytes) -> int:
         """An upper bound of the rows that one signing key occupies; exact after each `purge`."""
         return self._per_owner[owner]
+
+    def rows(self) -> int:
+        """An upper bound of the number of rows, without asking the database."""
+        return self._per_owner.total()
 
     def purge(self, now: float) -> int:
         """Delete what expired; returns how many rows went."""

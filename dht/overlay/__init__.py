@@ -2,7 +2,7 @@
 
 from dht.overlay.datagrams import Address, DatagramTransport, OpenTransport, udp_transport
 from dht.overlay.network import Overlay, ReadOutcome, StoreOutcome, Tuning, running_overlay
-from dht.overlay.tasks import OwnedTasks
+from dht.overlay.tasks import OwnedTasks, periodically
 
 __all__ = [
     "Address",
@@ -13,6 +13,7 @@ __all__ = [
     "ReadOutcome",
     "StoreOutcome",
     "Tuning",
+    "periodically",
     "running_overlay",
     "udp_transport",
 ]

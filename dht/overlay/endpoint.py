@@ -19,7 +19,7 @@ from dht.overlay.messages import A, Answer, AnyAnswer, AnyRequest, Proof, Reques
 from dht.overlay.timing import RoundTrips
 from dht.sealing import Sealer
 from protocol.identifiers import node_id
-from protocol.problems import TooLarge
+from protocol.problems import Problem, TooLarge
 from protocol.records import raw_public_key
 
 log = structlog.get_logger(__name__)
@@ -53,7 +53,8 @@ OnLate = Callable[[Peer], None]
 
 
 class Endpoint:
-    """`serve` answers a request, or keeps silent with None; it must not raise for anything a peer can send.
+    """`serve` answers a request, or keeps silent with None. It raises a Problem only for what fails on this side, such
+    as a full disk: the peer gets silence then too.
 
     `on_late` hears of proven peers that answered after they were given up.
     """
@@ -118,7 +119,12 @@ class Endpoint:
             proof = messages.prove(
                 self._identity, mesh=self._mesh, message=request.id, asker=request.sender, answerer=self.id
             )
-        answer = self._serve(request, address, proof)
+        try:
+            answer = self._serve(request, address, proof)
+        except Problem as problem:
+            self.counts["not_served"] += 1
+            log.error("request-not-served", detail=problem.detail)
+            return
         if answer is not None:
             self._send(messages.encode(answer), address)
 

@@ -57,6 +57,8 @@ PAGE_CONTACTS = 8
 PAGE_RESERVE = 24
 """Bytes kept free in a page for the next cursor and the list headers."""
 MAX_PAGES = 4096
+STRETCHES = 16
+"""Parts of a large set that are read at the same time."""
 MAX_CHECKS = 64
 """Nodes whose claimed id is being checked at one time."""
 
@@ -82,9 +84,9 @@ class Tuning(Struct, frozen=True, kw_only=True):
 
 
 class Shelf(Protocol):
-    """What this node keeps for others. Neither call raises."""
+    """What this node keeps for others. A Problem is raised only when its disk fails."""
 
-    def envelopes(self, key: bytes) -> list[bytes]: ...
+    def ordered(self, key: bytes) -> rules.OrderedSet: ...
 
     def offer(self, key: bytes, envelopes: Sequence[bytes]) -> Sequence[int]:
         """One `dht.replica.Verdict` for each envelope."""
@@ -246,31 +248,41 @@ class Overlay:
         return ReadOutcome(frozenset(found), crawl.conclusive and complete, len(crawl.answers))
 
     async def _read_rest(self, key: bytes, crawl: Crawl[Page], found: set[bytes], deadline: float) -> bool:
-        """Fetch the further pages, of equal sets only once. True if none is missing."""
+        """Fetch the further pages, of equal sets only once. True if none is missing.
+
+        Of sets that differ, as many are read as it takes to meet every store that had its acks.
+        """
         holders: dict[bytes, list[Node]] = {}
         for node in crawl.nearest_answered(len(crawl.answers)):
             if crawl.answers[node.id].next is not None:
                 holders.setdefault(crawl.answers[node.id].fingerprint, []).append(node)
-        if not holders:
-            return True
-        rest = [self._read_pages(key, nodes, crawl.answers, found) for nodes in holders.values()]
+        rest = [
+            self._read_stretch(key, after, up_to, nodes[i % len(nodes) :] + nodes[: i % len(nodes)], found)
+            for nodes in list(holders.values())[: self._tuning.replicas - self._tuning.acks + 1]
+            for i, (after, up_to) in enumerate(self._stretches(crawl.answers[nodes[0].id]))
+        ]
         try:
             async with asyncio.timeout_at(deadline):
                 return all(await asyncio.gather(*rest))
         except TimeoutError:
+            log.info("record-set-incomplete", key=key.hex(), found=len(found))
             return False
 
-    async def _read_pages(self, key: bytes, nodes: Sequence[Node], first: dict[bytes, Page], found: set[bytes]) -> bool:
-        """Add a set that any of `nodes` holds to `found`, page by page."""
+    def _stretches(self, first: Page) -> list[tuple[bytes, bytes]]:
+        return [] if first.next is None else rules.stretches(first.next, STRETCHES)
+
+    async def _read_stretch(
+        self, key: bytes, cursor: bytes, up_to: bytes, nodes: Sequence[Node], found: set[bytes]
+    ) -> bool:
+        """Add to `found` what `nodes`, who hold equal sets, have after `cursor` and up to `up_to`. True if all came."""
         for node in nodes:
-            cursor = first[node.id].next
             for _ in range(MAX_PAGES):
-                if cursor is None:
-                    return True
                 page = await self._ask(node, Records, Page, key, cursor)
                 if page is None or (page.next is not None and page.next <= cursor):
                     break
                 found.update(page.envelopes)
+                if page.next is None or page.next >= up_to:
+                    return True
                 cursor = page.next
         return False
 
@@ -349,10 +361,10 @@ class Overlay:
                 return Stored(request.id, self.id, proof, tuple(map(int, verdicts)))
 
     def _page(self, request: Records, proof: Proof | None) -> Page:
-        envelopes = self._shelf.envelopes(request.key)
+        held = self._shelf.ordered(request.key)
         contacts = self._contacts_for(request, PAGE_CONTACTS) if request.cursor is None else ()
-        page = Page(request.id, self.id, proof, contacts, (), None, rules.fingerprint(envelopes))
-        taken, following = rules.page(envelopes, request.cursor or b"", MAX_PLAINTEXT - size_of(page) - PAGE_RESERVE)
+        page = Page(request.id, self.id, proof, contacts, (), None, held.fingerprint)
+        taken, following = held.page(request.cursor or b"", MAX_PLAINTEXT - size_of(page) - PAGE_RESERVE)
         return Page(request.id, self.id, proof, contacts, tuple(taken), following, page.fingerprint)
 
     def _contacts_for(self, request: Find | Records, count: int) -> tuple[messages.WireContact, ...]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, TypeVar
 
 import structlog
+
+from protocol.problems import Problem
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -48,3 +50,14 @@ class OwnedTasks:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def periodically(interval_s: float, step: Callable[[], Awaitable[None]]) -> None:
+    """`step` at once and then again `interval_s` after it ended, until cancelled. A Problem ends a step, not the row:
+    a disk that is full now may have room the next time."""
+    while True:
+        try:
+            await step()
+        except Problem as problem:
+            log.error("dht-step-failed", step=step.__qualname__, detail=problem.detail)
+        await asyncio.sleep(interval_s)

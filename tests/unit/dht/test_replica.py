@@ -32,7 +32,7 @@ def test_records_are_kept_superseded_or_refused_each_on_its_own(replica: Replica
         Verdict.REFUSED,
         Verdict.REFUSED,
     ]
-    assert replica.envelopes(KEY) == [new.envelope]
+    assert replica.ordered(KEY).envelopes == [new.envelope]
 
 
 def test_expired_records_are_refused_and_not_shown(replica: Replica) -> None:
@@ -58,3 +58,25 @@ def test_one_signing_key_cannot_fill_the_node(replica: Replica, monkeypatch: pyt
     monkeypatch.setattr(module, "MAX_ROWS_PER_OWNER", 2)
     verdicts = [replica.offer(record_key(f"id:s{i}"), [service(f"s{i}").envelope])[0] for i in range(3)]
     assert verdicts == [Verdict.KEPT, Verdict.KEPT, Verdict.REFUSED]
+
+
+def test_a_full_set_makes_room_for_newer_records_only(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = record_key("category:/")
+    monkeypatch.setitem(module.rules.MAX_PER_OWNER, type(service().record), 2)
+    seqs = {name: seq for seq, name in enumerate("abcd", start=1)}
+    records = {name: service(name, seq=seq).envelope for name, seq in seqs.items()}
+    verdicts = [replica.offer(key, [records[name]])[0] for name in "bcad"]
+    assert verdicts == [Verdict.KEPT, Verdict.KEPT, Verdict.REFUSED, Verdict.KEPT]
+    assert set(replica.ordered(key).envelopes) == {records["c"], records["d"]}
+
+
+def test_answers_follow_changes_and_expiry() -> None:
+    now = [time.time()]
+    with opened_storage(None) as storage:
+        replica = Replica(storage, lambda: now[0])
+        first, second = service(seq=1, expiry=now[0] + 50), service(seq=2, expiry=now[0] + 100)
+        for signed in (first, second):
+            replica.offer(KEY, [signed.envelope])
+            assert replica.ordered(KEY).envelopes == [signed.envelope]
+        now[0] += 101
+        assert replica.ordered(KEY).envelopes == []

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from dht import rules
@@ -99,9 +101,10 @@ def test_a_publisher_keeps_a_bounded_number_of_its_newest(monkeypatch: pytest.Mo
 
 def test_pages_cover_a_set_once_within_the_budget() -> None:
     envelopes = [bytes([i]) * (100 + 20 * i) for i in range(40)]
+    ordered = rules.OrderedSet(envelopes)
     cursor, seen, pages = b"", [], 0
     while cursor is not None:
-        taken, cursor = rules.page(envelopes, cursor, 1000)
+        taken, cursor = ordered.page(cursor, 1000)
         assert sum(len(e) + rules.ENVELOPE_HEADER for e in taken) <= 1000
         seen += taken
         pages += 1
@@ -110,8 +113,8 @@ def test_pages_cover_a_set_once_within_the_budget() -> None:
 
 
 def test_a_page_without_room_is_empty_and_says_that_there_is_more() -> None:
-    assert rules.page([b"x" * 500], b"", 100) == ([], b"")
-    assert rules.page([], b"", 100) == ([], None)
+    assert rules.OrderedSet([b"x" * 500]).page(b"", 100) == ([], b"")
+    assert rules.OrderedSet([]).page(b"", 100) == ([], None)
 
 
 def test_batches_hold_everything_in_order() -> None:
@@ -123,7 +126,22 @@ def test_batches_hold_everything_in_order() -> None:
 
 
 def test_fingerprints_tell_sets_apart_and_ignore_order() -> None:
-    assert rules.fingerprint([b"a", b"b"]) == rules.fingerprint([b"b", b"a"]) != rules.fingerprint([b"a"])
+    first, second, other = (rules.OrderedSet(e).fingerprint for e in ([b"a", b"b"], [b"b", b"a"], [b"a"]))
+    assert first == second != other
+
+
+@pytest.mark.parametrize("after", [b"", b"\x02" + bytes(7), b"\x80" + bytes(7), b"\xff" * 8])
+def test_stretches_cover_every_position_after_the_cursor_once(after: bytes) -> None:
+    parts = rules.stretches(after, 16)
+    assert parts[0][0] == after
+    assert parts[-1][1] == b"\xff" * 8
+    assert all(end == start for (_, end), (start, _) in pairwise(parts))
+
+
+def test_there_are_no_more_stretches_than_pages() -> None:
+    assert len(rules.stretches(b"\x80" + bytes(7), 16)) == 1
+    assert len(rules.stretches(b"\x20" + bytes(7), 16)) == 7
+    assert len(rules.stretches(b"\x01" + bytes(7), 16)) == 16
 
 
 @pytest.mark.parametrize("name", ["", "id", "planet:mars", "content:x"])
