@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from cryptography.exceptions import InvalidTag
@@ -53,6 +53,13 @@ class Keyring(Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.current not in self.keys:
             raise ValueError(f"the current key {self.current} is not in the keyring")
+
+    def __repr__(self) -> str:
+        """Without the keys: a keyring may end up in a log."""
+        return f"Keyring(mesh={self.mesh!r}, key ids={sorted(self.keys)}, current={self.current})"
+
+    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
+        yield from (("mesh", self.mesh), ("key_ids", sorted(self.keys)), ("current", self.current))
 
 
 class ReplayWindow:

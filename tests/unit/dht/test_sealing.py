@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from dht.sealing import MAX_DATAGRAM, MAX_PLAINTEXT, Keyring, ReplayWindow, Sealer
@@ -96,3 +97,8 @@ def test_the_replay_window_admits_overtaking_but_not_the_distant_past() -> None:
 def test_the_replay_window_forgets_the_least_recent_sender() -> None:
     window = ReplayWindow(senders=2)
     assert [window.admit(p, 0) for p in (b"a", b"b", b"c", b"c", b"b", b"a")] == [True, True, True, False, False, True]
+
+
+def test_a_keyring_never_shows_its_keys() -> None:
+    assert "oooo" not in repr(BEFORE) + str(list(BEFORE.__rich_repr__()))
+    assert msgspec.json.decode(msgspec.json.encode(DURING), type=Keyring) == DURING
