@@ -114,10 +114,7 @@ class _ClientHandlers:
 
     async def get_service(self, request: web.Request) -> web.Response:
         digest = check_digest(request.match_info["digest"])
-        records = await self._controller.catalogue.by_digest(digest)
-        if not records:
-            raise NotFound(f"nothing published has the digest {digest}", fix="GET /v1/services lists what is.")
-        return _answer(service_view(records[0]))
+        return _answer(await self._controller.publishing.show(digest))
 
     async def withdraw_service(self, request: web.Request) -> web.Response:
         digest = check_digest(request.match_info["digest"])

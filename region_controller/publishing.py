@@ -29,7 +29,7 @@ from protocol.problems import (
     Forbidden,
     InvalidRecord,
     KeyNeeded,
-    NotFound,
+    NoMatchingService,
     Problem,
     TooLarge,
     Unavailable,
@@ -82,6 +82,13 @@ class Publishing:
         """Labels that a service published here asks of its agent; elsewhere the agent itself checks them."""
         return self._labels.get(digest, {})
 
+    async def show(self, digest: str) -> ServiceView:
+        """The newest record of a service. Raises NoMatchingService."""
+        records = await self._catalogue.by_digest(digest)
+        if not records:
+            raise _not_published(digest)
+        return service_view(records[0])
+
     async def publish(self, body: AsyncIterator[bytes], header: str | None, *, operator: bool) -> ServiceView:
         """Raises KeyNeeded, TooLarge, DiskFull, InvalidArchive, InvalidRecord, Forbidden."""
         signed = _envelope(header) if header is not None else None
@@ -133,12 +140,13 @@ class Publishing:
             raise InvalidRecord("the record was signed in the future", fix="Set the clock of the signing machine.")
 
     async def _keep(self, path: Path, signed: Signed, record: ServiceRecord) -> None:
-        pin = _pin(record)
-        await self._content.add(path, pin=pin)
+        was_here = self._content.has(record.digest)
+        await self._content.add(path, pin=_pin(record))
         try:
             await self._announce(signed)
         except InvalidRecord:
-            await self._drop(record)
+            if not was_here:
+                await self._drop(record)
             raise
 
     async def _announce(self, signed: Signed) -> None:
@@ -149,33 +157,38 @@ class Publishing:
             log.warning("published-alone", problem=problem.detail)
 
     async def withdraw(self, digest: str, header: str | None, *, operator: bool) -> ServiceView:
-        """Raises KeyNeeded, NotFound, Forbidden, InvalidRecord."""
+        """Raises KeyNeeded, NoMatchingService, Forbidden, InvalidRecord."""
         if header is None and not operator:
             raise KeyNeeded(
                 "withdrawing needs the publisher's key, or the operator's token for what this site published",
                 fix="Use `cornerstore withdraw` with the key that published it.",
             )
-        signed = _envelope(header) if header is not None else await self._site_tombstone(digest)
+        if header is None:
+            own = await self._published_by(raw_public_key(self._key), digest)
+            seq = max(int(self._clock() * 1000), own.seq + 1)
+            signed = sign(msgspec.structs.replace(own, withdrawn=True, seq=seq), self._key)
+        else:
+            signed = _envelope(header)
         record = _service(signed)
         if record.digest != digest or not record.withdrawn:
             raise InvalidRecord("the record is not a tombstone of this service", fix="Sign it with `withdrawn`.")
         self._check_times(record, self._clock())
+        await self._published_by(record.publisher, digest)
         await self._announce(signed)
         self._catalogue.published(record)
         await self._drop(record)
         log.info("service-withdrawn", digest=digest, id=record.id)
         return service_view(record)
 
-    async def _site_tombstone(self, digest: str) -> Signed:
-        mine = raw_public_key(self._key)
+    async def _published_by(self, publisher: bytes, digest: str) -> ServiceRecord:
+        """Raises NoMatchingService if nobody published it, Forbidden if only others did."""
         records = await self._catalogue.by_digest(digest)
         if not records:
-            raise NotFound(f"nothing published has the digest {digest}")
-        own = next((r for r in records if r.publisher == mine), None)
+            raise _not_published(digest)
+        own = next((r for r in records if r.publisher == publisher), None)
         if own is None:
             raise Forbidden("another key published this service", fix="Its publisher can withdraw it.")
-        seq = max(int(self._clock() * 1000), own.seq + 1)
-        return sign(msgspec.structs.replace(own, withdrawn=True, seq=seq), self._key)
+        return own
 
     async def _drop(self, record: ServiceRecord) -> None:
         """Let the archive go, unless something else still needs it here."""
@@ -191,7 +204,7 @@ class Publishing:
         if not self._content.has(digest):
             records = await self._catalogue.by_digest(digest)
             if not records:
-                raise NotFound(f"nothing published has the digest {digest}", fix="GET /v1/services lists what is.")
+                raise _not_published(digest)
             await self._content.fetch(digest, max_bytes=self._config.max_archive_bytes, deadline_s=FETCH_S)
         async with self._content.materialized(digest) as path:
             yield path
@@ -219,6 +232,10 @@ class Publishing:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise DiskFull(f"the upload cannot be kept: {error.strerror}") from error
+
+
+def _not_published(digest: str) -> NoMatchingService:
+    return NoMatchingService(f"nothing published has the digest {digest}", fix="GET /v1/services lists what is.")
 
 
 def service_view(record: ServiceRecord) -> ServiceView:

@@ -190,9 +190,24 @@ async def test_publish_search_fetch_withdraw(tmp_path: Path) -> None:
         assert (await call(a, "DELETE", path))[0] == 401
         assert (await call(a, "DELETE", path, headers=OPERATES))[0] == 403
         assert (await call(a, "DELETE", path, headers=signed_header(data)))[0] == 422
+        stranger = signed_header(data, key_of("stranger"), withdrawn=True)
+        assert (await call(a, "DELETE", path, headers=stranger))[0] == 403
         assert (await call(a, "DELETE", path, headers=signed_header(data, withdrawn=True)))[0] == 200
         assert (await call(a, "GET", path))[0] == 404
         assert not a.content.has(view["digest"])
+
+
+async def test_an_upload_repeated_is_the_same_and_an_older_record_takes_nothing_away(tmp_path: Path) -> None:
+    data = an_archive(tmp_path, WORD_COUNT)
+    async with running_site(tmp_path) as site:
+        headers = signed_header(data)
+        first = await call(site, "POST", "/v1/services", data=data, headers=headers)
+        again = await call(site, "POST", "/v1/services", data=data, headers=headers)
+        assert (first[0], again[0]) == (201, 201)
+        assert first[1] == again[1]
+        assert (await call(site, "POST", "/v1/services", data=data, headers=signed_header(data, seq=7)))[0] == 422
+        assert site.content.has(first[1]["digest"])
+        assert (await call(site, "GET", "/v1/services"))[1] == [first[1]]
 
 
 async def test_the_sites_own_key_publishes_for_operators(tmp_path: Path) -> None:
