@@ -1,6 +1,18 @@
-"""The edge agent: runs services from archives, keeps their time, and says what became of them."""
+"""The edge agent: runs services from their archives on this machine, and answers to its region's controller."""
 
 from agent.agent import Agent, AgentConfig, running_agent
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
+from agent.memory_runtime import MemoryRuntime, running_memory_runtime
+from agent.runtime import Runtime
 
-__all__ = ["Agent", "AgentConfig", "DockerConfig", "DockerRuntime", "running_agent", "running_docker"]
+__all__ = [
+    "Agent",
+    "AgentConfig",
+    "DockerConfig",
+    "DockerRuntime",
+    "MemoryRuntime",
+    "Runtime",
+    "running_agent",
+    "running_docker",
+    "running_memory_runtime",
+]

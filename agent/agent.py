@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import structlog
 from msgspec import Struct
@@ -19,12 +20,12 @@ from agent.provision import Describe, Provision
 from agent.proxy import running_proxy
 from agent.runner import Runner
 from agent.runtime import EventKind, Runtime
-from agent.tasks import OwnedTasks
+from agent.tasks import OwnedTasks, running_loops
 from dht.contracts import Content
 from dht.peer_http import PeerHttp
 from protocol import link
 from protocol.instances import InstanceReport
-from protocol.problems import EngineUnavailable
+from protocol.problems import EngineUnavailable, Problem
 
 log = structlog.get_logger(__name__)
 
@@ -153,10 +154,9 @@ async def running_agent(
             instances=instances,
             runner=runner,
         )
-        loops = await stack.enter_async_context(OwnedTasks())
-        await _watch_engines(runner, runtimes, loops)
-        runner.resume_restarts()
-        loops.run(_let_time_pass(runner), name="agent clock")
+        looked = {runtime.name: asyncio.Event() for runtime in runtimes}
+        loops = {f"events of {r.name}": _follow(runner, r, looked[r.name]) for r in runtimes}
+        loops["agent clock"] = _let_time_pass(runner)
         if http is not None and locate is not None:
             agent.link = AgentLink(
                 http,
@@ -166,21 +166,31 @@ async def running_agent(
                 resources=agent.resources,
                 subscribe=instances.subscribe,
             )
-            loops.run(agent.link.run(), name="agent link")
+            loops["agent link"] = _after(looked.values(), agent.link.run())
+        await stack.enter_async_context(running_loops(loops))
+        await _first_look(looked.values())
+        runner.resume_restarts()
         yield agent
 
 
-async def _watch_engines(runner: Runner, runtimes: Sequence[Runtime], loops: OwnedTasks) -> None:
-    """Start to follow each engine, and wait until each was looked at once: then adoption is done."""
-    looked = [asyncio.Event() for _ in runtimes]
-    for runtime, event in zip(runtimes, looked, strict=True):
-        loops.run(_follow(runner, runtime, event), name=f"events of {runtime.name}")
+async def _first_look(looked: Collection[asyncio.Event]) -> None:
+    """Wait until each engine was looked at once: then adoption is done."""
     try:
         async with asyncio.timeout(FIRST_LOOK_S):
             for event in looked:
                 await event.wait()
     except TimeoutError:
         log.warning("engine-slow", fix="Instances of before are adopted as soon as the engine answers.")
+
+
+async def _after(looked: Collection[asyncio.Event], work: Coroutine[Any, Any, None]) -> None:
+    """`work` once the engines were looked at, so that the first Hello tells what is true."""
+    try:
+        await _first_look(looked)
+    except BaseException:
+        work.close()
+        raise
+    await work
 
 
 async def _follow(runner: Runner, runtime: Runtime, looked: asyncio.Event) -> None:
@@ -193,12 +203,16 @@ async def _follow(runner: Runner, runtime: Runtime, looked: asyncio.Event) -> No
                 await runner.relist(runtime)
             else:
                 await runner.observe_named(event.instance)
-        except EngineUnavailable as problem:
-            log.info("engine-gone-again", runtime=runtime.name, detail=problem.detail)
+        except Problem as problem:
+            # Its engine went again, or the disk is full: the next event or BACK makes good for this one.
+            log.warning("event-not-handled", runtime=runtime.name, kind=event.kind, detail=problem.detail)
         looked.set()
 
 
 async def _let_time_pass(runner: Runner) -> None:
     while True:
         await asyncio.sleep(TICK_S)
-        runner.tick()
+        try:
+            runner.tick()
+        except Problem as problem:  # a full disk: time passes again with the next tick
+            log.warning("tick-failed", detail=problem.detail)

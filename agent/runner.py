@@ -258,7 +258,7 @@ class Runner:
                 await self._bring_up(slot, launch)
         except asyncio.CancelledError:
             if slot.state is State.REMOVED:
-                raise Conflict(f"instance {slot.id} was stopped while it was starting") from None
+                raise _abandoned(slot) from None
             raise
         except TimeoutError:
             problem = DeadlineExceeded(
@@ -269,6 +269,8 @@ class Runner:
             raise problem from None
         except Exception as error:
             await self._abandon(slot, error, discard=True)
+            if slot.state is State.REMOVED:
+                raise _abandoned(slot) from error
             raise
         finally:
             del self._launches[slot.id]
@@ -459,3 +461,7 @@ class Runner:
 
     def _of(self, runtime: str) -> list[Slot]:
         return [slot for slot in self._instances if slot.entry.runtime == runtime]
+
+
+def _abandoned(slot: Slot) -> Conflict:
+    return Conflict(f"instance {slot.id} was {slot.entry.instance.reason} while it was starting")

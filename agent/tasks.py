@@ -1,12 +1,14 @@
-"""Tasks whose failure concerns only who awaits them: owned, cancelled and awaited at the end.
+"""Who owns the agent's tasks.
 
-A TaskGroup would end the whole agent when one start fails; that is right for its loops, wrong for its commands.
+A command's failure concerns only who awaits it (`OwnedTasks`); a loop that crashes ends the agent (`running_loops`).
+Both are cancelled and awaited at the end.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -49,3 +51,23 @@ class OwnedTasks:
             log.debug("task-refused", task=task.get_name(), problem=error.slug, detail=error.detail)
         elif error is not None:
             log.error("task-failed", task=task.get_name(), exc_info=error)
+
+
+@asynccontextmanager
+async def running_loops(loops: Mapping[str, Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """The loops, by name, run during the block. One that crashes cancels the block and raises an ExceptionGroup.
+
+    What the block itself raises leaves it unwrapped.
+    """
+    raised: Exception | None = None
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(work, name=name) for name, work in loops.items()]
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - raised again outside of the group, which would wrap it
+            raised = error
+        finally:
+            for task in tasks:
+                task.cancel()
+    if raised is not None:
+        raise raised

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 
 from agent.agent import Agent
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
+from agent.runtime import Workload
 from protocol import link
 from protocol.instances import State
-from protocol.problems import BuildFailed, EngineUnavailable, StartFailed
-from protocol.service import BridgeNetwork, ContainerPort, ServiceDescriptor
+from protocol.problems import BuildFailed, DeadlineExceeded, EngineUnavailable, StartFailed
+from protocol.service import Artifact, BridgeNetwork, ContainerPort, ServiceDescriptor
 from tests.agent_stage import Shelf, an_agent, start_command
 from tests.docker_stage import WEB_FILES, clean_docker
 from tests.waiting import until
@@ -186,8 +188,6 @@ async def test_running_containers_are_adopted_and_strangers_of_ours_removed(tmp_
 
 
 async def start_stranger(s: Stage, digest: str, image: str) -> None:
-    from agent.runtime import Workload
-
     await s.runtime.start(Workload(instance="stranger", digest=digest, image=image, mem=16))
 
 
@@ -204,6 +204,8 @@ async def test_groups_share_a_network_and_reach_no_other(tmp_path: Path) -> None
         assert not await reaches(s, "red", addresses["blue"])
         assert not await reaches(s, "blue", addresses["red"])
         assert (await get(agent.reports()[2].ports[0].port)).endswith(b"hello"), "clients reach an internal service"
+        assert await has_a_way_out(s, "red")
+        assert not await has_a_way_out(s, "blue")
         for instance in ("red", "red2", "blue"):
             await agent.runner.remove(link.Remove("c", instance))
         assert not await asyncio.to_thread(networks_like, s.node[:6]), "networks go with their last member"
@@ -220,15 +222,25 @@ async def test_services_without_a_group_cannot_reach_each_other(tmp_path: Path) 
 
 
 async def reaches(s: Stage, instance: str, address: str) -> bool:
-    def fetch() -> bool:
+    return await succeeds(s, instance, f"import socket; socket.create_connection(({address!r}, 8080), 1)")
+
+
+async def has_a_way_out(s: Stage, instance: str) -> bool:
+    """Whether the instance has a route to other machines at all; nothing is sent."""
+    connect = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(('192.0.2.1', 9))"
+    return await succeeds(s, instance, connect)
+
+
+async def succeeds(s: Stage, instance: str, script: str) -> bool:
+    """Whether a Python script inside the instance ends without an error."""
+
+    def run() -> bool:
         client = docker_package.from_env()
-        container = client.containers.get(f"cs-{s.node[:8]}-{instance}")
-        connect = f"import socket; socket.create_connection(({address!r}, 8080), 1)"
-        code, _ = container.exec_run(["python3", "-c", connect])
+        code, _ = client.containers.get(f"cs-{s.node[:8]}-{instance}").exec_run(["python3", "-c", script])
         client.close()
         return bool(code == 0)
 
-    return await asyncio.to_thread(fetch)
+    return await asyncio.to_thread(run)
 
 
 def networks_like(part: str) -> list[str]:
@@ -238,6 +250,67 @@ def networks_like(part: str) -> list[str]:
     ]
     client.close()
     return names
+
+
+async def test_a_udp_port_is_published_by_the_engine(tmp_path: Path) -> None:
+    echo = (
+        "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind(('0.0.0.0', 9999))\n"
+        "while True: data, sender = s.recvfrom(100); s.sendto(data, sender)\n"
+    )
+    files = {"src/Dockerfile": 'FROM python:3.9\nCOPY echo.py /\nCMD ["python3", "/echo.py"]\n', "src/echo.py": echo}
+    async with stage(tmp_path) as s, s.agent() as agent:
+        descriptor, _ = service("", ports=(ContainerPort(9999, "udp"),), mem_requirement=32)
+        started = await agent.runner.start(start_command("one", s.shelf.put(descriptor, files)))
+        binding = started.report.ports[0]
+        assert binding.protocol == "udp"
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.setblocking(False)
+            client.connect(("127.0.0.1", binding.port))
+
+            async def answered() -> bytes:
+                try:
+                    client.send(b"ping")
+                    return await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 100), 0.3)
+                except OSError:  # TimeoutError is one: the service is not up yet
+                    return b""
+
+            assert await until(answered) == b"ping"
+
+
+async def test_an_image_archive_is_loaded_and_cannot_rename_our_images(tmp_path: Path, base_image: str) -> None:
+    def saved_as(tag: str) -> bytes:
+        client = docker_package.from_env()
+        client.api.tag(base_image, *tag.split(":"))
+        data = b"".join(client.api.get_image(tag))
+        client.api.remove_image(tag)
+        client.close()
+        return data
+
+    def known(tag: str) -> bool:
+        client = docker_package.from_env()
+        found = bool(client.api.images(name=tag))
+        client.close()
+        return found
+
+    async with stage(tmp_path) as s, s.agent() as agent:
+        tag = f"intruder-{s.node[:8]}:latest"
+        artifact = Artifact("image", "OCIImage", "image.tar")
+        descriptor, _ = service("", artifacts=(artifact,), directory=None, ports=())
+        digest = s.shelf.put(descriptor, {"image.tar": await asyncio.to_thread(saved_as, tag)})
+        with pytest.raises(StartFailed):  # a base image does nothing and ends
+            await agent.runner.start(start_command("one", digest))
+        assert await s.runtime.built([digest]) == {digest}
+        assert not await asyncio.to_thread(known, tag)
+
+
+async def test_a_build_ends_with_its_deadline(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, {"src/Dockerfile": "FROM busybox\nRUN sleep 100\n"})
+        before = asyncio.get_running_loop().time()
+        with pytest.raises(DeadlineExceeded):
+            await agent.runner.start(start_command("one", digest, deadline_s=2.0))
+        assert asyncio.get_running_loop().time() - before < 8
+        assert agent.reports() == ()
 
 
 async def test_the_limits_are_the_engine_s(tmp_path: Path) -> None:

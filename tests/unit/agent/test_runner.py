@@ -1,0 +1,307 @@
+"""The whole agent over the in-process runtime: commands, capacity, time, adoption, an engine that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from msgspec import structs
+
+from agent.memory_runtime import MemoryRuntime, running_memory_runtime
+from agent.runtime import Workload
+from protocol import link
+from protocol.instances import InstanceReport, State
+from protocol.problems import (
+    BadRequest,
+    BuildFailed,
+    Conflict,
+    ContentNotFound,
+    DeadlineExceeded,
+    EngineUnavailable,
+    NoCapacity,
+    Problem,
+    StartFailed,
+    UnknownInstance,
+)
+from protocol.service import ContainerPort, ServiceDescriptor, Variant
+from tests.agent_stage import Clock, Shelf, an_agent, start_command
+from tests.waiting import until
+
+NODE = "0" * 40
+SERVICE = ServiceDescriptor(
+    id="od01",
+    name="Object detection",
+    kind="docker_container",
+    category="/image",
+    mem_requirement=100,
+    entry="x.yaml",
+    directory="src",
+    alive_time=10,
+    ports=(ContainerPort(8080),),
+)
+
+
+class Stage:
+    def __init__(self, tmp_path: Path, runtime: MemoryRuntime) -> None:
+        self.tmp_path = tmp_path
+        self.runtime = runtime
+        self.shelf = Shelf(tmp_path)
+        self.clock = Clock()
+
+    @asynccontextmanager
+    async def agent(self, **settings: Any) -> AsyncIterator[Any]:
+        async with an_agent(self.tmp_path, self.shelf, self.runtime, clock=self.clock, **settings) as agent:
+            yield agent
+
+    def put(self, *, remote: bool = False, **changes: Any) -> str:
+        return self.shelf.put(structs.replace(SERVICE, **changes), remote=remote)
+
+
+@asynccontextmanager
+async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
+    async with running_memory_runtime(NODE) as runtime:
+        yield Stage(tmp_path, runtime)
+
+
+async def call(report: InstanceReport) -> bytes:
+    """What the instance answers through its stable address; empty if the connection is reset."""
+    try:
+        reader, writer = await asyncio.open_connection(report.host, report.ports[0].port)
+        writer.write(b"GET / HTTP/1.0\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+    except ConnectionError:
+        return b""
+    return answer.rpartition(b"\r\n")[2]
+
+
+async def test_a_start_fetches_builds_and_answers(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.put(remote=True)
+        changes: list[State] = []
+        agent.instances.subscribe(lambda report: changes.append(report.state))
+        started = await agent.runner.start(start_command("one", digest))
+        assert changes == [State.FETCHING, State.BUILDING, State.STARTING, State.RUNNING]
+        assert (started.warm, started.report.service_id) == (False, "od01")
+        assert await call(started.report) == b"one"
+        assert s.shelf.pins[digest] == {"instance:one"}
+        assert (await agent.resources()).memory_free == 2048 - 100
+
+
+async def test_a_repeated_start_is_the_same_start(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.put()
+        s.runtime.behaviour.start_s = 0.05
+        both = await asyncio.gather(*[agent.runner.start(start_command("one", digest)) for _ in range(2)])
+        assert both[0] == both[1]
+        assert (await agent.runner.start(start_command("one", digest))).warm
+        assert len(await s.runtime.adopt()) == 1
+        with pytest.raises(Conflict):
+            await agent.runner.start(start_command("one", "sha256:" + "0" * 64))
+
+
+async def test_memory_is_never_promised_twice(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(memory_mb=250) as agent:
+        digest = s.put()
+        s.runtime.behaviour.start_s = 0.02
+        results = await asyncio.gather(
+            *[agent.runner.start(start_command(f"i{n}", digest)) for n in range(5)], return_exceptions=True
+        )
+        assert sum(isinstance(result, NoCapacity) for result in results) == 3
+        assert agent.instances.free == 50
+        assert len(agent.reports()) == 2
+        running = agent.reports()[0].instance
+        await agent.runner.stop(link.Stop("c", running))
+        await agent.runner.start(start_command("late", digest))
+        with pytest.raises(NoCapacity):
+            await agent.runner.restart(link.Restart("c", running))
+
+
+async def test_one_archive_is_built_once_for_many(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.put(remote=True)
+        s.runtime.behaviour.build_s = 0.05
+        await asyncio.gather(*[agent.runner.start(start_command(f"i{n}", digest)) for n in range(4)])
+        assert (s.runtime.builds, s.shelf.fetches) == (1, 1)
+        await agent.runner.start(start_command("again", digest, force_rebuild=True))
+        assert s.runtime.builds == 2
+
+
+@pytest.mark.parametrize(
+    ("call_that_fails", "problem"),
+    [
+        ("build", BuildFailed("no", log=["a line"])),
+        ("start", StartFailed("no", reason="engine-refused", log=[])),
+        ("gateways", EngineUnavailable("no")),
+    ],
+)
+async def test_a_start_that_fails_leaves_nothing(tmp_path: Path, call_that_fails: str, problem: Problem) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.put()
+        s.runtime.fail_next(call_that_fails, problem)
+        reports: list[InstanceReport] = []
+        agent.instances.subscribe(reports.append)
+        with pytest.raises(type(problem)):
+            await agent.runner.start(start_command("one", digest))
+        assert (reports[-1].state, reports[-1].reason) == (State.FAILED, problem.slug)
+        assert agent.reports() == ()
+        assert agent.instances.free == 2048
+        assert await s.runtime.adopt() == []
+        assert s.shelf.pins.get(digest, set()) == set()
+        assert (await agent.runner.start(start_command("one", digest))).report.state is State.RUNNING
+
+
+@pytest.mark.parametrize(
+    ("command", "problem"),
+    [
+        ({"digest": "sha256:" + "0" * 64}, ContentNotFound),
+        ({"instance": "../escape"}, BadRequest),
+        ({"parameters": {"nope": "1"}}, BadRequest),
+        ({"variant": "nope"}, BadRequest),
+    ],
+)
+async def test_a_request_that_cannot_be_met_is_refused(
+    tmp_path: Path, command: dict[str, Any], problem: type[Problem]
+) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        with pytest.raises(problem):
+            await agent.runner.start(structs.replace(start_command("one", s.put()), **command))
+        assert agent.reports() == ()
+
+
+async def test_parameters_and_variant_reach_the_service(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        fast = Variant(mem_requirement=300, environment={"MODEL": "small"})
+        digest = s.put(parameters={"LANG": "en", "N": "1"}, variants={"fast": fast})
+        command = start_command("one", digest, parameters={"N": "2"}, variant="fast")
+        started = await agent.runner.start(command)
+        workload = agent.instances.get("one").entry.workload
+        assert isinstance(workload, Workload)
+        assert workload.environment == {"LANG": "en", "N": "2", "MODEL": "small", "name": "one"}
+        assert started.report.mem == 300
+
+
+async def test_a_start_has_a_deadline(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        with pytest.raises(DeadlineExceeded):
+            await agent.runner.start(start_command("one", s.put(wait_for_start=True), deadline_s=0.1))
+        assert await s.runtime.adopt() == []
+
+
+async def test_the_alive_message_means_ready_where_described(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        start = asyncio.create_task(agent.runner.start(start_command("one", s.put(wait_for_start=True))))
+        await until(lambda: agent.reports() and agent.reports()[0].state is State.STARTING)
+        agent.runner.on_alive("one")
+        assert (await start).report.state is State.RUNNING
+
+
+async def test_a_start_can_be_abandoned(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        start = asyncio.create_task(agent.runner.start(start_command("one", s.put(wait_for_start=True))))
+        await until(lambda: agent.reports() and agent.reports()[0].state is State.STARTING)
+        await agent.runner.stop(link.Stop("c", "one"))
+        with pytest.raises(Conflict):
+            await start
+        assert (agent.reports(), await s.runtime.adopt()) == ((), [])
+
+
+async def test_an_impatient_caller_does_not_end_the_start(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        s.runtime.behaviour.start_s = 0.05
+        start = asyncio.create_task(agent.runner.start(start_command("one", s.put())))
+        await until(agent.reports)
+        start.cancel()
+        await until(lambda: agent.reports()[0].state is State.RUNNING)
+
+
+async def test_an_instance_expires_and_may_be_restarted_at_the_same_address(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        first = (await agent.runner.start(start_command("one", s.put()))).report
+        assert first.expires_at == s.clock.now + 10
+        s.clock.now += 11
+        await until(lambda: agent.reports()[0].state is State.STOPPED)
+        assert agent.reports()[0].reason == "expired"
+        assert await call(first) == b""
+        again = (await agent.runner.restart(link.Restart("c", "one"))).report
+        assert again.ports == first.ports
+        assert await call(again) == b"one"
+        await agent.runner.stop(link.Stop("c", "one"))
+        s.clock.now += 3601
+        await until(lambda: agent.reports() == ())
+        with pytest.raises(UnknownInstance):
+            await agent.runner.restart(link.Restart("c", "one"))
+
+
+async def test_traffic_and_extension_prolong_life(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        report = (await agent.runner.start(start_command("one", s.put(), alive_time=20))).report
+        s.clock.now += 5
+        assert await call(report) == b"one"
+        assert agent.reports()[0].expires_at == s.clock.now + 20
+        await agent.runner.extend(link.Extend("c", "one", 100))
+        assert agent.reports()[0].expires_at == s.clock.now + 100
+
+
+async def test_an_end_by_itself_is_told_with_its_log(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.put()))
+        await s.runtime.crash("one", 137, out_of_memory=True)
+        await until(lambda: agent.reports()[0].state is State.FAILED)
+        assert agent.reports()[0].reason == "out-of-memory"
+        assert agent.reports()[0].log[-1] == "ends with 137"
+        assert (await agent.runner.restart(link.Restart("c", "one"))).report.state is State.RUNNING
+
+
+async def test_after_an_end_without_goodbye_everything_is_adopted(tmp_path: Path) -> None:
+    """The agent's block ends without stopping anything: for the runtime that is the same as kill -9."""
+    async with stage(tmp_path) as s:
+        async with s.agent() as agent:
+            before = (await agent.runner.start(start_command("one", s.put()))).report
+            ended = await agent.runner.start(start_command("two", s.put(name="other")))
+            pending = asyncio.create_task(agent.runner.start(start_command("half", s.put(wait_for_start=True))))
+            await until(lambda: any(r.state is State.STARTING for r in agent.reports()))
+        with pytest.raises(asyncio.CancelledError):
+            await pending
+        await s.runtime.crash(ended.report.instance, 1)
+        async with s.agent() as agent:
+            reports = {report.instance: report for report in agent.reports()}
+            assert reports.keys() == {"one", "two"}
+            assert reports["one"] == before
+            assert (reports["two"].state, reports["two"].reason) == (State.FAILED, "exited 1")
+            assert await call(before) == b"one"
+            assert await s.runtime.inspect("half") is None, "nobody waits for it any more"
+            s.clock.now += 11
+            await until(lambda: agent.reports()[0].state is State.STOPPED)
+
+
+async def test_an_engine_that_goes_away_is_waited_for(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.put()
+        for instance in ("one", "two"):
+            await agent.runner.start(start_command(instance, digest))
+        s.runtime.go_away()
+        await until(lambda: {r.state for r in agent.reports()} == {State.UNKNOWN})
+        with pytest.raises(EngineUnavailable):
+            await agent.runner.start(start_command("three", digest))
+        await agent.runner.stop(link.Stop("c", "one"))
+        s.runtime.come_back()
+        await until(lambda: [r.state for r in agent.reports()] == [State.STOPPED, State.RUNNING])
+
+        async def stopped() -> bool:
+            seen = await s.runtime.inspect("one")
+            return seen is not None and seen.exit_code == 143
+
+        await until(stopped)
+
+
+async def test_without_a_runtime_the_agent_says_so(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path)
+    digest = shelf.put(SERVICE)
+    async with an_agent(tmp_path, shelf) as agent:
+        with pytest.raises(NoCapacity, match="no runtime"):
+            await agent.runner.start(start_command("one", digest))
