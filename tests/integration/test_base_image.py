@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import secrets
 import subprocess
 import sys
 import tarfile
@@ -38,12 +39,13 @@ def test_the_standard_library_is_compiled(engine: docker.DockerClient, base_imag
 def test_a_service_with_pinned_frameworks_builds_without_a_network(
     engine: docker.DockerClient, base_image: str
 ) -> None:
+    tag = f"cornerstore-test/offline:{secrets.token_hex(4)}"  # removed by tag: other builds may share its layers
     dockerfile = io.BytesIO(OFFLINE_SERVICE.encode())
-    image, _ = engine.images.build(fileobj=dockerfile, network_mode="none", rm=True, forcerm=True)
+    engine.images.build(fileobj=dockerfile, network_mode="none", tag=tag, rm=True, forcerm=True)
     try:
-        assert run(engine, image.id or "", "sh", "-c", "wc -l < /etc/passwd") == "2"
+        assert run(engine, tag, "sh", "-c", "wc -l < /etc/passwd") == "2"
     finally:
-        engine.images.remove(image.id or "")
+        engine.images.remove(tag)
 
 
 def test_the_saved_archive_is_the_image_in_the_engine(

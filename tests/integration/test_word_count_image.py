@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -18,12 +19,13 @@ CONTEXT = Path(__file__).parents[2] / "services/word_count/wordcount"
 async def test_the_word_count_runs_hardened_in_its_64_megabytes(
     engine: docker.DockerClient, base_image: str, tmp_path: Path
 ) -> None:
+    tag = f"cornerstore-test/word-count:{secrets.token_hex(4)}"  # removed by tag: other builds may share its layers
     for file in CONTEXT.iterdir():
         text = file.read_text().replace("FROM python:3.6-alpine", f"FROM {base_image}")
         (tmp_path / file.name).write_text(text)
-    image, _ = engine.images.build(path=str(tmp_path), network_mode="none", rm=True, forcerm=True)
+    engine.images.build(path=str(tmp_path), network_mode="none", tag=tag, rm=True, forcerm=True)
     container = engine.containers.run(
-        image.id or "",
+        tag,
         detach=True,
         mem_limit="64m",
         memswap_limit="64m",
@@ -53,4 +55,4 @@ async def test_the_word_count_runs_hardened_in_its_64_megabytes(
         assert container.wait()["StatusCode"] == 0
     finally:
         container.remove(force=True)
-        engine.images.remove(image.id or "", force=True)
+        engine.images.remove(tag)
