@@ -1,4 +1,4 @@
-"""Bytes of the content endpoints that both ends must agree on. See docs/protocol-content.md.
+"""Bytes of the content endpoints that both ends must agree on. See docs/protocol.md.
 
 Answer to `POST /peer/chunks`, for each digest asked, in order:
 
