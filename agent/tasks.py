@@ -59,12 +59,14 @@ async def running_loops(loops: Mapping[str, Coroutine[Any, Any, None]]) -> Async
 
     What the block itself raises leaves it unwrapped.
     """
-    raised: Exception | None = None
+    raised: BaseException | None = None
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(work, name=name) for name, work in loops.items()]
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - raised again outside of the group, which would wrap it
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again outside of the group, which would wrap it
             raised = error
         finally:
             for task in tasks:
