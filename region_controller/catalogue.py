@@ -30,7 +30,7 @@ REFRESH_S = 2.0
 """Between FRESH_S and this age, a non-empty answer is given at once and refreshed behind it."""
 LAST_KNOWN_S = 600.0
 """How long an answer stands in while the mesh is unreachable."""
-OWN_S = 30.0
+OWN_S = 2.0
 """How long what was published or withdrawn here is laid over the mesh's answers: by then the mesh knows."""
 MAX_CACHED_NAMES = 512
 MAX_ENTRIES_SEARCHED = 5_000
@@ -152,6 +152,8 @@ class Catalogue:
         now = self._monotonic()
         self._own = {key: own for key, own in self._own.items() if now - own.at <= OWN_S}
         self._own[(record.publisher, record.digest)] = _Own(record, now)
+        for name in record.names:
+            self._cache.pop(name, None)
 
     # --- cache ------------------------------------------------------------------------------------------------------
 
