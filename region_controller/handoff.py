@@ -20,6 +20,7 @@ from protocol.problems import Unavailable
 from protocol.records import Digest, NodeId
 from region_controller.hierarchy import MAX_HOPS, Hop
 from region_controller.leases import Held
+from region_controller.wanted import loop_time
 
 log = structlog.get_logger(__name__)
 
@@ -70,14 +71,18 @@ class RemoteRegions:
         Only an address that cannot be reached is followed by the next; the request key makes that safe.
         """
         failure: Unavailable | None = None
+        ends = loop_time() + body.deadline_s + ANSWER_MARGIN_S
         for address in hop.addresses:
+            left = ends - loop_time()
+            if left <= 0:
+                break
             try:
                 return await self._answer(
                     "POST",
                     address,
                     "/peer/handoff",
                     StartAnswer,
-                    body.deadline_s + ANSWER_MARGIN_S,
+                    left,
                     data=msgspec.json.encode(body),
                 ), address
             except Unavailable as problem:
