@@ -16,6 +16,7 @@ from agent.alive import running_alive_endpoint
 from agent.instances import Instances
 from agent.journal import Journal, open_journal
 from agent.link import AgentLink, Locate
+from agent.operations import Operations
 from agent.provision import Describe, Provision
 from agent.proxy import running_proxy
 from agent.runner import Runner
@@ -136,9 +137,10 @@ async def running_agent(
             concurrent_builds=config.concurrent_builds,
         )
         commands = OwnedTasks()
-        runner = Runner(instances, runtimes, provision, commands, concurrent_starts=config.concurrent_starts)
-        runner.proxy = await stack.enter_async_context(running_proxy(config.host, runner.on_traffic))
-        runner.alive = await stack.enter_async_context(
+        operations = Operations(instances, runtimes, provision, concurrent_starts=config.concurrent_starts)
+        runner = Runner(instances, operations, provision, commands)
+        operations.proxy = await stack.enter_async_context(running_proxy(config.host, runner.on_traffic))
+        operations.alive = await stack.enter_async_context(
             running_alive_endpoint(config.alive_port, runner.addresses_of, runner.on_alive)
         )
         await stack.enter_async_context(commands)

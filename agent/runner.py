@@ -1,7 +1,7 @@
 """Carries out what the controller asks and what the lifecycle decides.
 
-`agent.lifecycle` decides, `agent.instances` writes it down and reports it, this module performs it. Every engine
-call for one instance happens under its slot's lock; commands run as tasks of their own, so that a lost link or an
+`agent.lifecycle` decides, `agent.instances` writes it down and reports it, `agent.operations` performs it, and this
+module says in which order. Commands run as tasks of their own, so that a lost link or an
 impatient caller never leaves one half done.
 """
 
@@ -9,33 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
 
 import structlog
-from msgspec import Struct, structs
+from msgspec import Struct
 
 from agent import lifecycle
-from agent.alive import AliveEndpoint
 from agent.instances import Instances, Slot
 from agent.lifecycle import Effect
+from agent.operations import Operations
 from agent.provision import Provision, Timings
-from agent.proxy import PortProxy, free_udp_port
-from agent.readiness import Pace, answers
-from agent.runtime import Condition, OnProgress, Publication, Runtime, Workload
+from agent.runtime import OnProgress, Runtime, Workload
 from agent.tasks import OwnedTasks
-from agent.workloads import environment_of, memory_of, not_started
+from agent.workloads import environment_of, memory_of
 from protocol import link
 from protocol.instances import InstanceReport, PortBinding, Progress, State
 from protocol.problems import (
     BadRequest,
     Conflict,
     DeadlineExceeded,
-    EngineUnavailable,
-    NoCapacity,
-    PortTaken,
     Problem,
 )
-from protocol.service import ServiceDescriptor
 
 log = structlog.get_logger(__name__)
 
@@ -69,20 +62,15 @@ class Runner:
     def __init__(
         self,
         instances: Instances,
-        runtimes: Sequence[Runtime],
+        operations: Operations,
         provision: Provision,
         tasks: OwnedTasks,
-        *,
-        concurrent_starts: int,
     ) -> None:
         self._instances = instances
-        self._runtimes = {runtime.name: runtime for runtime in runtimes}
+        self._operations = operations
         self._provision = provision
         self._tasks = tasks
-        self._starts = asyncio.Semaphore(concurrent_starts)
         self._launches: dict[str, _Launch] = {}
-        self.proxy: PortProxy
-        self.alive: AliveEndpoint
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -160,7 +148,7 @@ class Runner:
     def tick(self) -> None:
         """Let the time pass for every instance."""
         for slot in self._instances:
-            event = lifecycle.Tick(now=self._instances.now(), busy=self.proxy.busy(slot.id))
+            event = lifecycle.Tick(now=self._instances.now(), busy=self._operations.proxy.busy(slot.id))
             self._later(slot, self._instances.apply(slot, event))
 
     # --- what the engine says ---------------------------------------------------------------------------------------
@@ -173,7 +161,7 @@ class Runner:
         """Look at every instance of a runtime, and remove containers of this node that nobody knows."""
         found = await runtime.adopt()
         for slot in self._of(runtime.name):
-            await self.observe(slot)
+            await self._operations.observe(slot)
         for stranger in found:
             if self._instances.find(stranger.instance) is None:
                 log.info("stranger-removed", instance=stranger.instance, runtime=runtime.name)
@@ -183,43 +171,7 @@ class Runner:
         """Observe an instance of which the engine said something; others are no concern of this agent."""
         slot = self._instances.find(instance)
         if slot is not None:
-            await self.observe(slot)
-
-    async def observe(self, slot: Slot) -> None:
-        """Inspect one instance and let the lifecycle judge."""
-        runtime = self._runtimes.get(slot.entry.runtime)
-        if runtime is None or slot.state in lifecycle.UNBORN:
-            return
-        async with slot.lock:
-            try:
-                effects = await self._look(slot, runtime)
-            except EngineUnavailable as problem:
-                log.debug("observe-failed", instance=slot.id, detail=problem.detail)
-                return
-        for attachment in slot.seen.attachments if slot.seen is not None else ():
-            await self.alive.listen_on(attachment.gateway)
-        await self._perform(slot, effects)
-
-    async def _look(self, slot: Slot, runtime: Runtime) -> tuple[Effect, ...]:
-        """Once more whenever the state changed during the inspection: what it showed is of before. The same holds
-        while a start was decided and the engine not yet asked."""
-        while slot.state is not State.STARTING or slot.seen is not None:
-            before = slot.entry.instance
-            seen = await runtime.inspect(slot.id)
-            ended = seen is not None and seen.condition is Condition.EXITED
-            lines = await runtime.logs(slot.id) if ended and slot.state not in lifecycle.ENDED else ()
-            if (slot.state, slot.entry.instance.since) != (before.state, before.since):
-                continue
-            slot.seen = seen
-            event = lifecycle.Seen(
-                now=self._instances.now(),
-                condition=seen.condition if seen is not None else Condition.GONE,
-                exit_code=seen.exit_code if seen is not None else None,
-                out_of_memory=seen is not None and seen.out_of_memory,
-                log=lines,
-            )
-            return self._instances.apply(slot, event)
-        return ()
+            await self._operations.observe(slot)
 
     # --- after a restart of the agent -------------------------------------------------------------------------------
 
@@ -230,8 +182,8 @@ class Runner:
             if slot.entry.instance.started_at is None or slot.state is State.REMOVED:
                 self._instances.forget(slot)
                 continue
-            await self._open_ports(slot)
-            if slot.entry.runtime not in self._runtimes:
+            await self._operations.open_ports(slot)
+            if slot.entry.runtime not in self._operations.runtimes:
                 self._instances.apply(slot, lifecycle.EngineAway(now=self._instances.now()))
 
     def resume_restarts(self) -> None:
@@ -283,7 +235,7 @@ class Runner:
             command.digest, deadline_s=command.deadline_s, timings=timings, on_progress=progress
         )
         environment = environment_of(descriptor, command)
-        runtime = await self._runtime_for(descriptor)
+        runtime = await self._operations.runtime_for(descriptor)
         self._instances.reserve(slot, memory_of(descriptor, command.variant))
         self._instances.update(slot, runtime=runtime.name, service_id=descriptor.id, service_name=descriptor.name)
         alive_time = descriptor.alive_time if command.alive_time is None else command.alive_time
@@ -317,25 +269,25 @@ class Runner:
                 networks=descriptor.networks,
             ),
         )
-        await self._open_ports(slot)
+        await self._operations.open_ports(slot)
         self._instances.apply(slot, lifecycle.Built(now=self._instances.now()))
         progress(Progress("start", "starting the instance"))
         with timings.phase("start"):
-            await self._run(slot)
+            await self._operations.run(slot)
         progress(Progress("ready", "waiting until it answers"))
         with timings.phase("ready"):
-            await self._until_ready(slot)
+            await self._operations.until_ready(slot)
 
     async def _restart(self, slot: Slot, effects: tuple[Effect, ...]) -> Started:
         timings = Timings()
         try:
             async with asyncio.timeout(RESTART_S):
-                await self._perform(slot, tuple(e for e in effects if e is Effect.STOP))
+                await self._operations.perform(slot, tuple(e for e in effects if e is Effect.STOP))
                 if Effect.START in effects:
                     with timings.phase("start"):
-                        await self._run(slot)
+                        await self._operations.run(slot)
                 with timings.phase("ready"):
-                    await self._until_ready(slot)
+                    await self._operations.until_ready(slot)
         except TimeoutError:
             problem = DeadlineExceeded(f"instance {slot.id} did not become ready within {RESTART_S:g} s")
             await self._abandon(slot, problem)
@@ -345,35 +297,6 @@ class Runner:
             raise
         return Started(self._instances.report(slot), timings.result())
 
-    async def _run(self, slot: Slot) -> None:
-        """Have the engine start it; the agent listens for alive messages first."""
-        runtime, workload = self._runtimes[slot.entry.runtime], slot.entry.workload
-        assert workload is not None
-        async with self._starts, slot.lock:
-            if slot.state is not State.STARTING:
-                return
-            for gateway in await runtime.gateways(workload):
-                await self.alive.listen_on(gateway)
-            slot.seen = await runtime.start(workload)
-
-    async def _until_ready(self, slot: Slot) -> None:
-        """Probe the container's own address (a published port answers before the service does), and look at the engine
-        now and then, until the lifecycle says that it runs or not."""
-        port = next((p.container_port for p in slot.entry.ports if p.protocol == "tcp"), None)
-        pace = Pace()
-        while slot.state is State.STARTING:
-            slot.changed.clear()
-            upstream = slot.upstream(port) if port is not None else None
-            if not slot.entry.instance.wait_for_start and (port is None or (upstream and await answers(*upstream))):
-                self._instances.apply(slot, lifecycle.Answered(now=self._instances.now()))
-            elif pace.look_due():
-                await self.observe(slot)
-            else:
-                await pace.wait(slot.changed)
-        instance = slot.entry.instance
-        if instance.state is not State.RUNNING:
-            raise not_started(instance)
-
     async def _command(self, slot: Slot, event: lifecycle.StopAsked | lifecycle.RemoveAsked) -> InstanceReport:
         effects = self._instances.apply(slot, event)
         report = self._instances.report(slot)
@@ -381,33 +304,12 @@ class Runner:
         if launch is not None and launch.task is not None and slot.state is State.REMOVED:
             launch.task.cancel()
             await asyncio.wait({launch.task})
-        await asyncio.shield(self._tasks.run(self._perform(slot, effects), name=f"{event.reason} {slot.id}"))
+        await asyncio.shield(self._tasks.run(self._operations.perform(slot, effects), name=f"{event.reason} {slot.id}"))
         return report
 
     def _later(self, slot: Slot, effects: tuple[Effect, ...]) -> None:
         if effects:
-            self._tasks.run(self._perform(slot, effects), name=f"effects of {slot.id}")
-
-    async def _perform(self, slot: Slot, effects: tuple[Effect, ...]) -> None:
-        """Effects on the engine. One that fails is made good when the engine is next listed."""
-        for effect in effects:
-            async with slot.lock:
-                try:
-                    await self._perform_one(slot, effect)
-                except Problem as problem:
-                    log.warning("effect-failed", instance=slot.id, effect=effect, detail=problem.detail)
-
-    async def _perform_one(self, slot: Slot, effect: Effect) -> None:
-        runtime = self._runtimes.get(slot.entry.runtime)
-        if effect is Effect.STOP and runtime is not None:
-            await self.proxy.cut(slot.id)
-            await runtime.stop(slot.id)
-        elif effect is Effect.REMOVE:
-            await self.proxy.close(slot.id)
-            self._instances.forget(slot)
-            await self._provision.release(slot.entry.digest, slot.id)
-            if runtime is not None:
-                await runtime.remove(slot.id)
+            self._tasks.run(self._operations.perform(slot, effects), name=f"effects of {slot.id}")
 
     async def _abandon(self, slot: Slot, error: Exception, *, discard: bool = False) -> None:
         reason = error.slug if isinstance(error, Problem) else type(error).__name__
@@ -415,49 +317,7 @@ class Runner:
         event = lifecycle.WorkFailed(now=self._instances.now(), reason=reason, log=tuple(lines))
         effects = self._instances.apply(slot, event)
         # Another task may have seen the end first and be about to remove it: the caller shall find nothing left.
-        await self._perform(slot, (Effect.REMOVE,) if discard else effects)
-
-    async def _open_ports(self, slot: Slot) -> None:
-        """Give each TCP port its proxy and each other port a number on the host; the numbers are kept for life."""
-        bindings, published = [], []
-        for wanted in slot.entry.ports:
-            if wanted.protocol == "tcp":
-                port = await self._open_proxy(slot, wanted)
-            else:
-                port = wanted.port or free_udp_port(self._instances.host)
-                published.append(Publication(wanted.container_port, wanted.protocol, self._instances.host, port))
-            bindings.append(PortBinding(wanted.container_port, port, wanted.protocol, wanted.description))
-        self._instances.update(slot, ports=tuple(bindings))
-        if published and slot.entry.workload is not None:
-            workload = structs.replace(slot.entry.workload, published=tuple(published))
-            self._instances.update(slot, workload=workload)
-
-    async def _open_proxy(self, slot: Slot, wanted: PortBinding) -> int:
-        def upstream() -> tuple[str, int] | None:
-            return slot.upstream(wanted.container_port)
-
-        try:
-            return await self.proxy.open(slot.id, wanted.container_port, upstream, port=wanted.port)
-        except PortTaken as problem:
-            if not wanted.port:
-                raise
-            log.warning("port-moved", instance=slot.id, port=wanted.port, detail=problem.detail)
-            return await self.proxy.open(slot.id, wanted.container_port, upstream)
-
-    async def _runtime_for(self, descriptor: ServiceDescriptor) -> Runtime:
-        """The first runtime that runs this kind. Raises NoCapacity, or EngineUnavailable if it is only away."""
-        away: EngineUnavailable | None = None
-        for runtime in self._runtimes.values():
-            try:
-                if descriptor.kind in (await runtime.capabilities()).kinds:
-                    return runtime
-            except EngineUnavailable as problem:
-                away = problem
-        if away is not None:
-            raise away
-        raise NoCapacity(
-            f"no runtime of this agent runs a {descriptor.kind}", fix="Install a container engine on this machine."
-        )
+        await self._operations.perform(slot, (Effect.REMOVE,) if discard else effects)
 
     def _of(self, runtime: str) -> list[Slot]:
         return [slot for slot in self._instances if slot.entry.runtime == runtime]
