@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -58,8 +58,8 @@ class Keyring(Struct, frozen=True):
         """Without the keys: a keyring may end up in a log."""
         return f"Keyring(mesh={self.mesh!r}, key ids={sorted(self.keys)}, current={self.current})"
 
-    def __rich_repr__(self) -> Iterator[tuple[str, object]]:
-        yield from (("mesh", self.mesh), ("key_ids", sorted(self.keys)), ("current", self.current))
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return [("mesh", self.mesh), ("key_ids", sorted(self.keys)), ("current", self.current)]
 
 
 class ReplayWindow:

@@ -8,7 +8,8 @@ asked meanwhile, and this one still counts when it answers), answered, failed. T
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import heapq
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic
 
@@ -35,6 +36,7 @@ class CrawlPolicy:
 class Crawl(SpiderCrawl, Generic[A]):
     """`ask` puts the question to one node (None: it failed) and `patience` says after how long it is overdue.
 
+    `usable` false: not worth asking now. `missing`: members that would be asked if they had not just gone silent.
     `spawn` starts a task that its owner ends; questions outlive the lookup, so that the dead are noticed.
     """
 
@@ -44,14 +46,17 @@ class Crawl(SpiderCrawl, Generic[A]):
         seeds: list[Node],
         policy: CrawlPolicy,
         *,
+        own_id: bytes,
         ask: Callable[[Node], Coroutine[Any, Any, A | None]],
         usable: Callable[[Node], bool],
+        missing: Sequence[Node],
         patience: Callable[[Node], float],
         spawn: Callable[[Coroutine[Any, Any, A | None]], asyncio.Task[A | None]],
     ) -> None:
         super().__init__(None, Node(key), list(seeds), CANDIDATES, policy.alpha)
         self.answers: dict[bytes, A] = {}
         self.converged = False
+        self._own_id = own_id
         self._policy = policy
         self._ask: Callable[[Node], Coroutine[Any, Any, A | None]] = ask
         self._usable = usable
@@ -59,7 +64,8 @@ class Crawl(SpiderCrawl, Generic[A]):
         self._spawn: Callable[[Coroutine[Any, Any, A | None]], asyncio.Task[A | None]] = spawn
         self._asked: dict[asyncio.Task[A | None], Node] = {}
         self._overdue_at: dict[bytes, float] = {}
-        self._failed: set[bytes] = set()
+        self._silent: dict[bytes, Node] = {node.id: node for node in missing}
+        """Nodes that failed, or are not worth asking: what they hold is unknown."""
 
     async def run(self, deadline: float) -> None:
         """Until converged, or until the event loop's time `deadline`."""
@@ -88,9 +94,11 @@ class Crawl(SpiderCrawl, Generic[A]):
 
     @property
     def conclusive(self) -> bool:
-        """True if enough answered to say that what nobody has mentioned does not exist."""
-        live = len(self.answers)
-        return self.converged and live > 0 and (live >= self._policy.quorum or 2 * live >= len(self._overdue_at))
+        """True if what nobody mentioned does not exist: of the `width` nearest nodes known, at least half answered."""
+        known = {node.id: node for node in self.nearest} | self._silent
+        nearest = heapq.nsmallest(self._policy.width, known.values(), key=self.node.distance_to)
+        live = sum(node.id in self.answers for node in nearest)
+        return self.converged and live > 0 and 2 * live >= len(nearest)
 
     def _front(self, now: float) -> list[Node]:
         on_time = (n for n in self.nearest if n.id in self.answers or self._overdue_at.get(n.id, now + 1) > now)
@@ -98,11 +106,13 @@ class Crawl(SpiderCrawl, Generic[A]):
 
     def _heard(self, node: Node, answer: A | None) -> None:
         if answer is None:
-            self._failed.add(node.id)
+            self._silent[node.id] = node
             self.nearest.remove([node.id])
             return
         self.answers[node.id] = answer
         if isinstance(answer, Nodes | Page):
             named = [(c.node, c.address) for c in answer.contacts]
             nodes = [Node(node_id, *address) for node_id, address in named if address is not None]
-            self.nearest.push([n for n in nodes if n.id not in self._failed and self._usable(n)])
+            unknown = [n for n in nodes if n.id not in self._silent and n.id != self._own_id]
+            self._silent.update({n.id: n for n in unknown if not self._usable(n)})
+            self.nearest.push([n for n in unknown if n.id not in self._silent])

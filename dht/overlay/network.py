@@ -57,6 +57,7 @@ PAGE_CONTACTS = 8
 PAGE_RESERVE = 24
 """Bytes kept free in a page for the next cursor and the list headers."""
 MAX_PAGES = 4096
+SEARCHES = 2
 STRETCHES = 16
 """Parts of a large set that are read at the same time."""
 MAX_CHECKS = 64
@@ -239,13 +240,21 @@ class Overlay:
         return verdicts if set(verdicts) & {KEPT, SUPERSEDED} else None
 
     async def read(self, key: bytes) -> ReadOutcome:
-        """The union of what the nodes nearest to `key` hold, within the lookup deadline."""
+        """The union of what the nodes nearest to `key` hold, within the lookup deadline.
+
+        When many nodes died at once, a first search may learn little but who is dead: then a second one follows.
+        """
         deadline = asyncio.get_running_loop().time() + self._tuning.lookup_s
-        crawl = self._crawl(key, Records, Page, key, None)
-        await crawl.run(deadline)
-        found: set[bytes] = {e for page in crawl.answers.values() for e in page.envelopes}
-        complete = await self._read_rest(key, crawl, found, deadline)
-        return ReadOutcome(frozenset(found), crawl.conclusive and complete, len(crawl.answers))
+        found: set[bytes] = set()
+        for _ in range(SEARCHES):
+            crawl = self._crawl(key, Records, Page, key, None)
+            await crawl.run(deadline)
+            found.update(e for page in crawl.answers.values() for e in page.envelopes)
+            complete = await self._read_rest(key, crawl, found, deadline)
+            outcome = ReadOutcome(frozenset(found), crawl.conclusive and complete, len(crawl.answers))
+            if found or outcome.conclusive or not crawl.converged:
+                break
+        return outcome
 
     async def _read_rest(self, key: bytes, crawl: Crawl[Page], found: set[bytes], deadline: float) -> bool:
         """Fetch the further pages, of equal sets only once. True if none is missing.
@@ -300,8 +309,10 @@ class Overlay:
             key,
             seeds or self._routing.lost_members(),
             self._tuning.policy,
+            own_id=self.id,
             ask=lambda node: self._ask(node, request, answer, *args),
-            usable=lambda node: node.id != self.id and not self._routing.is_resting(node.id, now),
+            usable=lambda node: not self._routing.is_resting(node.id, now),
+            missing=self._routing.recently_lost(now),
             patience=lambda node: self._endpoint.round_trips.timeout(address_of(node)) / 2,
             spawn=self._tasks.spawn,
         )

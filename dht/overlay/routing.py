@@ -19,6 +19,7 @@ from dht.overlay.datagrams import Address
 FAILURES_TO_EVICT = 2
 REST_S = 10.0
 MAX_REST_S = 600.0
+RECENTLY_S = 60.0
 FORGET_AFTER_S = 86_400.0
 MAX_LOST = 512
 MAX_PROVEN = 8192
@@ -122,6 +123,10 @@ class Routing:
     def lost_members(self) -> list[Node]:
         """Former contacts that stopped answering."""
         return [Node(n, lost.address.host, lost.address.port) for n, lost in self._lost.items() if lost.proven]
+
+    def recently_lost(self, now: float) -> list[Node]:
+        """Former contacts that may be back at any moment: what they hold is not known to be gone."""
+        return [node for node in self.lost_members() if now - self._lost[node.id].since < RECENTLY_S]
 
     def to_ask_again(self, now: float) -> list[Node]:
         """Former contacts whose rest is over. Forgets those lost for a day."""

@@ -100,5 +100,5 @@ def test_the_replay_window_forgets_the_least_recent_sender() -> None:
 
 
 def test_a_keyring_never_shows_its_keys() -> None:
-    assert "oooo" not in repr(BEFORE) + str(list(BEFORE.__rich_repr__()))
+    assert "oooo" not in repr(BEFORE) + str(BEFORE.__rich_repr__())
     assert msgspec.json.decode(msgspec.json.encode(DURING), type=Keyring) == DURING
