@@ -1,8 +1,8 @@
 """Carries out what the controller asks and what the lifecycle decides.
 
 `agent.lifecycle` decides, `agent.instances` writes it down and reports it, `agent.operations` performs it, and this
-module says in which order. Commands run as tasks of their own, so that a lost link or an
-impatient caller never leaves one half done.
+module says in which order. Commands run as tasks of their own, so that a lost link or an impatient caller never
+leaves one half done.
 """
 
 from __future__ import annotations
@@ -245,7 +245,6 @@ class Runner:
                 now=self._instances.now(), alive_time=alive_time, wait_for_start=descriptor.wait_for_start
             ),
         )
-        await self._provision.keep(command.digest, slot.id)
         image = await self._provision.image(
             runtime,
             command.digest,
@@ -256,6 +255,7 @@ class Runner:
             timings=timings,
             on_progress=progress,
         )
+        await self._provision.keep(command.digest, slot.id)
         self._instances.update(
             slot,
             ports=tuple(PortBinding(p.port, 0, p.protocol, p.description) for p in descriptor.ports),

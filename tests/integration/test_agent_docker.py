@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -185,6 +187,42 @@ async def test_running_containers_are_adopted_and_strangers_of_ours_removed(tmp_
             assert reports["stopped"].state is State.STOPPED
             assert (await get(before.ports[0].port)).endswith(b"hello")
             assert await s.runtime.inspect("stranger") is None
+
+
+KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+import tests.integration.test_agent_docker as here
+from agent.docker_runtime import DockerConfig, running_docker
+from tests.agent_stage import Shelf, an_agent, start_command
+from tests.docker_stage import ALIASES
+
+async def main() -> None:
+    folder, node = Path(sys.argv[1]), sys.argv[2]
+    shelf = Shelf(folder)
+    async with running_docker(DockerConfig(base_image_aliases=ALIASES), node) as runtime:
+        async with an_agent(folder, shelf, runtime, node=node) as agent:
+            report = (await agent.runner.start(start_command("one", shelf.put(here.WEB, here.WEB_FILES)))).report
+            print(report.ports[0].port, report.expires_at, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+asyncio.run(main())
+"""
+
+
+async def test_after_kill_9_the_service_is_adopted_with_its_port_and_deadline(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        arguments = [sys.executable, "-c", KILLED, str(tmp_path), s.node]
+        root = Path(__file__).parents[2]
+        killed = await asyncio.create_subprocess_exec(*arguments, stdout=asyncio.subprocess.PIPE, cwd=root)
+        told, _ = await killed.communicate()
+        assert killed.returncode == -signal.SIGKILL
+        port, expires_at = told.split()[-2:]
+        async with s.agent() as agent:
+            report = agent.reports()[0]
+            assert (report.instance, report.state) == ("one", State.RUNNING)
+            assert (report.ports[0].port, report.expires_at) == (int(port), float(expires_at))
+            assert (await get(int(port))).endswith(b"hello")
 
 
 async def start_stranger(s: Stage, digest: str, image: str) -> None:
