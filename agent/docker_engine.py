@@ -25,7 +25,7 @@ from protocol.problems import DiskFull, EngineUnavailable, Problem
 
 log = structlog.get_logger(__name__)
 
-CALL_S = 60.0
+CALL_S = 30.0
 CALLS = 8
 """Ordinary calls at once."""
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-FIRST_DELAY_S = 0.005
+MIN_DELAY_S = 0.005
 MAX_DELAY_S = 0.1
-GROWTH = 1.3
+SHARE = 0.1
+"""Of the time waited so far: readiness is noticed at most a tenth late, and a slow service is not hammered."""
+
 LOOK_S = 0.5
 CONNECT_S = 1.0
 
@@ -25,13 +27,18 @@ async def answers(host: str, port: int) -> bool:
     return True
 
 
+def delay_s(waited_s: float) -> float:
+    """Until the next probe, when `waited_s` have passed since the first."""
+    return min(max(MIN_DELAY_S, waited_s * SHARE), MAX_DELAY_S)
+
+
 class Pace:
     """How long to wait between probes, and when to look at the engine, whose events may be late."""
 
     def __init__(self) -> None:
-        self._delay_s = FIRST_DELAY_S
         self._loop = asyncio.get_running_loop()
-        self._look_at = self._loop.time() + LOOK_S
+        self._begin = self._loop.time()
+        self._look_at = self._begin + LOOK_S
 
     def look_due(self) -> bool:
         now = self._loop.time()
@@ -43,5 +50,4 @@ class Pace:
     async def wait(self, changed: asyncio.Event) -> None:
         """Until something changed, or the next probe is due."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(changed.wait(), self._delay_s)
-        self._delay_s = min(self._delay_s * GROWTH, MAX_DELAY_S)
+            await asyncio.wait_for(changed.wait(), delay_s(self._loop.time() - self._begin))
