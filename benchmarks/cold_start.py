@@ -20,18 +20,20 @@ from client.controller import ControllerClient
 from protocol.instances import StartAnswer, StartRequest
 
 RUNS = 12
+PATIENCE_S = 30.0
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 
 
 async def until_answered(session: aiohttp.ClientSession, url: str) -> None:
-    """Ask until the service answers 200."""
-    while True:
-        try:
-            async with session.get(url) as response:
-                if response.status == 200:
-                    return
-        except aiohttp.ClientError:
-            await asyncio.sleep(0.002)
+    """Ask until the service answers 200. Raises TimeoutError after `PATIENCE_S`."""
+    async with asyncio.timeout(PATIENCE_S):
+        while True:
+            try:
+                async with session.get(url) as response:
+                    if response.status == 200:
+                        return
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.002)
 
 
 async def measured(action: Callable[[], Awaitable[None]]) -> float:
@@ -52,7 +54,7 @@ async def main() -> None:
         first = await client.start(StartRequest(service="wc01"))
         print(f"first start, building the image: {first.timings_ms}", file=sys.stderr)
         await client.remove(first.instance, first.lease.token)
-        image = docker("images", "--format", "{{.Repository}}:{{.Tag}}", "cornerstore/svc").splitlines()[0]
+        image = f"cornerstore/svc:{first.service.digest.removeprefix('sha256:')[:32]}"
         for run in range(RUNS):
             last: list[StartAnswer] = []
             ours.append(await measured(lambda last=last: _ours(client, session, last)))

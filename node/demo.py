@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from agent import DockerConfig, running_docker
 from bootstrap import Identity
 from client.controller import ControllerClient
 from client.discovery import FoundController, discover
@@ -75,6 +76,8 @@ class Story:
 async def demo(*, stay: bool, service: Path = SERVICE, console: Console | None = None) -> None:
     """Run the story; with `stay`, leave the mesh up until SIGINT or SIGTERM. Raises the Problem that ends it early."""
     story = Story(console or Console())
+    async with running_docker(DockerConfig(), "demo"):
+        story.tell("a Docker engine answers")  # or EngineUnavailable says what is missing, before anything was begun
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cornerstore-demo-")))
         sites = (

@@ -179,6 +179,8 @@ class _Parts:
         await self._stack.enter_async_context(
             serving(self._peer_socket, routes, middlewares=[members], tls=self._server_tls)
         )
+        if controller is not None:  # open agent links would hold the drain
+            self._stack.push_async_callback(controller.close_links)
         renewal = keep_certificate(
             self._identity,
             (self._client_tls, self._server_tls),
