@@ -75,6 +75,12 @@ class DockerNetworks:
                 self._known.pop(name, None)
                 await self._engine.call(partial(_remove_if_unused, name=name))
 
+    async def drop_own(self) -> None:
+        """Remove the agent's own bridge if no container is on it: an engine has room for some thirty networks."""
+        async with self.lock:
+            self._known.pop(self._own, None)
+            await self._engine.call(partial(_remove_if_unused, name=self._own))
+
     async def _ensure(self, name: str, group: BridgeNetwork | None) -> Bridge:
         if name in self._known:
             return self._known[name]
@@ -143,7 +149,7 @@ def _bridge(network: dict[str, object]) -> Bridge:
 def _remove_if_unused(api: Api, name: str) -> None:
     try:
         labels = api.inspect_network(name).get("Labels") or {}
-        if labels.get(OWNER_LABEL) == "group" and not api.containers(all=True, filters={"network": name}):
+        if OWNER_LABEL in labels and not api.containers(all=True, filters={"network": name}):
             api.remove_network(name)
     except docker.errors.APIError as error:
         if error.status_code not in {403, 404}:  # in use again, or gone already

@@ -151,6 +151,13 @@ class DockerRuntime:
             log.debug("logs-unavailable", instance=instance, error=str(error))
             return ()
 
+    async def close(self) -> None:
+        """Leave no network behind that nobody uses. An engine that is away by now keeps it for the next start."""
+        try:
+            await self._networks.drop_own()
+        except (EngineUnavailable, docker.errors.APIError) as error:
+            log.debug("own-network-kept", error=str(error))
+
     async def _start_existing(self, name: str) -> bool:
         """Start a container that is there. One that cannot start any more (its network is gone) is made anew."""
         try:
@@ -201,7 +208,11 @@ async def running_docker(
     A node catches that and runs its agent with the other runtimes, or with none.
     """
     async with connected_engine(config.url) as engine:
-        yield DockerRuntime(engine, config, node, unpack)
+        runtime = DockerRuntime(engine, config, node, unpack)
+        try:
+            yield runtime
+        finally:
+            await runtime.close()
 
 
 def _on_loop(on_progress: OnProgress | None) -> OnProgress:

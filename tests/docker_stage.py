@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-
-import docker
 
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
 from tests.conftest import BASE_IMAGE
@@ -27,11 +24,3 @@ async def clean_docker(node: str) -> AsyncIterator[DockerRuntime]:
         finally:
             for instance in await runtime.adopt():
                 await runtime.remove(instance.instance)
-            await asyncio.to_thread(_remove_bridge, f"cs-{node[:8]}")
-
-
-def _remove_bridge(name: str) -> None:
-    client = docker.from_env()
-    for network in client.networks.list(names=[name]):
-        network.remove()
-    client.close()

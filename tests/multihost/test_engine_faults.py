@@ -1,0 +1,67 @@
+"""The engine of a site dies in the middle of a start, and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from node.local_mesh import Site
+from protocol.problems import Problem
+from tests.local_sites import ask, running_sites, service_folder
+from tests.multihost.testbed import running_testbed
+from tests.waiting import until
+
+pytestmark = [pytest.mark.netns, pytest.mark.docker, pytest.mark.timeout(180)]
+
+SLOW_BUILD = (
+    "FROM cornerstore/python:3.11\nRUN sleep 8\nCMD" + ' ["python", "-m", "http.server", "8080", "--bind", "0.0.0.0"]\n'
+)
+
+
+async def test_an_engine_that_dies_mid_start_is_told_at_once_and_the_next_start_works(
+    base_image_archive: Path, tmp_path: Path
+) -> None:
+    async with running_testbed({"a": ["node"]}) as bed:
+        host = bed.host("a", "node")
+        url = await bed.start_engine(host)
+        subprocess.run(["docker", "-H", url, "load", "-i", str(base_image_archive)], check=True, capture_output=True)
+        enter = ("nsenter", f"--net={host.path}")
+        site = Site("a", "eu/a", bed.folder / "a", host=host.address, enter=enter, environment={"DOCKER_HOST": url})
+        async with running_sites(site):
+            # The controller listens inside the namespace: the client is the command line, run in there.
+            await ask(site, "publish", str(service_folder(tmp_path, name="slow", dockerfile=SLOW_BUILD, mem=64)))
+            await until(lambda: _has_agent(site))
+            start = asyncio.create_task(ask(site, "start", "slow", "--wait", "60"))
+            await until(lambda: "sleep 8" in _builds(url), timeout_s=20)
+            began = time.monotonic()
+            await bed.stop_engine(host)
+            with pytest.raises(Problem) as caught:
+                await start
+            assert time.monotonic() - began < 20
+            # Another agent might have hosted it; there is none, and the region says why.
+            assert "no-capacity" in caught.value.detail
+            assert "the Docker engine does not answer" in caught.value.detail
+
+            await bed.start_engine(host)
+            again = await ask(site, "start", "slow", "--wait", "60")
+            assert again["start"] == "cold"
+            await site.cornerstore("rm", again["instance"])
+
+
+async def _has_agent(site: Site) -> bool:
+    return bool(await ask(site, "agents"))
+
+
+def _builds(url: str) -> str:
+    """Commands of the containers in which the engine builds."""
+    listed = subprocess.run(
+        ["docker", "-H", url, "ps", "--no-trunc", "--format", "{{.Command}}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return listed.stdout
