@@ -14,8 +14,8 @@ import aiohttp
 import structlog
 
 from agent.runner import Runner
-from agent.tasks import OwnedTasks
 from dht.peer_http import PeerHttp
+from dht.tasks import OwnedTasks
 from protocol import link
 from protocol.instances import InstanceReport, Progress
 from protocol.problems import ControllerUnreachable, Problem, Unavailable

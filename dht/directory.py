@@ -16,10 +16,8 @@ from dht import rules
 from dht.overlay import (
     OpenTransport,
     Overlay,
-    OwnedTasks,
     StoreOutcome,
     Tuning,
-    periodically,
     running_overlay,
     udp_transport,
 )
@@ -27,6 +25,7 @@ from dht.replica import Replica
 from dht.republish import TICK_S, Republisher
 from dht.sealing import Keyring
 from dht.storage import KnownContact, opened_storage
+from dht.tasks import OwnedTasks, periodically
 from protocol.identifiers import check_digest, check_region, node_id, record_key
 from protocol.problems import ConfigError, InvalidRecord, Problem, Unavailable
 from protocol.records import ProviderRecord, Record, RegionRecord, ServiceRecord, Signed, raw_public_key, sign
@@ -332,9 +331,9 @@ async def running_directory(
                 republisher=republisher,
             )
             async with OwnedTasks() as tasks:
-                tasks.spawn(periodically(TICK_S, republisher.step))
-                tasks.spawn(periodically(ANNOUNCE_TICK_S, directory.announce_due))
-                tasks.spawn(periodically(REMEMBER_INTERVAL_S, directory.remember_contacts))
+                tasks.run(periodically(TICK_S, republisher.step), name="republish")
+                tasks.run(periodically(ANNOUNCE_TICK_S, directory.announce_due), name="announce")
+                tasks.run(periodically(REMEMBER_INTERVAL_S, directory.remember_contacts), name="remember")
                 try:
                     yield directory
                 finally:

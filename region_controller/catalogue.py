@@ -35,7 +35,7 @@ OWN_S = 2.0
 MAX_CACHED_NAMES = 512
 MAX_ENTRIES_SEARCHED = 5_000
 
-Spawn = Callable[[Coroutine[Any, Any, None]], None]
+Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
 class _Lookup(Struct):

@@ -8,7 +8,7 @@ import hmac
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,13 +16,14 @@ from msgspec import Struct
 
 from dht.contracts import Content, Directory
 from dht.peer_http import PeerHttp
+from dht.tasks import OwnedTasks, running_loops
 from protocol.instances import AgentView, InstanceView, Progress, RegionView, StartAnswer, StartRequest
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem, Unavailable
 from protocol.records import RegionRecord
 from region_controller import hierarchy
 from region_controller.catalogue import Catalogue
-from region_controller.flights import OnProgress, OwnedTasks
+from region_controller.flights import OnProgress
 from region_controller.handoff import AliveRequest, HandoffRequest, RemoteRegions, Verb
 from region_controller.journal import Journal, open_journal
 from region_controller.operations import Caller, Operations
@@ -88,7 +89,7 @@ class Controller:
         self._directory = directory
         self._operator_token = operator_token.encode()
         self._region = Region(config, identity, journal, tasks, clock)
-        self.catalogue = Catalogue(directory, tasks.spawn, clock=clock)
+        self.catalogue = Catalogue(directory, tasks.run, clock=clock)
         self.publishing = Publishing(
             config,
             directory=directory,
@@ -273,7 +274,8 @@ async def running_controller(
 
     On exit starts under way are cancelled here, not at their agents; instances and leases are on disk.
     """
-    async with open_journal(config.database) as journal:
+    async with AsyncExitStack() as stack:
+        journal = await stack.enter_async_context(open_journal(config.database))
         tasks = OwnedTasks()
         controller = Controller(
             config,
@@ -289,19 +291,16 @@ async def running_controller(
             clock=clock,
         )
         controller.recall()
-        async with asyncio.TaskGroup() as group:
-            loops = [
-                group.create_task(controller.announce_forever(), name="announce-region"),
-                group.create_task(controller.sweep_forever(), name="sweep-leases"),
-                group.create_task(controller.write_journal_forever(journal), name="write-journal"),
-            ]
-            try:
-                yield controller
-            finally:
-                for loop in loops:
-                    loop.cancel()
-                await tasks.aclose()
-                await controller.close_links()
+        # Unwound in reverse: starts under way end before the links do, so that they are not taken for failed ones.
+        stack.push_async_callback(controller.close_links)
+        await stack.enter_async_context(tasks)
+        loops = {
+            "announce region": controller.announce_forever(),
+            "sweep leases": controller.sweep_forever(),
+            "write journal": controller.write_journal_forever(journal),
+        }
+        await stack.enter_async_context(running_loops(loops))
+        yield controller
 
 
 def category_tree(counts: Counter[str], category: str = "/") -> Category:

@@ -7,11 +7,12 @@ failure reaches every present waiter once; the next request begins anew.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable
-from typing import Any, Generic, TypeVar
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
 
 import structlog
 
+from dht.tasks import OwnedTasks
 from protocol.instances import Progress
 from protocol.problems import DeadlineExceeded, Problem
 
@@ -19,30 +20,6 @@ log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
 OnProgress = Callable[[Progress], None]
-
-
-class OwnedTasks:
-    """Background work that is cancelled and awaited when its owner closes."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("background-task-failed", error=repr(error), exc_info=error)
-
-    async def aclose(self) -> None:
-        while self._tasks:
-            tasks = list(self._tasks)
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
 
 class Flight(Generic[T]):
@@ -95,7 +72,7 @@ class Flights(Generic[T]):
         if flight := self._flights.get(key):
             return flight, False
         flight = self._flights[key] = Flight()
-        self._tasks.spawn(self._fly(key, flight, work))
+        self._tasks.run(self._fly(key, flight, work))
         return flight, True
 
     async def _fly(self, key: Hashable, flight: Flight[T], work: Callable[[OnProgress], Awaitable[T]]) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 import structlog
 from msgspec import Struct
 
+from dht.tasks import OwnedTasks
 from protocol.instances import InstanceReport, InstanceView, PortBinding, ServiceRef, State
 from protocol.link import Remove
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem
 from region_controller.agent_link import AgentLinks
-from region_controller.flights import OwnedTasks
 from region_controller.journal import Journal
 from region_controller.leases import Held, LeaseRow, Leases
 from region_controller.members import Members

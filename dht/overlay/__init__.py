@@ -2,18 +2,15 @@
 
 from dht.overlay.datagrams import Address, DatagramTransport, OpenTransport, udp_transport
 from dht.overlay.network import Overlay, ReadOutcome, StoreOutcome, Tuning, running_overlay
-from dht.overlay.tasks import OwnedTasks, periodically
 
 __all__ = [
     "Address",
     "DatagramTransport",
     "OpenTransport",
     "Overlay",
-    "OwnedTasks",
     "ReadOutcome",
     "StoreOutcome",
     "Tuning",
-    "periodically",
     "running_overlay",
     "udp_transport",
 ]

@@ -40,8 +40,8 @@ from dht.overlay.messages import (
     Stored,
 )
 from dht.overlay.routing import Routing, address_of, refresh_targets
-from dht.overlay.tasks import OwnedTasks
 from dht.sealing import MAX_PLAINTEXT, Keyring, Sealer
+from dht.tasks import OwnedTasks
 from protocol.identifiers import KEY_BYTES
 
 log = structlog.get_logger(__name__)
@@ -219,7 +219,7 @@ class Overlay:
         return await self._store_at(nodes, key, envelopes)
 
     async def _store_at(self, nodes: Sequence[Node], key: bytes, envelopes: Sequence[bytes]) -> StoreOutcome:
-        waiting = {self._tasks.spawn(self._hand_over(node, key, envelopes)) for node in nodes}
+        waiting = {self._tasks.run(self._hand_over(node, key, envelopes)) for node in nodes}
         acks, superseded = 0, False
         while waiting and acks < self._tuning.acks:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
@@ -314,7 +314,7 @@ class Overlay:
             usable=lambda node: not self._routing.is_resting(node.id, now),
             missing=self._routing.recently_lost(now),
             patience=lambda node: self._endpoint.round_trips.timeout(address_of(node)) / 2,
-            spawn=self._tasks.spawn,
+            spawn=self._tasks.run,
         )
 
     async def _ask(self, node: Node, request: type[Request], answer: type[A], *args: Any) -> A | None:
@@ -344,7 +344,7 @@ class Overlay:
         """Ping a node in the background, once at a time."""
         if node_id not in self._checking and len(self._checking) < MAX_CHECKS:
             self._checking.add(node_id)
-            self._tasks.spawn(self._checked(Peer(node_id, address)))
+            self._tasks.run(self._checked(Peer(node_id, address)))
 
     async def _checked(self, peer: Peer) -> None:
         assert peer.node is not None
@@ -436,5 +436,5 @@ async def running_overlay(
             overlay.attach(transport)
             overlay.add_bootstrap(bootstrap)
             await overlay.join()
-            tasks.spawn(overlay.maintain())
+            tasks.run(overlay.maintain(), name="maintain the overlay")
             yield overlay

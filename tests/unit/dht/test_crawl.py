@@ -9,7 +9,7 @@ from kademlia.node import Node
 from dht.overlay.crawl import Crawl, CrawlPolicy
 from dht.overlay.datagrams import Address
 from dht.overlay.messages import Nodes, wire_contact
-from dht.overlay.tasks import OwnedTasks
+from dht.tasks import OwnedTasks
 
 KEY = bytes(20)
 POLICY = CrawlPolicy(width=4, alpha=2, quorum=2)
@@ -54,7 +54,7 @@ class World:
                 usable=lambda peer: peer.port not in resting,
                 missing=[node(n) for n in missing],
                 patience=lambda peer: 0.05,
-                spawn=tasks.spawn,
+                spawn=tasks.run,
             )
             await crawl.run(asyncio.get_running_loop().time() + deadline)
             return crawl
