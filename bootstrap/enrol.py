@@ -30,8 +30,9 @@ from bootstrap.enrolment import (
 )
 from bootstrap.identity import Identity
 from bootstrap.invites import Invite, InviteStore, choose_roles
+from protocol.bounded import read_bounded
 from protocol.identifiers import node_id
-from protocol.problems import BadRequest, JoinRefused, KeyNeeded, TooLarge, Unavailable
+from protocol.problems import BadRequest, JoinRefused, KeyNeeded, Unavailable
 
 _log = structlog.get_logger(__name__)
 
@@ -214,13 +215,8 @@ def _json(answer: RootAnswer | EnrolAnswer) -> web.Response:
 
 async def _bounded_body(request: web.Request) -> bytes:
     """The sender is unknown: at most MAX_MESSAGE bytes within BODY_TIMEOUT_S."""
-    body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.content.iter_any():
-                body += part
-                if len(body) > MAX_MESSAGE:
-                    raise TooLarge(f"an enrolment has at most {MAX_MESSAGE} bytes")
+            return await read_bounded(request.content.iter_any(), MAX_MESSAGE, "the enrolment")
     except TimeoutError:
         raise BadRequest(f"the request was not complete within {BODY_TIMEOUT_S:g} s") from None
-    return bytes(body)

@@ -40,7 +40,8 @@ from bootstrap.identity import (
 )
 from bootstrap.tls import joining_context, unverified_context
 from bootstrap.tokens import Token, decode_token
-from dht.peer_http import PeerHttp, read_bounded
+from dht.peer_http import PeerHttp
+from protocol.bounded import read_bounded
 from protocol.identifiers import node_id
 from protocol.peers import Role
 from protocol.problems import BadRequest, JoinRefused, Problem, TooLarge, Unavailable
@@ -226,7 +227,7 @@ async def _call(
     """The decoded answer. Raises the node's Problem, or Unavailable for silence and nonsense."""
     headers = {"Content-Type": "application/json"}
     async with peer.request(method, address, path, timeout_s=timeout_s, data=body, headers=headers) as response:
-        data = await read_bounded(response, MAX_MESSAGE)
+        data = await read_bounded(response.content.iter_any(), MAX_MESSAGE, "the answer")
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.MsgspecError as error:

@@ -7,7 +7,8 @@ import msgspec
 from bootstrap.certificates import check_issued, issue, parse_certificate
 from bootstrap.enrolment import MAX_MESSAGE, RENEW_PATH, EnrolAnswer
 from bootstrap.identity import Identity, renew_identity
-from dht.peer_http import PeerHttp, read_bounded
+from dht.peer_http import PeerHttp
+from protocol.bounded import read_bounded
 from protocol.problems import BadRequest, Unavailable
 
 RENEW_TIMEOUT_S = 5.0
@@ -20,7 +21,7 @@ async def renew(identity: Identity, peer: PeerHttp, address: str) -> Identity:
     Contexts in use go on with the old certificate until `tls.use_renewed`.
     """
     async with peer.request("POST", address, RENEW_PATH, timeout_s=RENEW_TIMEOUT_S) as response:
-        data = await read_bounded(response, MAX_MESSAGE)
+        data = await read_bounded(response.content.iter_any(), MAX_MESSAGE, "the answer")
     try:
         answer = msgspec.json.decode(data, type=EnrolAnswer)
         certificate = parse_certificate(answer.certificate.encode())

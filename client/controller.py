@@ -120,7 +120,7 @@ class ControllerClient:
             works=True,
         ) as response:
             if response.content_type != "text/event-stream":
-                return self._rest.decode(await response.read(), StartAnswer)
+                return self._rest.decode(await self._rest.body(response), StartAnswer)
             return await self._follow(response, on_progress)
 
     async def _follow(self, response: aiohttp.ClientResponse, on_progress: OnProgress | None) -> StartAnswer:

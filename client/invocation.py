@@ -5,7 +5,8 @@ from __future__ import annotations
 import aiohttp
 import stamina
 
-from client.rest import CONNECT_TIMEOUT_S, read_bounded
+from client.rest import CONNECT_TIMEOUT_S
+from protocol.bounded import read_bounded
 from protocol.instances import StartAnswer
 from protocol.problems import BadRequest, Conflict, DeadlineExceeded, ServiceError, Unavailable
 
@@ -45,7 +46,7 @@ async def invoke(
         ) as response:
             if response.status >= 400:
                 raise await _error(response, url)
-            return await read_bounded(response, MAX_REPLY_BYTES)
+            return await read_bounded(response.content.iter_any(), MAX_REPLY_BYTES, "the reply")
 
     caller = stamina.AsyncRetryingCaller(attempts=None, timeout=PATIENCE_S, wait_initial=0.05, wait_max=0.5)
     try:

@@ -10,7 +10,8 @@ import aiohttp
 import msgspec
 import stamina
 
-from protocol.problems import ConfigError, ControllerUnreachable, DeadlineExceeded, Problem, TooLarge
+from protocol.bounded import read_bounded
+from protocol.problems import ConfigError, ControllerUnreachable, DeadlineExceeded, Problem
 
 CONNECT_TIMEOUT_S = 3.0
 CALL_TIMEOUT_S = 10.0
@@ -62,7 +63,11 @@ class Rest:
     ) -> T:
         """The decoded body of the answer."""
         async with self.request(method, path, timeout_s=timeout_s, **kwargs) as response:
-            return self.decode(await read_bounded(response, MAX_ANSWER_BYTES), answer)
+            return self.decode(await self.body(response), answer)
+
+    async def body(self, response: aiohttp.ClientResponse) -> bytes:
+        """The whole body. Raises TooLarge beyond MAX_ANSWER_BYTES."""
+        return await read_bounded(response.content.iter_any(), MAX_ANSWER_BYTES, "the answer")
 
     def decode(self, body: bytes, answer: type[T]) -> T:
         """Raises ControllerUnreachable if the body is not what a controller answers."""
@@ -73,7 +78,7 @@ class Rest:
 
     async def _problem(self, response: aiohttp.ClientResponse) -> Problem:
         if response.content_type == "application/problem+json":
-            return Problem.from_dict(self.decode(await read_bounded(response, MAX_ANSWER_BYTES), dict[str, Any]))
+            return Problem.from_dict(self.decode(await self.body(response), dict[str, Any]))
         return self._unreachable(f"the answer {response.status} is not a controller's")
 
     def _unreachable(self, cause: str) -> ControllerUnreachable:
@@ -97,15 +102,3 @@ async def retried(call: Callable[[], Awaitable[T]], attempts: int) -> T:
     """Repeat an idempotent call for a moment while its controller cannot be reached."""
     caller = stamina.AsyncRetryingCaller(attempts=attempts, timeout=None, wait_initial=0.1, wait_max=1.0)
     return await caller(ControllerUnreachable, call)
-
-
-async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body. Raises TooLarge beyond `limit` bytes."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_chunked(64 << 10):
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"the answer has more than {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)

@@ -9,7 +9,8 @@ from typing import Any
 import aiohttp
 
 from dht.content_wire import CHUNK_HEADER, MAX_HAVE, WHOLE_HEADER, decode_have, encode_asked
-from dht.peer_http import PeerHttp, read_bounded
+from dht.peer_http import PeerHttp
+from protocol.bounded import read_bounded
 from protocol.manifest import MAX_MANIFEST, Chunk, Manifest
 from protocol.problems import CorruptContent, NotFound, Problem, TooLarge, TooManyRequests, Unavailable
 
@@ -71,7 +72,7 @@ class ContentClient:
 
 async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
     try:
-        return await read_bounded(response, limit)
+        return await read_bounded(response.content.iter_any(), limit, "the answer")
     except TooLarge as problem:
         raise CorruptContent(problem.detail) from problem
 

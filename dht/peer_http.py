@@ -12,8 +12,9 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from protocol.bounded import read_bounded
 from protocol.peers import PeerIdentity
-from protocol.problems import Problem, TooLarge, Unavailable
+from protocol.problems import Problem, Unavailable
 
 PEER: web.RequestKey[PeerIdentity] = web.RequestKey("peer", PeerIdentity)
 """Where a handler of the node-to-node listener finds who asks."""
@@ -74,18 +75,6 @@ class PeerHttp:
             yield socket
 
 
-async def read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    """The whole body. Raises TooLarge beyond `limit` bytes."""
-    parts: list[bytes] = []
-    size = 0
-    async for part in response.content.iter_chunked(64 << 10):
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"the peer sent more than {limit} bytes")
-        parts.append(part)
-    return b"".join(parts)
-
-
 def _unreachable(address: str, error: Exception) -> Unavailable:
     return Unavailable(
         f"node {address} cannot be reached: {str(error) or type(error).__name__}",
@@ -95,7 +84,7 @@ def _unreachable(address: str, error: Exception) -> Unavailable:
 
 async def _problem(response: aiohttp.ClientResponse, address: str) -> Problem:
     if response.content_type == "application/problem+json":
-        body = await read_bounded(response, MAX_PROBLEM_BYTES)
+        body = await read_bounded(response.content.iter_any(), MAX_PROBLEM_BYTES, "the peer's problem")
         try:
             return Problem.from_dict(msgspec.json.decode(body, type=dict[str, Any]))
         except msgspec.MsgspecError:

@@ -16,10 +16,11 @@ import msgspec
 from aiohttp import web
 
 from dht.peer_http import PEER
+from protocol.bounded import read_bounded
 from protocol.identifiers import check_category, check_digest
 from protocol.instances import Progress, StartAnswer, StartRequest
 from protocol.peers import PeerIdentity
-from protocol.problems import BadRequest, Forbidden, NotFound, Problem, TooLarge
+from protocol.problems import BadRequest, Forbidden, NotFound, Problem
 from region_controller.controller import Controller
 from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, HandoffRequest, Verb
 from region_controller.openapi import OPERATIONS, RECORD_HEADER, Operation, describe_api
@@ -216,12 +217,7 @@ def _decoded(data: bytes, kind: type[T]) -> T:
 
 
 async def _body(request: web.Request) -> bytes:
-    data = bytearray()
-    async for part in request.content.iter_any():
-        data += part
-        if len(data) > MAX_JSON:
-            raise TooLarge(f"a JSON body has at most {MAX_JSON} bytes")
-    return bytes(data)
+    return await read_bounded(request.content.iter_any(), MAX_JSON, "the JSON body")
 
 
 async def _send_file(request: web.Request, path: Path, digest: str) -> web.StreamResponse:

@@ -14,7 +14,8 @@ import structlog
 from msgspec import Meta, Struct
 
 from dht.contracts import Directory
-from dht.peer_http import PeerHttp, read_bounded
+from dht.peer_http import PeerHttp
+from protocol.bounded import read_bounded
 from protocol.instances import InstanceView, StartAnswer, StartRequest
 from protocol.problems import Unavailable
 from protocol.records import Digest, NodeId
@@ -124,7 +125,7 @@ class RemoteRegions:
 
     async def _answer(self, method: str, address: str, path: str, kind: type[A], timeout_s: float, **kwargs: Any) -> A:
         async with self._http.request(method, address, path, timeout_s=timeout_s, **kwargs) as response:
-            body = await read_bounded(response, MAX_ANSWER)
+            body = await read_bounded(response.content.iter_any(), MAX_ANSWER, "the answer")
         try:
             return msgspec.json.decode(body, type=kind)
         except msgspec.MsgspecError as error:

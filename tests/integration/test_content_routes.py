@@ -10,7 +10,8 @@ import aiohttp
 import pytest
 
 from dht.content_wire import CHUNK_HEADER, encode_asked
-from dht.peer_http import PeerHttp, read_bounded
+from dht.peer_http import PeerHttp
+from protocol.bounded import read_bounded
 from protocol.identifiers import digest_of
 from protocol.manifest import Manifest
 from protocol.problems import (
@@ -33,7 +34,7 @@ async def ask(method: str, site: Site, path: str, **kwargs: object) -> bytes:
         aiohttp.ClientSession(headers={"Test-Node": node_name(9)}) as session,
         PeerHttp(session, None).request(method, site.address, path, timeout_s=5, **kwargs) as response,
     ):
-        return await read_bounded(response, 1 << 30)
+        return await read_bounded(response.content.iter_any(), 1 << 30, "the answer")
 
 
 async def test_manifest_chunks_and_counts(tmp_path: Path) -> None:
