@@ -81,15 +81,18 @@ class Agent:
         """What the agent offers now; a runtime that is away has nothing built."""
         cached = sorted(self._content.held())[:MAX_LISTED]
         candidates = {*cached, *self._journal.described()}
+        working: list[str] = []
         built: set[str] = set()
         for runtime in self._runtimes:
             try:
                 built |= await runtime.built(candidates)
+                working.append(runtime.name)
             except EngineUnavailable as problem:
                 log.debug("built-unknown", runtime=runtime.name, detail=problem.detail)
         return link.Resources(
             memory_total=self.instances.memory_mb,
             memory_free=max(self.instances.free, 0),
+            runtimes=tuple(working),
             cached=tuple(cached),
             built=tuple(sorted(built)[:MAX_LISTED]),
         )
@@ -101,7 +104,6 @@ class Agent:
             mesh=self._mesh,
             region=self._region,
             host=self._config.host,
-            runtimes=tuple(runtime.name for runtime in self._runtimes),
             labels=self._config.labels,
             resources=await self.resources(),
             instances=self.reports(),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -46,9 +47,12 @@ T = TypeVar("T")
 
 
 class DockerEngine:
-    def __init__(self, url: str, client: Api, calls: ThreadPoolExecutor, long: ThreadPoolExecutor):
+    """One engine, which need not answer yet: it is dialled at the first call, and again until it is there."""
+
+    def __init__(self, url: str, calls: ThreadPoolExecutor, long: ThreadPoolExecutor):
         self.url = url
-        self._client = client
+        self._client: Api | None = None
+        self._dialling = threading.Lock()
         self._calls = calls
         self._long = long
 
@@ -57,11 +61,22 @@ class DockerEngine:
 
         Raises EngineUnavailable, DiskFull, and docker.errors.APIError for the rest.
         """
-        return await self._on(self._calls, lambda: work(self._client))
+        return await self._on(self._calls, lambda: work(self._connected()))
 
     async def ping(self) -> None:
         """Raises EngineUnavailable unless the engine answers."""
         await self.call(lambda api: _ping(self.url, api))
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._client.close()
+
+    def _connected(self) -> Api:
+        """From a thread. Raises EngineUnavailable."""
+        with self._dialling:
+            if self._client is None:
+                self._client = _connect(self.url)
+            return self._client
 
     async def long_call(self, work: Callable[[], T], *, cancel: Callable[[], None]) -> T:
         """`work` on a thread for long work; `cancel` makes it end early when the caller is cancelled."""
@@ -131,18 +146,18 @@ def _cause(error: BaseException) -> str:
 
 
 @asynccontextmanager
-async def connected_engine(url: str | None) -> AsyncIterator[DockerEngine]:
-    """`url` None: from DOCKER_HOST, or the default socket. Raises EngineUnavailable, with the fix, if none answers."""
+async def engine_at(url: str | None) -> AsyncIterator[DockerEngine]:
+    """`url` None: from DOCKER_HOST, or the default socket."""
     address = url or os.environ.get("DOCKER_HOST") or DEFAULT_URL
     with (
         ThreadPoolExecutor(CALLS, thread_name_prefix="docker") as calls,
         ThreadPoolExecutor(LONG_CALLS, thread_name_prefix="docker-long") as long,
     ):
-        client = await asyncio.get_running_loop().run_in_executor(calls, lambda: _connect(address))
+        engine = DockerEngine(address, calls, long)
         try:
-            yield DockerEngine(address, client, calls, long)
+            yield engine
         finally:
-            client.close()
+            engine.close()
 
 
 def _connect(url: str) -> Api:

@@ -29,9 +29,10 @@ async def engine_events(engine: DockerEngine, node: str) -> AsyncIterator[Runtim
         try:
             await engine.ping()
             stream = _Stream(engine.url, node)
-        except EngineUnavailable:
+        except EngineUnavailable as problem:
             if not away:
                 away = True
+                log.warning("no-docker", detail=problem.detail, fix=problem.fix)
                 yield RuntimeEvent(EventKind.AWAY)
             await asyncio.sleep(RETRY_S)
             continue

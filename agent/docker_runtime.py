@@ -19,7 +19,7 @@ from agent.docker_containers import (
     networks_of,
     seen,
 )
-from agent.docker_engine import Api, DockerEngine, connected_engine
+from agent.docker_engine import Api, DockerEngine, engine_at
 from agent.docker_events import engine_events
 from agent.docker_images import DockerImages, Unpack
 from agent.docker_networks import Bridge, DockerNetworks
@@ -203,11 +203,8 @@ class DockerRuntime:
 async def running_docker(
     config: DockerConfig, node: str, *, unpack: Unpack | None = None
 ) -> AsyncIterator[DockerRuntime]:
-    """The runtime while an engine answers. Raises EngineUnavailable, whose `fix` says how to get one.
-
-    A node catches that and runs its agent with the other runtimes, or with none.
-    """
-    async with connected_engine(config.url) as engine:
+    """The runtime, whether its engine answers by now or not: each call raises EngineUnavailable until it does."""
+    async with engine_at(config.url) as engine:
         runtime = DockerRuntime(engine, config, node, unpack)
         try:
             yield runtime

@@ -76,8 +76,8 @@ class Story:
 async def demo(*, stay: bool, service: Path = SERVICE, console: Console | None = None) -> None:
     """Run the story; with `stay`, leave the mesh up until SIGINT or SIGTERM. Raises the Problem that ends it early."""
     story = Story(console or Console())
-    async with running_docker(DockerConfig(), "demo"):
-        story.tell("a Docker engine answers")  # or EngineUnavailable says what is missing, before anything was begun
+    async with running_docker(DockerConfig(), "demo") as engine:  # EngineUnavailable says what is missing, and why
+        story.tell(f"a Docker engine answers: {(await engine.capabilities()).version}")
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cornerstore-demo-")))
         sites = (

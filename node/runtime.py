@@ -47,7 +47,7 @@ from node.metrics import metrics_routes
 from node.page import page_routes
 from node.running import Running, shown, sole_node
 from node.web import bind, members_only, serving
-from protocol.problems import ConfigError, EngineUnavailable
+from protocol.problems import ConfigError
 from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
 
 log = structlog.get_logger(__name__)
@@ -232,12 +232,8 @@ class _Parts:
         if not docker.enabled:
             return ()
         config = DockerConfig(url=docker.url or None, base_image_aliases=docker.base_image_aliases)
-        docker_runtime = running_docker(config, self._identity.node, unpack=self._parser)
-        try:
-            return (await self._stack.enter_async_context(docker_runtime),)
-        except EngineUnavailable as problem:
-            log.warning("no-docker", detail=problem.detail, fix=problem.fix)
-            return ()
+        runtime = running_docker(config, self._identity.node, unpack=self._parser)
+        return (await self._stack.enter_async_context(runtime),)
 
     async def _locator(self) -> Callable[[], Awaitable[Sequence[str]]]:
         """How the agent finds its controller: the one it is told, the one in this process, or by mDNS."""

@@ -21,12 +21,16 @@ HEARTBEAT_S = 2.0
 
 
 class Resources(Struct, frozen=True):
-    """What an agent offers, in MB; `free` is what is offered minus what its instances reserve."""
+    """What an agent offers, in MB; `free` is what is offered minus what its instances reserve.
+
+    `runtimes`: those that work now; an engine that is away is not among them.
+    """
 
     memory_total: int
     memory_free: int
     cached: tuple[str, ...] = ()
     built: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag=True):
@@ -35,7 +39,6 @@ class Hello(Struct, frozen=True, kw_only=True, tag=True):
     mesh: str
     region: str
     host: str
-    runtimes: tuple[str, ...]
     labels: dict[str, str]
     resources: Resources
     instances: tuple[InstanceReport, ...]

@@ -136,7 +136,7 @@ class Members:
         return [
             AgentState(
                 node=node,
-                runtimes=m.hello.runtimes,
+                runtimes=m.resources.runtimes,
                 labels=m.hello.labels,
                 memory_total=m.resources.memory_total,
                 memory_free=m.memory_free,
@@ -178,7 +178,7 @@ class Members:
             AgentView(
                 node=node,
                 host=m.hello.host,
-                runtimes=m.hello.runtimes,
+                runtimes=m.resources.runtimes,
                 memory_total=m.resources.memory_total,
                 memory_free=m.memory_free,
                 instances=sum(1 for r in m.instances.values() if r.state in HOLDS_MEMORY),
@@ -192,6 +192,4 @@ class Members:
 
 def _absent(node: str) -> Hello:
     nothing = Resources(0, 0)
-    return Hello(
-        version=0, node=node, mesh="", region="", host="", runtimes=(), labels={}, resources=nothing, instances=()
-    )
+    return Hello(version=0, node=node, mesh="", region="", host="", labels={}, resources=nothing, instances=())

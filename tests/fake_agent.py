@@ -40,7 +40,7 @@ class FakeAgent:
     @property
     def resources(self) -> link.Resources:
         used = sum(i.mem for i in self.instances.values() if i.state in (State.STARTING, State.RUNNING))
-        return link.Resources(self.memory, self.memory - used, (), tuple(sorted(self.built)))
+        return link.Resources(self.memory, self.memory - used, (), tuple(sorted(self.built)), ("docker",))
 
     @property
     def hello(self) -> link.Hello:
@@ -50,7 +50,6 @@ class FakeAgent:
             mesh=self.mesh,
             region=self.region,
             host="127.0.0.1",
-            runtimes=("docker",),
             labels={},
             resources=self.resources,
             instances=tuple(self.instances.values()),

@@ -360,6 +360,6 @@ async def test_the_limits_are_the_engine_s(tmp_path: Path) -> None:
 
 async def test_without_an_engine_the_problem_says_how_to_get_one(tmp_path: Path) -> None:
     with pytest.raises(EngineUnavailable) as caught:
-        async with running_docker(DockerConfig(url=f"unix://{tmp_path}/absent.sock"), "0" * 40):
-            pass
+        async with running_docker(DockerConfig(url=f"unix://{tmp_path}/absent.sock"), "0" * 40) as runtime:
+            await runtime.capabilities()
     assert "docker" in caught.value.fix

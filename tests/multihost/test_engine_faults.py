@@ -11,7 +11,7 @@ import pytest
 
 from node.local_mesh import Site
 from protocol.problems import Problem
-from tests.local_sites import ask, running_sites, service_folder
+from tests.local_sites import WORD_COUNT, ask, running_sites, service_folder
 from tests.multihost.testbed import running_testbed
 from tests.waiting import until
 
@@ -52,8 +52,32 @@ async def test_an_engine_that_dies_mid_start_is_told_at_once_and_the_next_start_
             await site.cornerstore("rm", again["instance"])
 
 
+async def test_a_node_may_be_up_before_its_engine(base_image_archive: Path) -> None:
+    async with running_testbed({"a": ["node"]}) as bed:
+        host = bed.host("a", "node")
+        url = await bed.start_engine(host)
+        subprocess.run(["docker", "-H", url, "load", "-i", str(base_image_archive)], check=True, capture_output=True)
+        await bed.stop_engine(host)
+        enter = ("nsenter", f"--net={host.path}")
+        site = Site("a", "eu/a", bed.folder / "a", host=host.address, enter=enter, environment={"DOCKER_HOST": url})
+        async with running_sites(site):
+            await ask(site, "publish", str(WORD_COUNT))
+            await until(lambda: _has_agent(site))
+            with pytest.raises(Problem, match="no runtime for docker_container"):
+                await ask(site, "start", "wc01")
+            await bed.start_engine(host)
+            await until(lambda: _offers_docker(site), timeout_s=20)
+            started = await ask(site, "start", "wc01")
+            assert started["start"] == "cold"
+            await site.cornerstore("rm", started["instance"])
+
+
 async def _has_agent(site: Site) -> bool:
     return bool(await ask(site, "agents"))
+
+
+async def _offers_docker(site: Site) -> bool:
+    return any("docker" in agent["runtimes"] for agent in await ask(site, "agents"))
 
 
 def _builds(url: str) -> str:

@@ -92,7 +92,6 @@ class OneAgent(RuleBasedStateMachine):
             mesh="m",
             region="r",
             host="h",
-            runtimes=("docker",),
             labels={},
             resources=self._resources(),
             instances=reports,
@@ -102,7 +101,7 @@ class OneAgent(RuleBasedStateMachine):
         return sum(mem for mem, state in self.really.values() if state in HOLDS_MEMORY)
 
     def _resources(self) -> Resources:
-        return Resources(self.TOTAL, self.TOTAL - self._used())
+        return Resources(self.TOTAL, self.TOTAL - self._used(), runtimes=("docker",))
 
     def _report(self, instance: str) -> InstanceReport:
         mem, state = self.really[instance]

@@ -102,7 +102,7 @@ async def linked(tmp_path: Path) -> AsyncIterator[tuple[PlayedController, Agent,
 async def test_hello_then_heartbeats_then_commands_and_their_answers(tmp_path: Path) -> None:
     async with linked(tmp_path) as (controller, _, _, shelf):
         hello = await controller.hear(link.Hello)
-        assert (hello.node, hello.runtimes, hello.labels) == (NODE, ("memory",), {"gpu": "no"})
+        assert (hello.node, hello.resources.runtimes, hello.labels) == (NODE, ("memory",), {"gpu": "no"})
         assert (await controller.hear(link.Heartbeat)).resources.memory_free == 2048
 
         await controller.send(start_command("one", shelf.put(SERVICE)))

@@ -17,7 +17,6 @@ def a_hello(*instances: InstanceReport, node: str = "ann", free: int = 1000) -> 
         mesh="m",
         region="r",
         host="10.0.0.1",
-        runtimes=("docker",),
         labels={},
         resources=Resources(1000, free),
         instances=instances,
