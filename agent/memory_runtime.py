@@ -22,14 +22,13 @@ from agent.runtime import (
     Capabilities,
     Condition,
     EventKind,
-    OnProgress,
     RuntimeEvent,
     RuntimeInstance,
     Source,
     Workload,
     artifact_of,
 )
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.problems import BuildFailed, EngineUnavailable, Problem, StartFailed
 from protocol.service import Kind
 

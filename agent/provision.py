@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from agent.journal import Journal
-from agent.runtime import OnProgress, Runtime, Source, artifact_of
+from agent.runtime import Runtime, Source, artifact_of
 from dht.contracts import Content
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.service import ServiceDescriptor
 
 Describe = Callable[[Path], Awaitable[ServiceDescriptor]]

@@ -14,20 +14,18 @@ Guarantees that every runtime keeps (`tests/contract/test_runtime.py` checks the
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 
 from msgspec import Struct
 
-from protocol.instances import Progress
+from protocol.instances import OnProgress as OnProgress
 from protocol.service import BridgeNetwork, ContainerPort, Kind, ServiceDescriptor, Transport
 
 LOG_LINES = 20
 MAX_LOG_LINE = 500
-
-OnProgress = Callable[[Progress], None]
 
 
 class Condition(StrEnum):

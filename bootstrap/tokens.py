@@ -12,8 +12,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from typing import Annotated
 
@@ -21,6 +19,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from bootstrap.certificates import check_mesh_name
+from protocol import base64url
 from protocol.identifiers import check_region
 from protocol.problems import BadRequest, JoinRefused, Problem
 from protocol.records import Address, Seconds
@@ -57,7 +56,7 @@ class Token(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, kw
 
 def encode_token(token: Token) -> str:
     payload = msgspec.msgpack.encode(token)
-    return PREFIX + base64.urlsafe_b64encode(payload + _checksum(payload)).rstrip(b"=").decode()
+    return PREFIX + base64url.encode(payload + _checksum(payload))
 
 
 def decode_token(text: str) -> Token:
@@ -69,8 +68,8 @@ def decode_token(text: str) -> Token:
         raise _mangled(f"this release reads tokens that begin with {PREFIX}")
     body = text.removeprefix(PREFIX)
     try:
-        data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
+        data = base64url.decode(body)
+    except ValueError:
         raise _mangled("it holds a character that tokens do not have, or it was cut") from None
     payload, checksum = data[:-CHECKSUM_BYTES], data[-CHECKSUM_BYTES:]
     if checksum != _checksum(payload):

@@ -11,16 +11,18 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 import msgspec
-from msgspec import Struct
 
 from client.invocation import invoke
 from client.rest import Rest, retried
 from client.sse import EventParser
-from client.transfer import DEFAULT_MAX_BYTES, OnProgress, blocks_of, record_headers, save_verified, size_of
+from client.transfer import DEFAULT_MAX_BYTES, blocks_of, record_headers, save_verified, size_of
 from protocol.identifiers import check_digest
 from protocol.instances import (
     AgentView,
+    Category,
+    Health,
     InstanceView,
+    OnProgress,
     Progress,
     RegionView,
     ServiceView,
@@ -36,24 +38,6 @@ COMMAND_TIMEOUT_S = 60.0
 TRANSFER_TIMEOUT_S = 3600.0
 
 T = TypeVar("T")
-
-
-class Health(Struct, frozen=True, kw_only=True):
-    """`agents`: how many are connected."""
-
-    status: str
-    region: str
-    node: str
-    mesh: str = ""
-    agents: int = 0
-
-
-class Category(Struct, frozen=True):
-    """A node of the category tree; `services` counts the whole subtree."""
-
-    category: str
-    services: int
-    children: tuple[Category, ...] = ()
 
 
 class ControllerClient:

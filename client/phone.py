@@ -13,8 +13,7 @@ from client.controller import ControllerClient
 from client.discovery import Browser
 from client.dnssd import FoundController
 from client.invocation import invoke
-from client.transfer import OnProgress
-from protocol.instances import StartAnswer, StartRequest
+from protocol.instances import OnProgress, StartAnswer, StartRequest
 from protocol.problems import ControllerUnreachable
 
 FIND_TIMEOUT_S = 3.0

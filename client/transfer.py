@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import errno
 import hashlib
 import os
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 import aiohttp
 
+from protocol import base64url
 from protocol.identifiers import DIGEST_PREFIX, check_digest
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.problems import BadRequest, CorruptContent, DiskFull, TooLarge
+from protocol.records import RECORD_HEADER
 
-RECORD_HEADER = "Cornerstore-Record"
-"""Carries a signed envelope in base64url, beside the archive that it announces or withdraws."""
 BLOCK = 1 << 20
 DEFAULT_MAX_BYTES = 16 << 30
-
-OnProgress = Callable[[Progress], None]
 
 
 def record_headers(envelope: bytes | None) -> dict[str, str]:
     """The header for an envelope; none without one (the controller then signs with its own key)."""
-    return {} if envelope is None else {RECORD_HEADER: base64.urlsafe_b64encode(envelope).decode()}
+    return {} if envelope is None else {RECORD_HEADER: base64url.encode(envelope)}
 
 
 def size_of(path: Path) -> int:

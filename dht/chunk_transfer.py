@@ -8,10 +8,9 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
-from dht.contracts import OnProgress
 from dht.picker import Ask, Effect, Picker
 from dht.sources import Source, Surroundings, any_address
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.manifest import Manifest
 from protocol.problems import CorruptContent, DiskFull, Problem, TooManyRequests, Unavailable
 

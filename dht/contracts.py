@@ -1,20 +1,18 @@
 """What the floors above need of the store, as two narrow interfaces.
 
-`dht.directory.NetworkDirectory` and `dht.exchange.Exchange` are the real ones; `dht.memory` ships fakes for tests of
-other parts. One conformance suite runs against both.
+`dht.directory.NetworkDirectory` and `dht.exchange.Exchange` are the real ones; `dht.memory_directory` and
+`dht.memory_content` ship fakes for tests of other parts. One conformance suite runs against both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-from protocol.instances import Progress
+from protocol.instances import OnProgress
 from protocol.records import ProviderRecord, RegionRecord, Signed
-
-OnProgress = Callable[[Progress], None]
 
 
 class Directory(Protocol):
@@ -61,7 +59,7 @@ class Content(Protocol):
     async def add(self, path: Path, *, pin: str | None = None, on_progress: OnProgress | None = None) -> str:
         """Cut a file into chunks, keep and announce them; returns its digest. `pin` names why it must stay.
 
-        Raises DiskFull, and then keeps nothing.
+        Raises DiskFull, and then keeps nothing; BadRequest if the file cannot be read.
         """
 
     async def fetch(
@@ -82,4 +80,4 @@ class Content(Protocol):
     async def unpin(self, digest: str, why: str) -> None: ...
 
     async def remove(self, digest: str) -> None:
-        """Drop a blob that nobody pins, and stop announcing it."""
+        """Drop a blob, and stop announcing it. Raises Conflict if it is pinned; nothing happens if it is not here."""

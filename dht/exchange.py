@@ -17,13 +17,13 @@ from dht.announcing import Announcer, running_announcer
 from dht.blobs import BlobStore, opened_store
 from dht.chunking import compiled_cutter, manifest_of
 from dht.content_client import ContentClient
-from dht.contracts import Directory, OnProgress
+from dht.contracts import Directory
 from dht.disk import Disk, running_disk
 from dht.peer_http import PeerHttp
 from dht.sources import Surroundings
 from dht.traffic import ByteCounts, ContentStats, Uploads
 from dht.transfer import Transfer
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.manifest import Manifest
 from protocol.problems import (
     BadRequest,

@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from dht.contracts import OnProgress
 from protocol.identifiers import digest_of
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.problems import (
     BadRequest,
     Conflict,

@@ -1,7 +1,7 @@
 """Which provider is asked for which chunk, and who is asked no more: all rules of a transfer, with no I/O.
 
-The shell (`dht.transfer`) reports events with the time and performs what `decide` returns. A piece is a small integer:
-the position of a chunk in the manifest. Rules:
+The shell (`dht.chunk_transfer`) reports events with the time and performs what `decide` returns. A piece is a small
+integer: the position of a chunk in the manifest. Rules:
 
 * Rarest first among a window of free pieces, in the order handed in (which the shell shuffles, so that many sites that
   fetch one blob at once soon hold different parts and serve each other).

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from dht.chunk_transfer import ChunkTransfer
-from dht.contracts import OnProgress
 from dht.sources import Source, Surroundings, any_address
 from protocol.identifiers import digest_of
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.manifest import Manifest
 from protocol.problems import (
     ContentNotFound,

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
 from protocol.service import Transport
+
+PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
+"""What a start consists of, in order: the keys of `timings_ms`, and but for the last the phases of `Progress`."""
+MAX_ALIVE_S = 604_800
 
 
 class State(StrEnum):
@@ -52,6 +57,8 @@ class InstanceReport(Struct, frozen=True, kw_only=True):
 
 
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
+AliveTime = Annotated[int, Meta(ge=0, le=MAX_ALIVE_S)]
+"""In s from now; 0: until stopped."""
 
 
 class StartRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,7 +72,7 @@ class StartRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     category: Annotated[str, Meta(max_length=160)] | None = None
     inputs: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
     outputs: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
-    alive_time: Annotated[int, Meta(ge=0, le=604_800)] | None = None
+    alive_time: AliveTime | None = None
     force_rebuild: bool = False
     wait_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0
     parameters: Annotated[dict[Name, Annotated[str, Meta(max_length=4096)]], Meta(max_length=64)] = {}
@@ -89,7 +96,7 @@ class Lease(Struct, frozen=True):
 class StartAnswer(Struct, frozen=True, kw_only=True):
     """`start` says whether the instance was started for this request. `host`, `port`, `url` are of the first port.
 
-    `timings_ms` keys: resolve, place, fetch, verify, build, start, ready, total. `why` explains choice and place.
+    `timings_ms` has the keys `PHASES`. `why` explains choice and place.
     """
 
     instance: str
@@ -128,12 +135,15 @@ class InstanceView(Struct, frozen=True, kw_only=True):
 
 
 class Progress(Struct, frozen=True):
-    """A step of long work. `phase`: resolve, place, fetch, verify, build, start, ready. `total` 0: unknown."""
+    """A step of long work. `phase`: one of `PHASES`, or upload. `total` 0: unknown."""
 
     phase: str
     message: str = ""
     done: int = 0
     total: int = 0
+
+
+OnProgress = Callable[[Progress], None]
 
 
 class ServiceView(Struct, frozen=True, kw_only=True):
@@ -178,3 +188,21 @@ class RegionView(Struct, frozen=True, kw_only=True):
     memory_total: int
     memory_free: int
     age_s: float
+
+
+class Health(Struct, frozen=True, kw_only=True):
+    """`GET /v1/healthz`. `agents`: how many are connected."""
+
+    status: str
+    region: str
+    node: str
+    mesh: str
+    agents: int
+
+
+class Category(Struct, frozen=True):
+    """A node of the category tree; `services` counts the whole subtree."""
+
+    category: str
+    services: int
+    children: tuple[Category, ...] = ()

@@ -28,6 +28,8 @@ from protocol.service import Kind, ServiceDescriptor
 MAX_ENVELOPE = 1024
 RECORD_VERSION = 1
 SIGNATURE_CONTEXT = b"cornerstore/record/1\0"
+RECORD_HEADER = "Cornerstore-Record"
+"""HTTP header that carries a signed envelope in base64url, beside the archive that it announces or withdraws."""
 CLOCK_SKEW_S = 300
 """How far ahead of our clock a peer's may be."""
 

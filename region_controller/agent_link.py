@@ -14,7 +14,7 @@ from aiohttp import WSMsgType, web
 from msgspec import Struct
 
 from dht.peer_http import PEER
-from protocol.instances import InstanceReport, Progress, State
+from protocol.instances import InstanceReport, OnProgress, Progress, State
 from protocol.link import (
     HEARTBEAT_S,
     LINK_VERSION,
@@ -43,8 +43,6 @@ SILENT_S = 5 * HEARTBEAT_S
 MAX_QUEUED = 4_096
 """Commands that wait for an agent to read."""
 MAX_CLOSE_REASON = 123
-
-OnProgress = Callable[[Progress], None]
 
 
 class _Pending(Struct):

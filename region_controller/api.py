@@ -21,9 +21,10 @@ from protocol.identifiers import check_category, check_digest
 from protocol.instances import Progress, StartAnswer, StartRequest
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, Forbidden, NotFound, Problem
+from protocol.records import RECORD_HEADER
 from region_controller.controller import Controller
 from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, HandoffRequest, Verb
-from region_controller.openapi import OPERATIONS, RECORD_HEADER, Operation, describe_api
+from region_controller.openapi import OPERATIONS, Operation, describe_api
 from region_controller.operations import Caller
 from region_controller.publishing import service_view
 

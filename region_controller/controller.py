@@ -12,18 +12,26 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from msgspec import Struct
 
 from dht.contracts import Content, Directory
 from dht.peer_http import PeerHttp
 from dht.tasks import OwnedTasks, running_loops
-from protocol.instances import AgentView, InstanceView, Progress, RegionView, StartAnswer, StartRequest
+from protocol.instances import (
+    AgentView,
+    Category,
+    Health,
+    InstanceView,
+    OnProgress,
+    Progress,
+    RegionView,
+    StartAnswer,
+    StartRequest,
+)
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem, Unavailable
 from protocol.records import RegionRecord
 from region_controller import hierarchy
 from region_controller.catalogue import Catalogue
-from region_controller.flights import OnProgress
 from region_controller.handoff import AliveRequest, HandoffRequest, RemoteRegions, Verb
 from region_controller.journal import Journal, open_journal
 from region_controller.operations import Caller, Operations
@@ -41,24 +49,6 @@ NOTABLE_MB = 64
 SWEEP_EVERY_S = 30.0
 JOURNAL_PAUSE_S = 0.05
 """Writes of so much time go to disk together."""
-
-
-class Health(Struct, frozen=True, kw_only=True):
-    """`GET /v1/healthz`."""
-
-    status: str
-    region: str
-    node: str
-    mesh: str
-    agents: int
-
-
-class Category(Struct, frozen=True):
-    """A node of the category tree; `services` counts the whole subtree."""
-
-    category: str
-    services: int
-    children: tuple[Category, ...] = ()
 
 
 def _ignore(_: Progress) -> None:

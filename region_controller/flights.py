@@ -13,13 +13,12 @@ from typing import Generic, TypeVar
 import structlog
 
 from dht.tasks import OwnedTasks
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.problems import DeadlineExceeded, Problem
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-OnProgress = Callable[[Progress], None]
 
 
 class Flight(Generic[T]):

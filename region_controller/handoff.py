@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from dht.contracts import Directory
 from dht.peer_http import PeerHttp
 from protocol.bounded import read_bounded
-from protocol.instances import InstanceView, StartAnswer, StartRequest
+from protocol.instances import AliveTime, InstanceView, StartAnswer, StartRequest
 from protocol.problems import Unavailable
 from protocol.records import Digest, NodeId
 from region_controller.hierarchy import MAX_HOPS, Hop
@@ -56,7 +56,7 @@ class HandoffRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class AliveRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Optional body of `POST .../alive`. `alive_time` in s from now; None: the instance's own; 0: until stopped."""
 
-    alive_time: Annotated[int, Meta(ge=0, le=604_800)] | None = None
+    alive_time: AliveTime | None = None
 
 
 class RemoteRegions:

@@ -13,13 +13,15 @@ from msgspec import Struct
 
 from protocol.instances import (
     AgentView,
+    Category,
+    Health,
     InstanceView,
     RegionView,
     ServiceView,
     StartAnswer,
     StartRequest,
 )
-from region_controller.controller import Category, Health
+from protocol.records import RECORD_HEADER
 from region_controller.handoff import AliveRequest
 
 Auth = Literal["none", "lease", "publisher"]
@@ -62,7 +64,6 @@ class Operation(Struct, frozen=True, kw_only=True):
     streams: bool = False
 
 
-RECORD_HEADER = "Cornerstore-Record"
 _RECORD = Parameter(RECORD_HEADER, "base64url of the signed envelope of the ServiceRecord", "header")
 
 OPERATIONS: tuple[Operation, ...] = (

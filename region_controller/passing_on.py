@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import structlog
 from msgspec import Struct
 
-from protocol.instances import Progress, StartAnswer
+from protocol.instances import OnProgress, Progress, StartAnswer
 from protocol.problems import (
     ContentNotFound,
     DeadlineExceeded,
@@ -20,7 +20,6 @@ from protocol.problems import (
 )
 from protocol.records import RegionRecord
 from region_controller import hierarchy
-from region_controller.flights import OnProgress
 from region_controller.handoff import ANSWER_MARGIN_S, MAX_VISITED, HandoffRequest, RemoteRegions
 from region_controller.leases import Held
 from region_controller.region import Region

@@ -7,8 +7,6 @@ operator's token is needed and the site's key signs.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import errno
 import hashlib
 import tempfile
@@ -21,6 +19,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.contracts import Content, Directory
+from protocol import base64url
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.instances import ServiceView
 from protocol.problems import (
@@ -37,6 +36,7 @@ from protocol.problems import (
 from protocol.records import (
     CLOCK_SKEW_S,
     MAX_ENVELOPE,
+    RECORD_HEADER,
     ServiceRecord,
     Signed,
     raw_public_key,
@@ -259,17 +259,17 @@ def service_view(record: ServiceRecord) -> ServiceView:
 def _envelope(header: str) -> Signed:
     """Raises InvalidRecord."""
     if len(header) > 2 * MAX_ENVELOPE:
-        raise InvalidRecord(f"the header Cornerstore-Record holds at most {MAX_ENVELOPE} bytes in base64url")
+        raise InvalidRecord(f"the header {RECORD_HEADER} holds at most {MAX_ENVELOPE} bytes in base64url")
     try:
-        envelope = base64.b64decode(header + "=" * (-len(header) % 4), altchars=b"-_", validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRecord("the header Cornerstore-Record is not base64url") from None
+        envelope = base64url.decode(header)
+    except ValueError:
+        raise InvalidRecord(f"the header {RECORD_HEADER} is not base64url") from None
     return verify(envelope)
 
 
 def _service(signed: Signed) -> ServiceRecord:
     if not isinstance(signed.record, ServiceRecord):
-        raise InvalidRecord("the header Cornerstore-Record holds a record of another kind")
+        raise InvalidRecord(f"the header {RECORD_HEADER} holds a record of another kind")
     return signed.record
 
 

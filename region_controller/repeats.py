@@ -9,9 +9,9 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from dht.tasks import OwnedTasks
-from protocol.instances import StartAnswer, StartRequest
+from protocol.instances import OnProgress, StartAnswer, StartRequest
 from protocol.problems import Conflict
-from region_controller.flights import Flights, OnProgress
+from region_controller.flights import Flights
 
 REMEMBER_S = 600.0
 MAX_REMEMBERED = 10_000

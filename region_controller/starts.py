@@ -15,12 +15,12 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from protocol.instances import InstanceReport, Lease, Progress, ServiceRef, StartAnswer, StartRequest
+from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest
 from protocol.link import Extend, Start
 from protocol.problems import DeadlineExceeded, Problem, Unavailable
 from protocol.records import RegionRecord
 from region_controller.catalogue import Catalogue
-from region_controller.flights import Flights, OnProgress
+from region_controller.flights import Flights
 from region_controller.handoff import HandoffRequest, RemoteRegions
 from region_controller.leases import Held, lease_deadline
 from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote

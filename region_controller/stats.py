@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
+from protocol.instances import PHASES
 
 
 class ControllerStats(Struct, frozen=True, kw_only=True):

@@ -9,10 +9,9 @@ import time
 import msgspec
 from msgspec import Struct
 
-from protocol.instances import StartRequest
+from protocol.instances import PHASES, StartRequest
 from protocol.records import ServiceRecord
 from region_controller.placement import Need
-from region_controller.stats import PHASES
 
 
 class Route(Struct, frozen=True, kw_only=True):

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from agent.agent import Agent, AgentConfig, running_agent
 from agent.runtime import Runtime
-from dht.contracts import OnProgress
 from protocol import link
 from protocol.identifiers import digest_of
+from protocol.instances import OnProgress
 from protocol.problems import ContentNotFound
 from protocol.service import ServiceDescriptor
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,6 +12,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from protocol import base64url
 from protocol.identifiers import digest_of
 from protocol.instances import (
     AgentView,
@@ -175,7 +175,10 @@ class StubController:
             ),
             web.get("/v1/agents", _fixed([agent])),
             web.get("/v1/regions", _fixed([region])),
-            web.get("/v1/healthz", _fixed({"status": "ok", "region": self.region, "node": "c1"})),
+            web.get(
+                "/v1/healthz",
+                _fixed({"status": "ok", "region": self.region, "node": "c1", "mesh": "corner", "agents": 0}),
+            ),
             web.post("/wordcount", self.word_count),
         ]
 
@@ -223,4 +226,4 @@ async def _event(response: web.StreamResponse, name: str, data: object) -> None:
 
 def _envelope(request: web.Request) -> bytes | None:
     header = request.headers.get("Cornerstore-Record")
-    return None if header is None else base64.urlsafe_b64decode(header)
+    return None if header is None else base64url.decode(header)

@@ -15,7 +15,7 @@ from node.cli.leases import LeaseBook
 from node.cli.output import facts, remaining, styled, table
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_category
-from protocol.instances import InstanceView, StartAnswer, StartRequest, State
+from protocol.instances import MAX_ALIVE_S, PHASES, InstanceView, StartAnswer, StartRequest, State
 from protocol.problems import BadRequest, ConfigError
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from client import ControllerClient, FoundController
 
 STATE_STYLE = {State.RUNNING: "green", State.FAILED: "red", State.STOPPED: "dim", State.UNKNOWN: "yellow"}
-PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 
 
 @click.command(cls=Command)
@@ -62,7 +61,10 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--input", "inputs", metavar="TYPE", multiple=True, help="A type that it must take."),
         click.option("--output", "outputs", metavar="TYPE", multiple=True, help="A type that it must give."),
         click.option(
-            "--alive-time", type=click.IntRange(0, 604_800), metavar="S", help="Seconds it lives unheard; 0: for ever."
+            "--alive-time",
+            type=click.IntRange(0, MAX_ALIVE_S),
+            metavar="S",
+            help="Seconds it lives unheard; 0: for ever.",
         ),
         click.option("--force-rebuild", is_flag=True, help="Build the image anew."),
         click.option(
@@ -238,7 +240,7 @@ def restart(instance: str, token: str | None) -> None:
 
 @click.command(cls=Command)
 @click.argument("instance")
-@click.option("--alive-time", type=click.IntRange(1, 604_800), metavar="S", help="Seconds from now.")
+@click.option("--alive-time", type=click.IntRange(1, MAX_ALIVE_S), metavar="S", help="Seconds from now.")
 @_token
 def alive(instance: str, alive_time: int | None, token: str | None) -> None:
     """Say that INSTANCE is still wanted."""

@@ -16,12 +16,11 @@ from node.cli.framework import Command, Group
 from node.cli.output import facts, remaining, styled, table
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_region
-from protocol.instances import AgentView, InstanceView, RegionView
+from protocol.instances import AgentView, Health, InstanceView, RegionView
 from protocol.peers import ROLES, Role
 
 if TYPE_CHECKING:
     from bootstrap import JoinResult
-    from client.controller import Health
     from node.config import NodeConfig
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")

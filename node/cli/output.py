@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from protocol.instances import Progress
+from protocol.instances import OnProgress, Progress
 from protocol.problems import Problem
 
 if TYPE_CHECKING:
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 PIPED_WIDTH = 240
 """Columns where stdout is no terminal: nothing is folded that a person may copy or `grep`."""
-
-OnProgress = Callable[[Progress], None]
 
 
 class Output:
