@@ -79,7 +79,7 @@ class Publishing:
         self._labels: dict[str, dict[str, str]] = {}
 
     def labels_of(self, digest: str) -> dict[str, str]:
-        """Labels that a service published here asks of its agent; elsewhere the agent itself checks them."""
+        """Labels that a service asks of its agent, if it was published here since the start; else none are known."""
         return self._labels.get(digest, {})
 
     async def show(self, digest: str) -> ServiceView:
