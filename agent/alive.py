@@ -79,9 +79,9 @@ class AliveEndpoint:
         try:
             name = await _name_in(request)
             check_sender(await self._addresses_of(name), request.remote)
+            self._on_alive(name)
         except Problem as problem:
             return web.json_response(problem.to_dict(), status=problem.status, content_type="application/problem+json")
-        self._on_alive(name)
         return web.json_response({"name": name})
 
 

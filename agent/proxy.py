@@ -18,7 +18,7 @@ from typing import cast
 
 import structlog
 
-from protocol.problems import PortTaken
+from protocol.problems import PortTaken, Problem
 
 log = structlog.get_logger(__name__)
 
@@ -164,7 +164,10 @@ class _Listener:
         now = asyncio.get_running_loop().time()
         if now - self._counted_at >= self._interval_s:
             self._counted_at = now
-            self._on_traffic()
+            try:
+                self._on_traffic()
+            except Problem as problem:  # a full disk: the connection goes on, and the next bytes are noted again
+                log.warning("traffic-not-noted", detail=problem.detail)
 
     async def close(self) -> None:
         if self.server is not None:

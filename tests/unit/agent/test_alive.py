@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from agent.alive import MAX_BODY, PATH, running_alive_endpoint
+from protocol.problems import DiskFull
 
 ADDRESSES = {"mine": frozenset({"127.0.0.1"}), "other": frozenset({"172.18.0.9"})}
 
@@ -56,3 +57,18 @@ async def test_a_gateway_that_cannot_be_had_does_not_end_the_agent() -> None:
     async with running_alive_endpoint(0, nobody, lambda _: None) as alive:
         await alive.listen_on("192.0.2.1")
         assert alive.port_on("192.0.2.1") is None
+
+
+async def test_a_message_that_cannot_be_noted_is_answered_with_the_cause() -> None:
+    async def addresses_of(_: str) -> frozenset[str]:
+        return ADDRESSES["mine"]
+
+    def full(_: str) -> None:
+        raise DiskFull("the journal cannot be written")
+
+    async with running_alive_endpoint(0, addresses_of, full) as alive:
+        await alive.listen_on("127.0.0.1")
+        url = f"http://127.0.0.1:{alive.port_on('127.0.0.1')}{PATH}"
+        async with aiohttp.request("PUT", url, data={"name": "mine"}) as answer:
+            assert answer.status == 507
+            assert answer.content_type == "application/problem+json"

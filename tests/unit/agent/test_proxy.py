@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from agent.proxy import PortProxy, running_proxy
-from protocol.problems import PortTaken
+from protocol.problems import DiskFull, PortTaken
 from tests.waiting import until
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -143,3 +143,14 @@ async def test_an_address_of_another_machine_is_named() -> None:
     async with running_proxy("192.0.2.1", lambda _: None) as proxy:
         with pytest.raises(PortTaken, match="not an address of this machine"):
             await proxy.open("one", 80, lambda: None)
+
+
+async def test_traffic_that_cannot_be_noted_passes_all_the_same() -> None:
+    def full(_: str) -> None:
+        raise DiskFull("the journal cannot be written")
+
+    async with serving(echo) as upstream, running_proxy("127.0.0.1", full) as proxy:
+        reader, writer = await asyncio.open_connection("127.0.0.1", await proxy.open("one", 80, lambda: upstream))
+        writer.write(b"a question")
+        assert await reader.readexactly(10) == b"a question"
+        writer.close()
