@@ -17,8 +17,9 @@ from msgspec import Struct, structs
 
 from agent.lifecycle import Instance
 from agent.runtime import Workload
+from dht.database import opened_database
 from protocol.instances import PortBinding
-from protocol.problems import ConfigError, DiskFull
+from protocol.problems import DiskFull
 from protocol.service import ServiceDescriptor
 
 log = structlog.get_logger(__name__)
@@ -87,8 +88,7 @@ class Journal:
 
     def _write(self, statement: str, *values: str | bytes) -> None:
         try:
-            with self._database:
-                self._database.execute(statement, values)
+            self._database.execute(statement, values)
         except sqlite3.OperationalError as error:
             raise DiskFull(
                 f"the agent's journal cannot be written: {error}", fix="Make room on the disk of the data directory."
@@ -98,17 +98,5 @@ class Journal:
 @contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
     """Raises ConfigError if the file cannot be opened."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        database = sqlite3.connect(path, isolation_level="DEFERRED")
-        database.execute("PRAGMA journal_mode=WAL")
-        database.execute("PRAGMA synchronous=NORMAL")
-        database.executescript(_SCHEMA)
-    except (sqlite3.Error, OSError) as error:
-        raise ConfigError(
-            f"the agent's journal {path} cannot be opened: {error}", fix="Check the data directory, or move the file."
-        ) from error
-    try:
+    with opened_database(path, _SCHEMA) as database:
         yield Journal(database)
-    finally:
-        database.close()

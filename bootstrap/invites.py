@@ -21,6 +21,7 @@ from msgspec import Struct
 from bootstrap.certificates import check_roles, fingerprint, founder_of
 from bootstrap.identity import Identity
 from bootstrap.tokens import INVITE_BYTES, SECRET_BYTES, Token, TokenAddresses, check_ports, encode_token
+from dht.database import transaction
 from protocol.identifiers import check_region
 from protocol.peers import Role
 from protocol.problems import BadRequest, Conflict, DiskFull, Forbidden, JoinRefused, Problem, Unavailable
@@ -160,14 +161,8 @@ class InviteStore:
             db = sqlite3.connect(self._path, timeout=2.0, isolation_level=None)
             try:
                 db.executescript(_SCHEMA)
-                db.execute("BEGIN IMMEDIATE")
-                try:
+                with transaction(db):
                     yield db
-                except BaseException:
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
-                    raise
-                db.execute("COMMIT")
             finally:
                 db.close()
         except (sqlite3.Error, OSError) as error:

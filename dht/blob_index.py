@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from dht.database import transaction
 from protocol.manifest import Manifest
 from protocol.problems import ConfigError, DiskFull
 
@@ -44,15 +45,8 @@ class BlobIndex:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        with _translated(self._path):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
+        with _translated(self._path), transaction(self._db):
+            yield
 
     # --- blobs ----------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from dht.database import transaction
 from protocol.problems import ConfigError, DiskFull
 
 _SCHEMA = """
@@ -86,14 +87,14 @@ class Storage:
     def put(self, rows: Iterable[Row]) -> None:
         """Insert, or replace what is in the same slot of the same key."""
         rows = list(rows)
-        with _translated(self._database), self._transaction():
+        with _translated(self._database), transaction(self._db):
             self._db.executemany("INSERT OR REPLACE INTO dht_records VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
         self._per_owner.update(row.owner for row in rows)
 
     def drop(self, key: bytes, slots: Collection[bytes]) -> None:
         if not slots:
             return
-        with _translated(self._database), self._transaction():
+        with _translated(self._database), transaction(self._db):
             self._db.executemany("DELETE FROM dht_records WHERE key = ? AND slot = ?", [(key, s) for s in slots])
 
     def owned_by(self, owner: bytes) -> int:
@@ -119,7 +120,7 @@ class Storage:
 
     def mark_spread(self, rows: Iterable[Row], when: float) -> None:
         """Note when rows were spread, unless they were replaced meanwhile."""
-        with _translated(self._database), self._transaction():
+        with _translated(self._database), transaction(self._db):
             self._db.executemany(
                 "UPDATE dht_records SET spread_at = ? WHERE key = ? AND slot = ? AND envelope = ?",
                 [(when, row.key, row.slot, row.envelope) for row in rows],
@@ -136,7 +137,7 @@ class Storage:
     # --- contacts ---
 
     def remember(self, contacts: Iterable[KnownContact]) -> None:
-        with _translated(self._database), self._transaction():
+        with _translated(self._database), transaction(self._db):
             self._db.executemany("INSERT OR REPLACE INTO dht_contacts VALUES (?, ?, ?, ?)", contacts)
 
     def known_contacts(self, *, limit: int) -> list[KnownContact]:
@@ -165,16 +166,6 @@ class Storage:
         with _translated(self._database):
             counts = self._db.execute("SELECT owner, COUNT(*) FROM dht_records GROUP BY owner")
             self._per_owner = Counter(dict(counts.fetchall()))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 import msgspec
 import structlog
 
+from dht.database import opened_database, transaction
 from region_controller.leases import Held, LeaseRow
 
 log = structlog.get_logger(__name__)
@@ -88,7 +89,7 @@ class Journal:
 
     def _write(self, batch: list[tuple[str, tuple[Any, ...]]]) -> None:
         try:
-            with self._database:
+            with transaction(self._database):
                 for statement, values in batch:
                     self._database.execute(statement, values)
         except sqlite3.Error as error:
@@ -98,13 +99,8 @@ class Journal:
 
 @asynccontextmanager
 async def open_journal(path: Path) -> AsyncIterator[Journal]:
-    """The journal at `path`, made if absent; flushed and closed on exit."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(path, check_same_thread=False)
-    try:
-        database.execute("PRAGMA journal_mode = WAL")
-        database.execute("PRAGMA synchronous = NORMAL")
-        database.executescript(_SCHEMA)
+    """The journal at `path`, made if absent; flushed and closed on exit. Raises ConfigError if it cannot be opened."""
+    with opened_database(path, _SCHEMA, check_same_thread=False) as database:
         journal = Journal(database)
         try:
             yield journal
@@ -113,5 +109,3 @@ async def open_journal(path: Path) -> AsyncIterator[Journal]:
                 await journal.flush()
             finally:
                 journal.close()
-    finally:
-        database.close()

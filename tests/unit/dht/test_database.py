@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from dht.database import opened_database, transaction
+from protocol.problems import ConfigError
+
+
+@pytest.fixture
+def db() -> Iterator[sqlite3.Connection]:
+    with closing(sqlite3.connect(":memory:", isolation_level=None)) as connection:
+        connection.execute("CREATE TABLE one (value BLOB UNIQUE)")
+        yield connection
+
+
+def count(db: sqlite3.Connection) -> int:
+    return int(db.execute("SELECT count(*) FROM one").fetchone()[0])
+
+
+def test_a_block_is_kept_whole(db: sqlite3.Connection) -> None:
+    with transaction(db):
+        db.execute("INSERT INTO one VALUES (1)")
+        db.execute("INSERT INTO one VALUES (2)")
+    assert count(db) == 2
+    assert not db.in_transaction
+
+
+def test_a_block_that_raises_changes_nothing(db: sqlite3.Connection) -> None:
+    with pytest.raises(sqlite3.IntegrityError), transaction(db):
+        db.executemany("INSERT INTO one VALUES (?)", [(1,), (1,)])
+    assert count(db) == 0
+
+
+def test_a_full_database_says_so_and_takes_changes_again_later(db: sqlite3.Connection) -> None:
+    pages = int(db.execute("PRAGMA page_count").fetchone()[0])
+    db.execute(f"PRAGMA max_page_count = {pages + 2}")
+    with pytest.raises(sqlite3.OperationalError, match="full"), transaction(db):
+        db.execute("INSERT INTO one VALUES (zeroblob(1000000))")
+    db.execute("PRAGMA max_page_count = 100000")
+    with transaction(db):
+        db.execute("INSERT INTO one VALUES (zeroblob(1000000))")
+    assert count(db) == 1
+
+
+def test_a_database_that_rolled_back_by_itself_keeps_the_first_error(db: sqlite3.Connection) -> None:
+    def fail() -> None:
+        db.execute("ROLLBACK")  # as SQLite does when a write fails for want of room
+        raise KeyError
+
+    with pytest.raises(KeyError), transaction(db):
+        fail()
+
+
+@pytest.mark.parametrize("damage", [b"this is no database " * 100, None])
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, damage: bytes | None) -> None:
+    path = tmp_path / "state.sqlite"
+    path.mkdir() if damage is None else path.write_bytes(damage)
+    with pytest.raises(ConfigError, match=r"state\.sqlite cannot be opened"), opened_database(path, ""):
+        pass
