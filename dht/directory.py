@@ -14,6 +14,7 @@ from msgspec import Struct, field
 
 from dht import rules
 from dht.overlay import (
+    Address,
     OpenTransport,
     Overlay,
     StoreOutcome,
@@ -91,13 +92,13 @@ class NetworkDirectory:
         keys = [record_key(name) for name in record.names]
         for key in keys:
             self._replica.check(key, signed.envelope)
-            if self._competes_at(key, record) and rules.supersedes(self._replica.held(key), signed):
+            if rules.competes_at(key, record) and rules.supersedes(self._replica.held(key), signed):
                 raise _outdated(record)
         outcomes = await asyncio.gather(*(self._spread(key, signed) for key in keys))
         if self._overlay.alone:
             return
         for key, outcome in zip(keys, outcomes, strict=True):
-            if outcome.superseded and self._competes_at(key, record) and await self._is_outdated(key, signed):
+            if outcome.superseded and rules.competes_at(key, record) and await self._is_outdated(key, signed):
                 raise _outdated(record)
         if not any(outcome.acks for outcome in outcomes):
             raise Unavailable(
@@ -114,12 +115,6 @@ class NetworkDirectory:
             rows = [row for row in self._storage.at(key) if row.envelope == signed.envelope]
             self._storage.mark_spread(rows, self._clock())
         return outcome
-
-    def _competes_at(self, key: bytes, record: Record) -> bool:
-        """True if a newer record at `key` makes this one pointless: a tombstone counts where its version stands."""
-        if isinstance(record, ServiceRecord) and record.withdrawn:
-            return key == record_key(f"service:{record.digest}")
-        return True
 
     async def _is_outdated(self, key: bytes, signed: Signed) -> bool:
         """Do not believe a peer's word that something newer exists: look at it."""
@@ -163,9 +158,7 @@ class NetworkDirectory:
         await self._spread(key, sign(record, self._identity))
 
     def _next_seq(self, key: bytes) -> int:
-        """The clock in ms, but always above what this node said at `key` before."""
-        said = [s.record.seq for s in self._replica.held(key) if s.public_key == raw_public_key(self._identity)]
-        return max([int(self._clock() * 1000), *(seq + 1 for seq in said)])
+        return rules.next_seq(self._replica.held(key), raw_public_key(self._identity), self._clock())
 
     async def announce_due(self) -> None:
         """Announce contents anew, well before their records expire. To be called every ANNOUNCE_TICK_S."""
@@ -238,7 +231,7 @@ class NetworkDirectory:
     def contacts(self) -> list[str]:
         """`host:port` for an invitation: this node first, if its address is known, then live nodes near it."""
         own = self._config.advertise or self._config.host
-        ours = [] if own in ("0.0.0.0", "::", "") else [_join(own, self.udp_port)]  # noqa: S104 (compared, not bound)
+        ours = [] if own in ("0.0.0.0", "::", "") else [str(Address(own, self.udp_port))]  # noqa: S104 (compared, not bound)
         return ours + [str(address) for _, address in self._overlay.contacts()[:INVITE_CONTACTS]]
 
     def add_bootstrap(self, addresses: Sequence[str]) -> None:
@@ -278,10 +271,6 @@ def parse_address(text: str) -> tuple[str, int]:
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise ConfigError(f"{text[:80]!r} is not host:port", fix="Write a bootstrap address as 10.1.0.10:7401.")
     return host.strip("[]"), int(port)
-
-
-def _join(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _outdated(record: Record) -> Problem:

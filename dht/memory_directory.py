@@ -50,9 +50,8 @@ class MemoryDirectory:
         record = signed.record
         rules.accept(record, self._clock())
         for name in record.names:
-            tombstone = isinstance(record, ServiceRecord) and record.withdrawn
-            competes = not tombstone or name.startswith("service:")
-            if competes and rules.supersedes(self._held(record_key(name)), signed):
+            key = record_key(name)
+            if rules.competes_at(key, record) and rules.supersedes(self._held(key), signed):
                 raise InvalidRecord(f"the mesh knows a newer record than seq {record.seq}")
         self._spread(signed)
         if self.node in self._mesh.unreachable:
@@ -104,8 +103,7 @@ class MemoryDirectory:
         self._spread(sign(record, self._identity))
 
     def _next_seq(self, key: bytes) -> int:
-        said = [s.record.seq for s in self._held(key) if s.public_key == raw_public_key(self._identity)]
-        return max([int(self._clock() * 1000), *(seq + 1 for seq in said)])
+        return rules.next_seq(self._held(key), raw_public_key(self._identity), self._clock())
 
     def _spread(self, signed: Signed) -> None:
         reachable = [self._own] if self.node in self._mesh.unreachable else [self._own, self._mesh.sets]

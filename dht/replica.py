@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from enum import IntEnum
 from functools import lru_cache
 
 from dht import rules
+from dht.rules import Verdict
 from dht.storage import Row, Storage
 from protocol.problems import InvalidRecord
 from protocol.records import Signed, verify
@@ -20,14 +20,6 @@ ORDERED_CACHE = 64
 """Sets kept in the order of pages."""
 VERIFIED_CACHE = 8192
 """Envelopes whose signature is remembered as good: a check costs about 130 us."""
-
-
-class Verdict(IntEnum):
-    """What became of an offered record; the numbers travel in datagrams."""
-
-    KEPT = 0
-    SUPERSEDED = 1
-    REFUSED = 2
 
 
 class Replica:

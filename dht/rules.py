@@ -21,6 +21,7 @@ import hashlib
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from itertools import pairwise
 
 import msgspec
@@ -36,6 +37,14 @@ MAX_PER_OWNER = {ServiceRecord: 1024, ProviderRecord: 16, RegionRecord: 16}
 MAX_PER_KEY = 8192
 POSITION_BYTES = 8
 """Length of a cursor and of a fingerprint."""
+
+
+class Verdict(IntEnum):
+    """What became of an offered record; the numbers travel in datagrams."""
+
+    KEPT = 0
+    SUPERSEDED = 1
+    REFUSED = 2
 
 
 def check_name(name: str, *kinds: str) -> str:
@@ -118,6 +127,18 @@ def supersedes(held: Iterable[Signed], signed: Signed) -> bool:
     """True if a set already holds something of higher rank in the record's slot."""
     place = slot(signed.record)
     return any(slot(h.record) == place and rank(h) > rank(signed) for h in held)
+
+
+def competes_at(key: bytes, record: Record) -> bool:
+    """True if a newer record at `key` makes this one pointless: a tombstone counts where its version stands."""
+    if isinstance(record, ServiceRecord) and record.withdrawn:
+        return key == record_key(f"service:{record.digest}")
+    return True
+
+
+def next_seq(held: Iterable[Signed], public_key: bytes, now: float) -> int:
+    """The clock in ms, but always above what this key signed before."""
+    return max([int(now * 1000), *(s.record.seq + 1 for s in held if s.public_key == public_key)])
 
 
 def position(envelope: bytes) -> bytes:

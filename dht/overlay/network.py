@@ -63,8 +63,7 @@ STRETCHES = 16
 MAX_CHECKS = 64
 """Nodes whose claimed id is being checked at one time."""
 
-KEPT, SUPERSEDED = 0, 1
-"""Verdicts that count as an acknowledgement: see `dht.replica.Verdict`."""
+ACKNOWLEDGED = {rules.Verdict.KEPT, rules.Verdict.SUPERSEDED}
 STORE_OVERHEAD = 64
 """Bytes of a store request beside its envelopes."""
 
@@ -90,7 +89,7 @@ class Shelf(Protocol):
     def ordered(self, key: bytes) -> rules.OrderedSet: ...
 
     def offer(self, key: bytes, envelopes: Sequence[bytes]) -> Sequence[int]:
-        """One `dht.replica.Verdict` for each envelope."""
+        """One `dht.rules.Verdict` for each envelope."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +224,7 @@ class Overlay:
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             verdicts = [v for task in done if (v := task.result()) is not None]
             acks += len(verdicts)
-            superseded = superseded or any(SUPERSEDED in v for v in verdicts)
+            superseded = superseded or any(rules.Verdict.SUPERSEDED in v for v in verdicts)
         enough = 0 < acks >= min(self._tuning.acks, len(nodes))
         return StoreOutcome(len(nodes), acks, enough, superseded)
 
@@ -237,7 +236,7 @@ class Overlay:
             if stored is None:
                 return None
             verdicts += stored.verdicts
-        return verdicts if set(verdicts) & {KEPT, SUPERSEDED} else None
+        return verdicts if ACKNOWLEDGED.intersection(verdicts) else None
 
     async def read(self, key: bytes) -> ReadOutcome:
         """The union of what the nodes nearest to `key` hold, within the lookup deadline.

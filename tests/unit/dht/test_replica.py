@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from dht import replica as module
-from dht.replica import Replica, Verdict
+from dht.replica import Replica
+from dht.rules import Verdict
 from dht.storage import opened_storage
 from protocol.identifiers import record_key
 from tests.dht_mesh import service

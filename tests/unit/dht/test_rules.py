@@ -154,3 +154,18 @@ def test_the_children_of_the_top_have_a_name() -> None:
     assert rules.check_name("children:", *rules.REGION_NAMES) == "children:"
     with pytest.raises(BadRequest):
         rules.check_name("region:", *rules.REGION_NAMES)
+
+
+def test_a_tombstone_competes_at_its_own_version_only() -> None:
+    live, tombstone = service(seq=MS).record, service(seq=MS + 1, withdrawn=True).record
+    keys = [record_key(name) for name in live.names]
+    assert all(rules.competes_at(key, live) for key in keys)
+    assert [key for key in keys if rules.competes_at(key, tombstone)] == [record_key(live.names[0])]
+
+
+def test_the_next_seq_is_the_clock_but_above_what_the_same_key_said() -> None:
+    said, owner = provider(1, seq=MS + 7), raw_public_key(identity(1))
+    assert rules.next_seq([], owner, NOW) == MS
+    assert rules.next_seq([said], owner, NOW) == MS + 8
+    assert rules.next_seq([said], owner, NOW + 60) == MS + 60_000
+    assert rules.next_seq([provider(2, seq=MS + 7)], owner, NOW) == MS
