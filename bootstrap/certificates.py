@@ -14,7 +14,6 @@ member can say which node is able to enrol others.
 from __future__ import annotations
 
 import hashlib
-import re
 import ssl
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -26,7 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from protocol.identifiers import check_region, node_id
+from protocol.identifiers import check_mesh_name, check_region, node_id
 from protocol.peers import ROLES, PeerIdentity, Role
 from protocol.problems import BadRequest
 
@@ -35,17 +34,6 @@ LEAF_VALIDITY_S = 90 * 86_400
 ROOT_VALIDITY_S = 10 * 365 * 86_400
 BACKDATE_S = 300
 """Certificates begin this long before they are made, so that a clock slightly behind accepts them."""
-
-_MESH_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-
-
-def check_mesh_name(text: str) -> str:
-    """Raises BadRequest unless `text` is one lower-case name of at most 32 letters, digits and dashes."""
-    if not _MESH_NAME.fullmatch(text):
-        raise BadRequest(
-            f"{text[:80]!r} is not a mesh name", fix="Use at most 32 lower-case letters, digits and dashes."
-        )
-    return text
 
 
 def check_roles(roles: Sequence[str]) -> tuple[Role, ...]:

@@ -55,6 +55,10 @@ class EnrolRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: Annotated[str, Meta(max_length=64)]
     now: float
 
+    def __repr__(self) -> str:
+        """Without the secret: a request may end up in a log."""
+        return f"EnrolRequest(invite={self.invite.hex()}, name={self.name!r}, roles={self.roles})"
+
 
 class EnrolAnswer(Struct, frozen=True, kw_only=True):
     """`bootstrap`: DHT addresses (UDP). `peers`: node-to-node addresses of controllers (TCP)."""

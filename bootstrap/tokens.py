@@ -18,9 +18,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from bootstrap.certificates import check_mesh_name
 from protocol import base64url
-from protocol.identifiers import check_region
+from protocol.identifiers import check_mesh_name, check_region
 from protocol.problems import BadRequest, JoinRefused, Problem
 from protocol.records import Address, Seconds
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from msgspec import Struct
 
-from protocol.identifiers import check_region
+from protocol.identifiers import check_mesh_name, check_region, is_node_id
 from protocol.problems import BadRequest
 
 SERVICE_TYPE = "_cornerstore._tcp.local."
@@ -25,8 +25,6 @@ MAX_LABEL = 63
 """Bytes of one DNS label (RFC 1035 section 2.3.4)."""
 MAX_TXT_STRING = 255
 
-_MESH = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_NODE = re.compile(r"[0-9a-f]{40}")
 _PATH = re.compile(r"/v[0-9]{1,2}")
 _PORT = re.compile(r"[0-9]{1,5}")
 _NOT_A_LABEL = re.compile(r"[^a-z0-9]+")
@@ -92,9 +90,9 @@ def read_announcement(
     path = text.get("path", API_PATH)
     well_formed = (
         text.get("txtvers") == TXT_VERSION
-        and _is_region(region)
-        and _MESH.fullmatch(mesh)
-        and _NODE.fullmatch(node)
+        and _passes(check_region, region)
+        and _passes(check_mesh_name, mesh)
+        and is_node_id(node)
         and _PATH.fullmatch(path)
     )
     if not well_formed or host is None or peer_port is None or port is None or not 0 < port < 1 << 16:
@@ -112,9 +110,9 @@ def _texts(properties: Mapping[bytes, bytes | None]) -> dict[str, str]:
     }
 
 
-def _is_region(text: str) -> bool:
+def _passes(check: Callable[[str], str], text: str) -> bool:
     try:
-        check_region(text)
+        check(text)
     except BadRequest:
         return False
     return True

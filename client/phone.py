@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -46,15 +47,16 @@ class Phone:
         self._chosen: FoundController | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession()
-        await self._browser.__aenter__()
+        async with AsyncExitStack() as stack:
+            self._session = await stack.enter_async_context(aiohttp.ClientSession())
+            await stack.enter_async_context(self._browser)
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self._browser.__aexit__(kind, error, traceback)
-        await self._session.close()
+        await self._stack.aclose()
 
     @property
     def controller(self) -> FoundController | None:

@@ -11,7 +11,7 @@ def encode(data: bytes) -> str:
 
 
 def decode(text: str) -> bytes:
-    """With or without padding. Raises ValueError for any character outside the alphabet, and for a cut text."""
+    """With or without padding. Raises ValueError for a character that no base64 has, and for a cut text."""
     try:
         return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
     except binascii.Error as error:

@@ -10,6 +10,8 @@ from protocol.problems import BadRequest
 DIGEST_PREFIX = "sha256:"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}(/[a-z0-9][a-z0-9-]{0,31}){0,7}")
+_MESH = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_NODE = re.compile(r"[0-9a-f]{40}")
 _CATEGORY = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){0,8}/?")
 _SERVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 
@@ -39,6 +41,15 @@ def check_region(text: str) -> str:
         raise BadRequest(
             f"{text[:80]!r} is not a region",
             fix="A region is a path of lower-case names such as eu/de/darmstadt, at most 8 deep.",
+        )
+    return text
+
+
+def check_mesh_name(text: str) -> str:
+    """Raises BadRequest unless `text` is one lower-case name of at most 32 letters, digits and dashes."""
+    if not _MESH.fullmatch(text):
+        raise BadRequest(
+            f"{text[:80]!r} is not a mesh name", fix="Use at most 32 lower-case letters, digits and dashes."
         )
     return text
 
@@ -75,6 +86,10 @@ def check_service_id(text: str) -> str:
             fix="Use the id (od01), the name, or sha256: and 64 hex digits.",
         )
     return text
+
+
+def is_node_id(text: str) -> bool:
+    return _NODE.fullmatch(text) is not None
 
 
 def node_id(public_key: bytes) -> str:

@@ -21,7 +21,7 @@ class Problem(Exception):
     slug: ClassVar[str] = "internal-error"
     title: ClassVar[str] = "Something went wrong inside this node"
 
-    def __init__(self, detail: str = "", *, fix: str = "", **extra: Any) -> None:
+    def __init__(self, detail: str = "", /, *, fix: str = "", **extra: Any) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.fix = fix

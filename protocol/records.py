@@ -189,7 +189,7 @@ def service_record(
         size=size,
         mem=descriptor.mem_requirement,
         publisher=publisher,
-        version=descriptor.version,
+        version=descriptor.version[:32],
         seq=seq,
         expiry=expiry,
         withdrawn=withdrawn,

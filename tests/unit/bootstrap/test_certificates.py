@@ -16,7 +16,6 @@ from bootstrap.certificates import (
     LEAF_VALIDITY_S,
     ROOT_VALIDITY_S,
     check_issued,
-    check_mesh_name,
     check_roles,
     fingerprint,
     founder_of,
@@ -29,7 +28,7 @@ from bootstrap.certificates import (
     pem,
     raw,
 )
-from protocol.identifiers import node_id
+from protocol.identifiers import check_mesh_name, node_id
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest
 
