@@ -16,7 +16,7 @@ from node.cli.output import facts, remaining, short_digest, size, styled, table
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_category, check_service_id, is_digest
 from protocol.instances import ServiceView
-from protocol.problems import AmbiguousService, BadRequest, NoMatchingService
+from protocol.problems import AmbiguousService, NoMatchingService
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -35,11 +35,12 @@ _existing = click.Path(exists=True, path_type=Path)
 def pack(directory: Path, out: Path | None) -> None:
     """Make a CSAR of DIRECTORY. The same files give the same digest."""
     from csar import pack as pack_archive
+    from node.cli.publisher import digest_and_size
 
     session = command_session()
     target = out or Path(directory.resolve().name + SUFFIX)
     descriptor = pack_archive(directory, target)
-    digest, bytes_ = _digest_and_size(target)
+    digest, bytes_ = digest_and_size(target)
     session.output.give(
         {"file": str(target), "digest": digest, "size": bytes_, "service": descriptor},
         styled(f"{target}: {descriptor.id} ({descriptor.name}), {size(bytes_)}", "bold"),
@@ -277,15 +278,3 @@ def withdraw(service: str) -> None:
         styled(f"{view.id} ({view.name}) is withdrawn", "bold"),
         facts({"digest": view.digest}),
     )
-
-
-def _digest_and_size(path: Path) -> tuple[str, int]:
-    import hashlib
-
-    from protocol.identifiers import DIGEST_PREFIX
-
-    try:
-        with path.open("rb") as file:
-            return DIGEST_PREFIX + hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}") from None

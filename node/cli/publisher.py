@@ -54,14 +54,18 @@ def _make_key(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def signed_archive(path: Path, descriptor: ServiceDescriptor, key: Ed25519PrivateKey) -> Signed:
-    """The record that announces the archive at `path`, valid from now for a year."""
+def digest_and_size(path: Path) -> tuple[str, int]:
+    """Of a file, the size in bytes. Raises BadRequest if it cannot be read."""
     try:
         with path.open("rb") as file:
-            digest = DIGEST_PREFIX + hashlib.file_digest(file, "sha256").hexdigest()
-        size = path.stat().st_size
+            return DIGEST_PREFIX + hashlib.file_digest(file, "sha256").hexdigest(), path.stat().st_size
     except OSError as error:
         raise BadRequest(f"{path} cannot be read: {error.strerror}") from None
+
+
+def signed_archive(path: Path, descriptor: ServiceDescriptor, key: Ed25519PrivateKey) -> Signed:
+    """The record that announces the archive at `path`, valid from now for a year."""
+    digest, size = digest_and_size(path)
     now = time.time()
     return sign(
         service_record(
