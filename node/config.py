@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta, Struct
 
+from node.files import replace_file
 from protocol.identifiers import check_region
 from protocol.peers import Role
 from protocol.problems import BadRequest, ConfigError
@@ -105,15 +104,8 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return config
 
     def save(self, data_dir: Path) -> None:
-        """Write config.toml so that a crash leaves the old file or the new one."""
-        data_dir.mkdir(parents=True, exist_ok=True)
-        body = msgspec.toml.encode(_without_none(msgspec.to_builtins(self)))
-        descriptor, temporary = tempfile.mkstemp(dir=data_dir, prefix=".config-")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(data_dir / FILE_NAME)
+        """Write config.toml so that a crash leaves the old file or the new one. Raises ConfigError, DiskFull."""
+        replace_file(data_dir / FILE_NAME, msgspec.toml.encode(_without_none(msgspec.to_builtins(self))))
 
 
 def _without_none(value: object) -> object:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import msgspec
 from msgspec import Struct
 
+from node.files import replace_file
 from protocol.instances import StartAnswer
 from protocol.problems import BadRequest, ConfigError
 
@@ -71,13 +70,4 @@ class LeaseBook:
             ) from None
 
     def _write(self, leases: dict[str, KeptLease]) -> None:
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=".leases-")  # mode 0600
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(msgspec.json.encode(leases))
-            Path(temporary).replace(self._path)
-        except OSError as error:
-            raise ConfigError(
-                f"{self._path} cannot be written: {error.strerror}", fix="Choose another --data-dir."
-            ) from None
+        replace_file(self._path, msgspec.json.encode(leases))
