@@ -18,6 +18,7 @@ import msgspec
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dht import rules
 from dht.contracts import Content, Directory
 from protocol import base64url
 from protocol.identifiers import DIGEST_PREFIX
@@ -34,7 +35,6 @@ from protocol.problems import (
     Unavailable,
 )
 from protocol.records import (
-    CLOCK_SKEW_S,
     MAX_ENVELOPE,
     RECORD_HEADER,
     ServiceRecord,
@@ -123,7 +123,7 @@ class Publishing:
         record = _service(signed)
         if record.withdrawn:
             raise InvalidRecord("the record is a tombstone", fix="Withdraw with DELETE /v1/services/{digest}.")
-        self._check_times(record, now)
+        rules.accept(record, now)
         true = service_record(
             descriptor, digest=digest, size=size, publisher=record.publisher, seq=record.seq, expiry=record.expiry
         )
@@ -132,12 +132,6 @@ class Publishing:
             said = ", ".join(f"{f} is {getattr(true, f)!r}, not {getattr(record, f)!r}" for f in wrong)
             raise InvalidRecord(f"the record does not describe this archive: {said}", fix="Sign a record of this file.")
         return record
-
-    def _check_times(self, record: ServiceRecord, now: float) -> None:
-        if record.expiry <= now:
-            raise InvalidRecord("the record has expired", fix="Sign a new one.")
-        if record.seq > (now + CLOCK_SKEW_S) * 1000:
-            raise InvalidRecord("the record was signed in the future", fix="Set the clock of the signing machine.")
 
     async def _keep(self, path: Path, signed: Signed, record: ServiceRecord) -> None:
         was_here = self._content.has(record.digest)
@@ -172,7 +166,7 @@ class Publishing:
         record = _service(signed)
         if record.digest != digest or not record.withdrawn:
             raise InvalidRecord("the record is not a tombstone of this service", fix="Sign it with `withdrawn`.")
-        self._check_times(record, self._clock())
+        rules.accept(record, self._clock())
         await self._published_by(record.publisher, digest)
         await self._announce(signed)
         self._catalogue.published(record)
