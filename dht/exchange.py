@@ -170,16 +170,17 @@ class Exchange:
         digest = manifest.digest
         with self._store.holding(digest):
             newly_pinned = pin is not None and pin not in await self._disk(self._store.pins, digest)
-            if pin is not None:
-                await self._disk(self._store.pin, digest, pin)
-            if not self.has(digest):
-                try:
+            try:
+                if pin is not None:
+                    await self._disk(self._store.pin, digest, pin)
+                if not self.has(digest):
                     await self._keep_file(manifest, path)
-                except (DiskFull, Conflict):
-                    if newly_pinned and pin is not None:
-                        await self._disk(self._store.unpin, digest, pin)
+            except BaseException as error:  # cancelled, too: half a blob that is pinned would never be evicted
+                if newly_pinned and pin is not None:
+                    await self._disk(self._store.unpin, digest, pin)
+                if isinstance(error, DiskFull | Conflict):
                     await self._disk(self._store.abandon, digest)
-                    raise
+                raise
         await self._announcer.announced(digest)
         return digest
 

@@ -422,3 +422,16 @@ async def test_memory_is_flat_whatever_the_size(tmp_path: Path) -> None:
     outcome, growth, held = await run_child("add", str(tmp_path / "child2"), str(blob))
     assert (outcome, held) == ("ok", 1)
     assert growth < 16 << 10, f"{growth} KiB for 64 MiB"
+
+
+async def test_an_addition_that_is_cancelled_leaves_nothing_pinned(tmp_path: Path) -> None:
+    async with site(Whereabouts(), tmp_path, 1) as here:
+        data = noise(8_000_000)
+        adding = asyncio.create_task(here.exchange.add(a_file(tmp_path / "blob", data), pin="published"))
+        await until(lambda: here.exchange.stats().stored_bytes > 0)
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+        assert not here.exchange.has(digest_of(data))
+        await here.exchange.remove(digest_of(data))
+        assert here.exchange.stats().stored_bytes == 0
