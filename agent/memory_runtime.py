@@ -37,12 +37,11 @@ ALL_KINDS: frozenset[Kind] = frozenset({"docker_container", "wasm_module"})
 
 
 class Behaviour(Struct, kw_only=True):
-    """Knobs, changed at any time. Latencies in s, drawn around the mean from the seed; `fails` holds, per call, the
-    problems that its next calls raise."""
+    """Knobs, changed at any time. Latencies in s, drawn around the mean; `fails` holds, per call, the problems that its
+    next calls raise."""
 
     build_s: float = 0.0
     start_s: float = 0.0
-    seed: int = 0
     fails: dict[str, deque[Problem]] = {}
 
 
@@ -105,7 +104,7 @@ class MemoryRuntime:
         self._away = False
         self._next_address = 0
         self.behaviour = Behaviour()
-        self._random = random.Random(self.behaviour.seed)  # noqa: S311 - repeatable latencies, not a secret
+        self._random = random.Random(0)  # noqa: S311 - repeatable latencies, not a secret
         self.builds = 0
 
     @property

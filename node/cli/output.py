@@ -120,12 +120,12 @@ def _lines() -> OnProgress:
     return show
 
 
-def table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str | None = None) -> RenderableType:
+def table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> RenderableType:
     """A table; with no rows, a line that says so. Cells are plain text."""
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=title, box=None, header_style="bold", pad_edge=False, title_justify="left")
+    grid = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         grid.add_column(column, overflow="fold")
     for row in rows:
