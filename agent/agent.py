@@ -21,9 +21,9 @@ from agent.provision import Describe, Provision
 from agent.proxy import running_proxy
 from agent.runner import Runner
 from agent.runtime import EventKind, Runtime
-from agent.tasks import OwnedTasks, running_loops
 from dht.contracts import Content
 from dht.peer_http import PeerHttp
+from dht.tasks import OwnedTasks, running_loops
 from protocol import link
 from protocol.instances import InstanceReport
 from protocol.problems import EngineUnavailable, Problem

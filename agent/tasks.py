@@ -1,5 +1,5 @@
 """The agent's tasks are owned as everybody's are: see `dht.tasks`."""
 
-from dht.tasks import OwnedTasks, running_loops
+from dht.tasks import OwnedTasks
 
-__all__ = ["OwnedTasks", "running_loops"]
+__all__ = ["OwnedTasks"]

@@ -17,11 +17,10 @@ import aiohttp
 from benchmarks.one_site import one_site
 from benchmarks.report import finish, median_ratio, summary
 from client.controller import ControllerClient
-from protocol.instances import StartAnswer, StartRequest
+from protocol.instances import PHASES, StartAnswer, StartRequest
 
 RUNS = 12
 PATIENCE_S = 30.0
-PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 
 
 async def until_answered(session: aiohttp.ClientSession, url: str) -> None:
