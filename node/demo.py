@@ -22,7 +22,7 @@ from agent import DockerConfig, running_docker
 from bootstrap import Identity
 from client.controller import ControllerClient
 from client.discovery import FoundController, discover
-from node.local_mesh import READY_S, Site, up
+from node.local_mesh import ALIASES, READY_S, Site, up
 from protocol.instances import InstanceView, Progress, StartAnswer, StartRequest, State
 from protocol.problems import Problem
 
@@ -31,6 +31,7 @@ TEXT = b"A shop at every corner, and the bread is still warm."
 WORDS = 11
 SHORT_LIFE_S = 4
 
+BYTE_PHASES = {"fetch", "verify"}
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 
 
@@ -46,7 +47,8 @@ class Story:
         self.console.print(f"[dim]{time.monotonic() - self.began:6.1f} s[/dim]  {text}", soft_wrap=True)
 
     def progress(self, step: Progress) -> None:
-        amount = f" {step.done}/{step.total} B" if step.total else ""
+        unit = " B" if step.phase in BYTE_PHASES else ""
+        amount = f" {step.done}/{step.total}{unit}" if step.total else ""
         self.console.print(
             f"[dim]          {step.phase:8} {step.message}{amount}[/dim]", highlight=False, soft_wrap=True
         )
@@ -69,7 +71,7 @@ class Story:
             table.add_column(f"{what}\n[dim]{answer.start}[/dim]", justify="right")
         for phase in PHASES:
             cells = (answer.timings_ms.get(phase) for _, answer in self.rows)
-            table.add_row(phase, *("" if c is None else f"{c:.1f}" for c in cells))
+            table.add_row(phase, *(f"{c:.1f}" if c else "-" for c in cells))
         return table
 
 
@@ -89,6 +91,8 @@ async def demo(*, stay: bool, service: Path = SERVICE, console: Console | None =
         archive = folder / "word_count.csar"
         await a.cornerstore("pack", str(service), "-o", str(archive))
         story.tell(f"packed {service.name} into a CSAR of {archive.stat().st_size:,} bytes")
+        for image, alias in ALIASES.items():
+            story.tell(f"its Dockerfile says FROM {image}; the sites read that as {alias} (base_image_aliases)")
         await a.found("demo")
         await stack.enter_async_context(up(a))
         story.tell(f"site A made the mesh: region {a.region}, controller at {a.running.rest}")
@@ -116,6 +120,8 @@ async def _phone(near: ControllerClient, far: ControllerClient, story: Story) ->
     story.tell("the phone asks B for service wc01: B has no copy, so its agent fetches the archive from A")
     cold = await near.start(StartRequest(service="wc01"), on_progress=story.progress)
     story.started("by id", cold)
+    if not cold.timings_ms.get("build"):
+        story.tell("(this engine had built the image before; `force_rebuild` below builds it anew)")
     await _count(near, cold, story)
     story.started("again", await near.start(StartRequest(service="wc01")))
     story.tell("now by meaning: anything in /text that takes text and gives an integer")
@@ -174,17 +180,19 @@ async def _discover_all(regions: set[str]) -> list[FoundController]:
 
 async def _stay(sites: Sequence[Site], story: Story) -> None:
     story.console.print("\nThe mesh stays up until Ctrl-C. Try, in another terminal:")
-    rest = sites[1].running.rest
     for command in (
-        "discover",
-        f"--controller {rest} search --category /text",
-        f"--controller {rest} start wc01",
-        f"--controller {rest} invoke wc01 /wordcount README.md",
-        f"--controller {sites[2].running.rest} regions",
+        f"export CORNERSTORE_DATA_DIR={sites[1].data_dir}  # site B; A and C lie beside it",
+        ".venv/bin/cornerstore discover",
+        ".venv/bin/cornerstore search --category /text",
+        ".venv/bin/cornerstore start wc01",
+        ".venv/bin/cornerstore invoke wc01 /wordcount README.md",
+        ".venv/bin/cornerstore ps",
+        ".venv/bin/cornerstore regions",
     ):
-        story.console.print(f"  .venv/bin/cornerstore {command}", highlight=False, soft_wrap=True)
+        story.console.print(f"  {command}", highlight=False, soft_wrap=True)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signum in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signum, stop.set)
     await stop.wait()
+    story.tell("stopping the three sites")

@@ -135,7 +135,10 @@ class InstanceView(Struct, frozen=True, kw_only=True):
 
 
 class Progress(Struct, frozen=True):
-    """A step of long work. `phase`: one of `PHASES`, or upload. `total` 0: unknown."""
+    """A step of long work. `phase`: one of `PHASES`, or upload. `total` 0: unknown.
+
+    `done` and `total` are bytes in fetch and verify, steps in build.
+    """
 
     phase: str
     message: str = ""
