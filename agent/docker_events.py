@@ -7,11 +7,12 @@ everything), pass events on, and when the stream ends ask whether the engine sti
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import structlog
+from msgspec import Struct
 
-from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL
+from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
 from agent.docker_engine import DockerEngine, StreamingClient
 from agent.runtime import EventKind, RuntimeEvent
 from protocol.problems import EngineUnavailable
@@ -22,7 +23,16 @@ RETRY_S = 0.5
 WATCHED = ["die", "oom", "pause", "unpause", "destroy"]
 
 
-async def engine_events(engine: DockerEngine, node: str) -> AsyncIterator[RuntimeEvent]:
+class SandboxEnded(Struct, frozen=True):
+    """Something happened to a sandbox, whose container has this id: whatever it was, it is not as it should be."""
+
+    id: str
+
+
+AnyEvent = RuntimeEvent | SandboxEnded
+
+
+async def engine_events(engine: DockerEngine, node: str) -> AsyncGenerator[AnyEvent, None]:
     """Events of this node's containers; never ends by itself."""
     away = False
     while True:
@@ -50,7 +60,7 @@ class _Stream:
     """One connection's events, read on a thread. The queue ends with None."""
 
     def __init__(self, url: str, node: str) -> None:
-        self.queue: asyncio.Queue[RuntimeEvent | None] = asyncio.Queue()
+        self.queue: asyncio.Queue[AnyEvent | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
         self._url = url
         self._node = node
@@ -80,10 +90,13 @@ class _Stream:
                 return
             self._put(RuntimeEvent(EventKind.BACK))
             for event in events:
-                instance = event.get("Actor", {}).get("Attributes", {}).get(INSTANCE_LABEL)
-                if instance:
+                actor = event.get("Actor", {})
+                attributes = actor.get("Attributes", {})
+                if instance := attributes.get(INSTANCE_LABEL):
                     self._put(RuntimeEvent(EventKind.CHANGED, instance))
+                elif SANDBOX_LABEL in attributes:
+                    self._put(SandboxEnded(actor.get("ID", "")))
 
-    def _put(self, event: RuntimeEvent | None) -> None:
+    def _put(self, event: AnyEvent | None) -> None:
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self.queue.put_nowait, event)

@@ -45,8 +45,12 @@ class DockerNetworks:
     async def ensure(self, groups: Sequence[BridgeNetwork]) -> tuple[Bridge, ...]:
         """The networks that a service of these groups joins, in order. Raises StartFailed."""
         if not groups:
-            return (await self._ensure(self._own, None),)
+            return (await self.own(),)
         return tuple([await self._ensure(group_name(group), group) for group in groups])
+
+    async def own(self) -> Bridge:
+        """The agent's own bridge. Raises StartFailed."""
+        return await self._ensure(self._own, None)
 
     def forget(self) -> None:
         """Someone may have removed networks: look again."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import docker.errors
@@ -12,20 +12,27 @@ import structlog
 from msgspec import Struct
 
 from agent.docker_containers import (
+    INSTANCE_LABEL,
     NODE_LABEL,
+    attachments_of,
+    condition_of,
     container_name,
     container_options,
     host_options,
+    joined_sandbox,
     networks_of,
     seen,
 )
 from agent.docker_engine import Api, DockerEngine, engine_at
-from agent.docker_events import engine_events
+from agent.docker_events import SandboxEnded, engine_events
 from agent.docker_images import DockerImages, Unpack
 from agent.docker_networks import Bridge, DockerNetworks
+from agent.docker_sandboxes import DockerSandboxes, Sandbox, joined
 from agent.runtime import (
     LOG_LINES,
     Capabilities,
+    Condition,
+    EventKind,
     OnProgress,
     RuntimeEvent,
     RuntimeInstance,
@@ -34,6 +41,7 @@ from agent.runtime import (
     artifact_of,
     last_lines,
 )
+from agent.tasks import OwnedTasks
 from protocol.instances import Progress
 from protocol.problems import EngineUnavailable, StartFailed
 
@@ -43,23 +51,35 @@ STOP_S = 5
 
 
 class DockerConfig(Struct, frozen=True, kw_only=True):
-    """`url` None: DOCKER_HOST or the default socket. `base_image_aliases`: images of FROM lines to local images."""
+    """`url` None: DOCKER_HOST or the default socket. `base_image_aliases`: images of FROM lines to local images.
+    `sandboxes`: how many networks wait for the next services; 0: none."""
 
     url: str | None = None
     base_image_aliases: dict[str, str] = {}
     pids_limit: int = 256
     cpus: float | None = None
+    sandboxes: int = 2
 
 
 class DockerRuntime:
     name = "docker"
 
-    def __init__(self, engine: DockerEngine, config: DockerConfig, node: str, unpack: Unpack | None = None) -> None:
+    def __init__(
+        self,
+        engine: DockerEngine,
+        config: DockerConfig,
+        node: str,
+        unpack: Unpack | None = None,
+        *,
+        tasks: OwnedTasks,
+    ) -> None:
         self._engine = engine
         self._config = config
         self._node = node
         self._images = DockerImages(engine, config.base_image_aliases, unpack)
         self._networks = DockerNetworks(engine, node)
+        self.sandboxes = DockerSandboxes(engine, self._networks, node, size=config.sandboxes, tasks=tasks)
+        self._made: set[str] = set()
         self._capabilities: Capabilities | None = None
 
     async def capabilities(self) -> Capabilities:
@@ -89,19 +109,18 @@ class DockerRuntime:
             return tuple(bridge.gateway for bridge in await self._networks.ensure(workload.networks) if bridge.gateway)
 
     async def start(self, workload: Workload) -> RuntimeInstance:
-        name = container_name(self._node, workload.instance)
-        if await self._start_existing(name):
-            return await self._inspect(name)
+        if workload.instance in self._made and await self._start_existing(workload.instance):
+            return await self._inspect(container_name(self._node, workload.instance))
+        await self.sandboxes.release(workload.instance)
         try:
-            async with self._networks.lock:
-                bridges = await self._networks.ensure(workload.networks)
-                await self._engine.call(lambda api: self._create(api, workload, bridges))
-            await self._engine.call(lambda api: api.start(name))
+            return await self._start_joined(workload) or await self._start_alone(workload)
         except docker.errors.APIError as error:
+            if error.status_code == 409 and workload.instance not in self._made:  # it is here, unknown to this process
+                self._made.add(workload.instance)
+                return await self.start(workload)
             self._networks.forget()
             await self.remove(workload.instance)
             raise _start_failed(error) from error
-        return await self._inspect(name)
 
     async def pause(self, instance: str) -> None:
         await self._tolerating({404, 409}, lambda api, name: api.pause(name), instance)
@@ -118,9 +137,14 @@ class DockerRuntime:
         try:
             inspection = await self._engine.call(lambda api: api.inspect_container(name))
         except docker.errors.NotFound:
-            return
-        await self._tolerating({404, 409}, lambda api, name: api.remove_container(name, force=True, v=True), instance)
-        await self._networks.drop_unused(networks_of(inspection))
+            pass
+        else:
+            await self._tolerating(
+                {404, 409}, lambda api, name: api.remove_container(name, force=True, v=True), instance
+            )
+            await self._networks.drop_unused(networks_of(inspection))
+        self._made.discard(instance)
+        await self.sandboxes.release(instance)
 
     async def inspect(self, instance: str) -> RuntimeInstance | None:
         try:
@@ -132,16 +156,29 @@ class DockerRuntime:
         self._networks.forget()
         filters = {"label": f"{NODE_LABEL}={self._node}"}
         listed = await self._engine.call(lambda api: api.containers(all=True, filters=filters))
+        await self.sandboxes.adopt(listed, joined(listed, INSTANCE_LABEL))
         found = []
         for container in listed:
+            if INSTANCE_LABEL not in container["Labels"]:
+                continue
             try:
                 found.append(await self._inspect(container["Id"]))
             except docker.errors.NotFound:
                 continue
+        self._made |= {instance.instance for instance in found}
         return found
 
-    def events(self) -> AsyncIterator[RuntimeEvent]:
-        return engine_events(self._engine, self._node)
+    async def events(self) -> AsyncGenerator[RuntimeEvent, None]:
+        async with aclosing(engine_events(self._engine, self._node)) as events:
+            async for event in events:
+                if isinstance(event, SandboxEnded):
+                    instance = self.sandboxes.ended(event.id)
+                    if instance is not None:
+                        yield RuntimeEvent(EventKind.CHANGED, instance)
+                    continue
+                if event.kind is EventKind.BACK:
+                    self.sandboxes.refill_soon()
+                yield event
 
     async def logs(self, instance: str, lines: int = LOG_LINES) -> tuple[str, ...]:
         name = container_name(self._node, instance)
@@ -154,28 +191,73 @@ class DockerRuntime:
     async def close(self) -> None:
         """Leave no network behind that nobody uses. An engine that is away by now keeps it for the next start."""
         try:
+            await self.sandboxes.close()
             await self._networks.drop_own()
         except (EngineUnavailable, docker.errors.APIError) as error:
             log.debug("own-network-kept", error=str(error))
 
-    async def _start_existing(self, name: str) -> bool:
-        """Start a container that is there. One that cannot start any more (its network is gone) is made anew."""
+    async def _start_existing(self, instance: str) -> bool:
+        """Start a container that is there. One that cannot start any more (its network is gone) is removed."""
+        name = container_name(self._node, instance)
         try:
-            await self._engine.call(lambda api: api.start(name))
+            inspection = await self._engine.call(lambda api: api.inspect_container(name))
+            sandbox = joined_sandbox(inspection)
+            if sandbox is None or await self.sandboxes.lookup(sandbox) is not None:
+                await self._engine.call(lambda api: api.start(name))
+                return True
         except docker.errors.NotFound as error:
             if "No such container" in str(error):
                 return False
-            await self._engine.call(lambda api: api.remove_container(name, force=True, v=True))
-            return False
         except docker.errors.APIError as error:
             raise _start_failed(error) from error
-        return True
+        await self._engine.call(lambda api: api.remove_container(name, force=True, v=True))
+        return False
 
-    def _create(self, api: Api, workload: Workload, bridges: tuple[Bridge, ...]) -> None:
+    async def _start_joined(self, workload: Workload) -> RuntimeInstance | None:
+        """Start it in a waiting sandbox. None if it wants a network of its own, or no sandbox is to be had."""
+        if workload.networks or workload.published:
+            return None
+        sandbox = self.sandboxes.take(workload.instance)
+        if sandbox is None:
+            return None
+        name = container_name(self._node, workload.instance)
+        try:
+            await self._engine.call(lambda api: self._create_and_start(api, workload, sandbox))
+        except docker.errors.APIError as error:
+            if error.status_code == 409 and "already in use" in str(error):
+                await self.sandboxes.release(workload.instance)
+                raise
+            # The sandbox may have died, and the engine says so in many ways. Whatever it was, the other way will tell.
+            log.info("sandbox-refused", instance=workload.instance, error=_said(error))
+            await self.remove(workload.instance)
+            return None
+        self._made.add(workload.instance)
+        log.debug("sandbox-joined", container=name, sandbox=sandbox.id)
+        return RuntimeInstance(
+            instance=workload.instance,
+            digest=workload.digest,
+            condition=Condition.RUNNING,
+            attachments=(sandbox.attachment,),
+        )
+
+    def _create_and_start(self, api: Api, workload: Workload, sandbox: Sandbox) -> None:
+        self._create(api, workload, (sandbox.bridge,), sandbox=sandbox.id)
+        api.start(container_name(self._node, workload.instance))
+
+    async def _start_alone(self, workload: Workload) -> RuntimeInstance:
+        name = container_name(self._node, workload.instance)
+        async with self._networks.lock:
+            bridges = await self._networks.ensure(workload.networks)
+            await self._engine.call(lambda api: self._create(api, workload, bridges))
+        self._made.add(workload.instance)
+        await self._engine.call(lambda api: api.start(name))
+        return await self._inspect(name)
+
+    def _create(self, api: Api, workload: Workload, bridges: tuple[Bridge, ...], *, sandbox: str | None = None) -> None:
         first = bridges[0]
         nano_cpus = int(self._config.cpus * 10**9) if self._config.cpus is not None else None
         host = api.create_host_config(
-            **host_options(workload, first, pids_limit=self._config.pids_limit, nano_cpus=nano_cpus)
+            **host_options(workload, first, sandbox=sandbox, pids_limit=self._config.pids_limit, nano_cpus=nano_cpus)
         )
         created = api.create_container(**container_options(workload, first, self._node), host_config=host)
         for bridge in bridges[1:]:
@@ -183,9 +265,24 @@ class DockerRuntime:
 
     async def _inspect(self, name: str) -> RuntimeInstance:
         inspection: dict[str, Any] = await self._engine.call(lambda api: api.inspect_container(name))
+        joined_to = joined_sandbox(inspection)
+        if joined_to is not None:
+            return await self._inspect_joined(name, inspection, joined_to)
         names = networks_of(inspection)
         await self._networks.learn(names)
-        return seen(inspection, [Bridge(network, self._networks.gateway(network)) for network in names])
+        bridges = [Bridge(network, self._networks.gateway(network)) for network in names]
+        return seen(inspection, attachments_of(inspection, bridges))
+
+    async def _inspect_joined(self, name: str, inspection: dict[str, Any], joined_to: str) -> RuntimeInstance:
+        """A service whose sandbox died cannot be reached any more: it is ended, and a restart makes both anew."""
+        sandbox = await self.sandboxes.lookup(joined_to)
+        if sandbox is not None:
+            return seen(inspection, (sandbox.attachment,))
+        if condition_of(inspection) is not Condition.EXITED:
+            log.warning("sandbox-lost", container=name, sandbox=joined_to)
+            await self._engine.call(lambda api: _end(api, name))
+            inspection = await self._engine.call(lambda api: api.inspect_container(name))
+        return seen(inspection, ())
 
     async def _tolerating(self, statuses: set[int], work: Callable[[Api, str], object], instance: str) -> None:
         """Do it; an answer that means "it is so already" is fine."""
@@ -204,8 +301,8 @@ async def running_docker(
     config: DockerConfig, node: str, *, unpack: Unpack | None = None
 ) -> AsyncIterator[DockerRuntime]:
     """The runtime, whether its engine answers by now or not: each call raises EngineUnavailable until it does."""
-    async with engine_at(config.url) as engine:
-        runtime = DockerRuntime(engine, config, node, unpack)
+    async with engine_at(config.url) as engine, OwnedTasks() as tasks:
+        runtime = DockerRuntime(engine, config, node, unpack, tasks=tasks)
         try:
             yield runtime
         finally:
@@ -221,6 +318,16 @@ def _on_loop(on_progress: OnProgress | None) -> OnProgress:
             loop.call_soon_threadsafe(on_progress, step)
 
     return tell
+
+
+def _end(api: Api, name: str) -> None:
+    """Kill a container and wait for its end; fine if it ended by itself."""
+    for step in (api.unpause, api.kill, api.wait):  # the engine does not kill a frozen process
+        try:
+            step(name)
+        except docker.errors.APIError as error:
+            if error.status_code not in {409, 500}:
+                raise
 
 
 def _tail(api: Api, name: str, lines: int) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-MIN_DELAY_S = 0.005
+MIN_DELAY_S = 0.002
 MAX_DELAY_S = 0.1
-SHARE = 0.1
-"""Of the time waited so far: readiness is noticed at most a tenth late, and a slow service is not hammered."""
+SHARE = 0.02
+"""Of the time waited so far: readiness is noticed at most a fiftieth late, and a slow service is not hammered. A probe
+costs 0.2 ms of the processor."""
 
 LOOK_S = 0.5
 CONNECT_S = 1.0

@@ -53,11 +53,14 @@ class ContentCache(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`url` empty: DOCKER_HOST or the local socket. `base_image_aliases`: what a Dockerfile's FROM is read as."""
+    """`url` empty: DOCKER_HOST or the local socket. `base_image_aliases`: what a Dockerfile's FROM is read as.
+    `sandboxes`: networks that wait for the next services, so that these start faster; 0: none.
+    """
 
     enabled: bool = True
     url: str = ""
     base_image_aliases: dict[str, str] = {}
+    sandboxes: Annotated[int, Meta(ge=0, le=16)] = 2
 
 
 class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

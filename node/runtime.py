@@ -231,7 +231,9 @@ class _Parts:
         docker = self._config.agent.docker
         if not docker.enabled:
             return ()
-        config = DockerConfig(url=docker.url or None, base_image_aliases=docker.base_image_aliases)
+        config = DockerConfig(
+            url=docker.url or None, base_image_aliases=docker.base_image_aliases, sandboxes=docker.sandboxes
+        )
         runtime = running_docker(config, self._identity.node, unpack=self._parser)
         return (await self._stack.enter_async_context(runtime),)
 

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
 from tests.conftest import BASE_IMAGE
+from tests.waiting import until
 
 ALIASES = {"busybox:*": BASE_IMAGE, "python:3.*": BASE_IMAGE}
 """What an operator writes where no registry is in reach."""
@@ -16,10 +17,12 @@ WEB_FILES = {"src/Dockerfile": DOCKERFILE, "src/www/index.html": "hello"}
 
 
 @asynccontextmanager
-async def clean_docker(node: str) -> AsyncIterator[DockerRuntime]:
-    """A runtime whose containers and networks are gone afterwards."""
-    async with running_docker(DockerConfig(base_image_aliases=ALIASES), node) as runtime:
+async def clean_docker(node: str, *, sandboxes: int = 0) -> AsyncIterator[DockerRuntime]:
+    """A runtime whose containers and networks are gone afterwards; `sandboxes` wait when the block begins."""
+    async with running_docker(DockerConfig(base_image_aliases=ALIASES, sandboxes=sandboxes), node) as runtime:
         try:
+            runtime.sandboxes.refill_soon()
+            await until(lambda: runtime.sandboxes.waiting == sandboxes)
             yield runtime
         finally:
             for instance in await runtime.adopt():

@@ -43,9 +43,18 @@ async def docker(node: str) -> AsyncIterator[Runtime]:
         yield runtime
 
 
-@pytest.fixture(params=[memory, pytest.param(docker, marks=pytest.mark.docker)], ids=["memory", "docker"])
+@asynccontextmanager
+async def docker_with_sandboxes(node: str) -> AsyncIterator[Runtime]:
+    async with clean_docker(node, sandboxes=1) as runtime:
+        yield runtime
+
+
+DOCKER = [pytest.param(way, marks=pytest.mark.docker) for way in (docker, docker_with_sandboxes)]
+
+
+@pytest.fixture(params=[memory, *DOCKER], ids=["memory", "docker", "docker-with-sandboxes"])
 def running(request: pytest.FixtureRequest) -> Running:
-    if request.param is docker:
+    if request.param is not memory:
         request.getfixturevalue("base_image")
     return request.param  # type: ignore[no-any-return]
 

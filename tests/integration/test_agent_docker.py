@@ -15,7 +15,9 @@ import docker as docker_package
 import pytest
 
 from agent.agent import Agent
+from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
+from agent.docker_sandboxes import joined
 from agent.runtime import Workload
 from protocol import link
 from protocol.instances import State
@@ -56,7 +58,7 @@ class Stage:
 async def stage(tmp_path: Path) -> AsyncIterator[Stage]:
     """Containers and networks that the test made are gone afterwards."""
     node = os.urandom(20).hex()
-    async with clean_docker(node) as runtime:
+    async with clean_docker(node, sandboxes=1) as runtime:
         yield Stage(tmp_path, runtime, node)
 
 
@@ -193,6 +195,7 @@ KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 import tests.integration.test_agent_docker as here
+from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
 from agent.docker_runtime import DockerConfig, running_docker
 from tests.agent_stage import Shelf, an_agent, start_command
 from tests.docker_stage import ALIASES
@@ -259,6 +262,104 @@ async def test_services_without_a_group_cannot_reach_each_other(tmp_path: Path) 
         two = await s.runtime.inspect("two")
         assert two is not None
         assert not await reaches(s, "one", two.attachments[0].address)
+
+
+async def test_services_in_sandboxes_cannot_reach_each_other_nor_each_other_s_network(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, WEB_FILES)
+        for instance in ("one", "two"):
+            await until(lambda: s.runtime.sandboxes.waiting)
+            await agent.runner.start(start_command(instance, digest))
+        joined = await asyncio.to_thread(sandboxes_of, s)
+        assert joined["one"] != joined["two"]
+        two = await s.runtime.inspect("two")
+        assert two is not None
+        assert not await reaches(s, "one", two.attachments[0].address)
+        assert await reaches(s, "two", two.attachments[0].address)
+
+
+async def test_a_sandbox_goes_with_its_instance_and_stays_while_that_is_stopped(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.shelf.put(WEB, WEB_FILES)))
+        before = (await asyncio.to_thread(sandboxes_of, s))["one"]
+        await agent.runner.stop(link.Stop("c", "one"))
+        again = await agent.runner.restart(link.Restart("c", "one"))
+        assert (await get(again.report.ports[0].port)).endswith(b"hello")
+        assert (await asyncio.to_thread(sandboxes_of, s))["one"] == before
+        await agent.runner.remove(link.Remove("c", "one"))
+        assert before not in await asyncio.to_thread(container_ids)
+
+
+async def test_an_instance_whose_sandbox_died_has_failed_and_is_made_anew(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.shelf.put(WEB, WEB_FILES)))
+        dead = (await asyncio.to_thread(sandboxes_of, s))["one"]
+        await asyncio.to_thread(kill, dead)
+        await until(lambda: agent.reports()[0].state is State.FAILED)
+        assert agent.reports()[0].reason == "exited 137"
+        again = await agent.runner.restart(link.Restart("c", "one"))
+        assert (await get(again.report.ports[0].port)).endswith(b"hello")
+        assert dead not in await asyncio.to_thread(container_ids)
+
+
+async def test_a_waiting_sandbox_that_died_is_replaced(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        waiting = await asyncio.to_thread(sandboxes_waiting, s)
+        await asyncio.to_thread(kill, *waiting)
+        await until(lambda: s.runtime.sandboxes.waiting == 0)
+        started = await agent.runner.start(start_command("one", s.shelf.put(WEB, WEB_FILES)))
+        assert (await get(started.report.ports[0].port)).endswith(b"hello")
+        await until(lambda: s.runtime.sandboxes.waiting == 1)
+        assert not set(waiting) & await asyncio.to_thread(container_ids)
+
+
+async def test_sandboxes_that_nobody_joined_before_kill_9_are_removed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        before = await asyncio.to_thread(sandboxes_waiting, s)
+        async with clean_docker(s.node) as successor:
+            assert await successor.adopt() == []
+        assert before
+        assert not set(before) & await asyncio.to_thread(container_ids)
+
+
+async def test_a_service_in_a_sandbox_may_listen_below_1024_and_resolves_the_agent(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        descriptor, files = service("exec busybox httpd -f -p 80 -h /etc", ports=(ContainerPort(80),))
+        started = await agent.runner.start(start_command("one", s.shelf.put(descriptor, files)))
+        seen = await s.runtime.inspect("one")
+        assert seen is not None
+        hosts = await get(started.report.ports[0].port, "/hosts")
+        assert f"{seen.attachments[0].gateway}\tagent".encode() in hosts
+
+
+def sandboxes_of(s: Stage) -> dict[str, str]:
+    """The instances of the stage, each with the id of the sandbox that it joined."""
+    client = docker_package.from_env()
+    listed = client.api.containers(all=True, filters={"label": f"{NODE_LABEL}={s.node}"})
+    client.close()
+    return joined(listed, INSTANCE_LABEL)
+
+
+def sandboxes_waiting(s: Stage) -> list[str]:
+    client = docker_package.from_env()
+    labels = [f"{NODE_LABEL}={s.node}", SANDBOX_LABEL]
+    found = [c["Id"] for c in client.api.containers(all=True, filters={"label": labels})]
+    client.close()
+    return found
+
+
+def container_ids() -> set[str]:
+    client = docker_package.from_env()
+    found = {c["Id"] for c in client.api.containers(all=True)}
+    client.close()
+    return found
+
+
+def kill(*containers: str) -> None:
+    client = docker_package.from_env()
+    for container in containers:
+        client.api.kill(container)
+    client.close()
 
 
 async def reaches(s: Stage, instance: str, address: str) -> bool:
