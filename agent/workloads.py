@@ -11,17 +11,20 @@ from protocol.service import ServiceDescriptor
 def environment_of(descriptor: ServiceDescriptor, command: Start) -> dict[str, str]:
     """The described parameters with the request's values, then what the variant sets.
 
-    Raises BadRequest for a parameter or variant that the service does not describe.
+    Raises BadRequest for a parameter or variant that the service does not describe, or a value that it does not allow.
     """
     unknown = sorted(command.parameters.keys() - descriptor.parameters.keys())
     if unknown:
         known = ", ".join(sorted(descriptor.parameters)) or "none"
         raise BadRequest(f"the service has no parameter {unknown[0][:80]!r}", fix=f"Its parameters: {known}.")
+    for name, text in command.parameters.items():
+        descriptor.parameters[name].check(name, text)
     variant = descriptor.variants.get(command.variant) if command.variant is not None else None
     if command.variant is not None and variant is None:
         known = ", ".join(sorted(descriptor.variants)) or "none"
         raise BadRequest(f"the service has no variant {command.variant[:80]!r}", fix=f"Its variants: {known}.")
-    return {**descriptor.parameters, **command.parameters, **(variant.environment if variant is not None else {})}
+    defaults = {name: parameter.default for name, parameter in descriptor.parameters.items()}
+    return {**defaults, **command.parameters, **(variant.environment if variant is not None else {})}
 
 
 def memory_of(descriptor: ServiceDescriptor, variant: str | None) -> int:

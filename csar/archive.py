@@ -131,7 +131,11 @@ def _check_end(file: BinaryIO, limits: Limits) -> tuple[int, int]:
     tail = file.read()
     at = tail.rfind(_END_MAGIC)
     if at < 0 or at + _END.size > len(tail):
-        raise refusal("not-a-zip", "the file has no end-of-central-directory record", "Pack the service again.")
+        raise refusal(
+            "not-a-zip",
+            "the file is not a CSAR: it is no zip, or was cut off",
+            "Make one with `cornerstore pack FOLDER`, or fetch it again.",
+        )
     _, disk, first_disk, here, entries, length, offset, comment = _END.unpack_from(tail, at)
     end = size - len(tail) + at
     if end + _END.size + comment != size:

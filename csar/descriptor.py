@@ -16,6 +16,7 @@ from csar.refusals import Finding, did_you_mean
 from csar.strict_yaml import Path
 from csar.template import Vetted
 from protocol.identifiers import check_category
+from protocol.parameters import Constraint, Parameter
 from protocol.problems import BadRequest
 from protocol.service import (
     Artifact,
@@ -105,9 +106,16 @@ class _Builder:
                 return text[:64]
         return ""
 
-    def _parameters(self) -> dict[str, str]:
+    def _parameters(self) -> dict[str, Parameter]:
         inputs = ("topology_template", "inputs")
-        return {name: self._document.text((*inputs, name, "default")) for name in self._topology.get("inputs", {})}
+        return {
+            name: Parameter(
+                default=self._document.text((*inputs, name, "default")),
+                type=given["type"],
+                constraints=tuple(_constraint(c) for c in given.get("constraints", [])),
+            )
+            for name, given in self._topology.get("inputs", {}).items()
+        }
 
     def _ports(self) -> tuple[ContainerPort, ...]:
         given = self._properties
@@ -240,3 +248,10 @@ class _Builder:
                 applies = self._vetted.service in policy.get("targets", [self._vetted.service])
                 if policy["type"] == kind and applies:
                     yield ("topology_template", "policies", index, name), policy.get("properties", {})
+
+
+def _constraint(given: dict[str, Any]) -> Constraint:
+    """`{operator: operand}`, as vetted."""
+    ((operator, operand),) = given.items()
+    operands = tuple(operand) if isinstance(operand, list) else (operand,)
+    return msgspec.convert({"operator": operator, "operands": operands}, Constraint)

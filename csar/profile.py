@@ -99,9 +99,15 @@ def wrong_type(value: object, expected: str, path: tuple[str | int, ...]) -> Fin
     found = "nothing" if value is None else f"{shown[type(value)]} {str(value)[:60]!r}"
     name = path[-1] if path else "the template"
     hint = 'Put it in quotes: "..."' if expected == "string" and isinstance(value, int | float) else ""
+    if expected in ("integer", "float") and isinstance(value, str) and not _quoted_number(value):
+        hint = "Write the number alone, without a unit."
     return Finding(
         "wrong-type", path, f"{name} is {found}", hint or f"Write {_ARTICLES.get(expected, 'a map of ' + expected)}."
     )
+
+
+def _quoted_number(text: str) -> bool:
+    return text.strip().lstrip("+-").replace(".", "", 1).isdigit()
 
 
 _ARTICLES = {

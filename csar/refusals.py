@@ -121,4 +121,4 @@ def did_you_mean(word: object, choices: Iterable[str]) -> str:
     near = get_close_matches(str(word), known, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {near[0]}?"
-    return f"Known here: {', '.join(known)}." if known else "Nothing is known here."
+    return f"Known here: {', '.join(known)}." if known else "None is declared here."

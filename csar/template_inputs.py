@@ -105,7 +105,8 @@ def fill_inputs(document: Document, topology: Mapping[str, Any]) -> dict[str, An
             findings.append(Finding("function-not-allowed", path, "a function may not stand here", fix))
         elif not isinstance(name, str) or name not in defaults:
             detail = f"there is no input {str(name)[:80]!r}"
-            findings.append(Finding("unknown-input", path, detail, did_you_mean(name, defaults)))
+            fix = did_you_mean(name, defaults) if defaults else "Declare it: topology_template, inputs."
+            findings.append(Finding("unknown-input", path, detail, fix))
         else:
             return defaults[name]
         return None

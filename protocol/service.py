@@ -6,6 +6,8 @@ from typing import Literal
 
 from msgspec import Struct
 
+from protocol.parameters import Parameter
+
 Kind = Literal["docker_container", "wasm_module"]
 ArtifactKind = Literal["DockerBuildContext", "OCIImage", "WasmModule"]
 Transport = Literal["tcp", "udp", "sctp"]
@@ -54,7 +56,7 @@ class PlacementPolicy(Struct, frozen=True):
 class ServiceDescriptor(Struct, frozen=True, kw_only=True):
     """`mem_requirement` in MB (10^6 bytes), `alive_time` in s (0: until stopped), `timeout` in s.
 
-    `parameters` are the template's inputs with their defaults; a start may override them. `entry` is the path of the
+    `parameters` are the template's inputs; a start may set them. `entry` is the path of the
     TOSCA file inside the archive, `directory` the folder that holds the Dockerfile.
     """
 
@@ -75,7 +77,7 @@ class ServiceDescriptor(Struct, frozen=True, kw_only=True):
     networks: tuple[BridgeNetwork, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     variants: dict[str, Variant] = {}
-    parameters: dict[str, str] = {}
+    parameters: dict[str, Parameter] = {}
     upstream: tuple[str, ...] = ()
     quality: QualityOfService = QualityOfService()
     placement: PlacementPolicy = PlacementPolicy()

@@ -73,7 +73,7 @@ def _described(descriptor: ServiceDescriptor) -> RenderableType:
             "memory": f"{descriptor.mem_requirement} MB",
             "alive time": f"{descriptor.alive_time} s" if descriptor.alive_time else "until stopped",
             "ports": ", ".join(f"{p.port}/{p.protocol}" for p in descriptor.ports),
-            "parameters": ", ".join(f"{k}={v}" for k, v in descriptor.parameters.items()),
+            "parameters": ", ".join(f"{k}={p.default}" for k, p in descriptor.parameters.items()),
             "variants": ", ".join(descriptor.variants),
         }
     )

@@ -15,6 +15,7 @@ from agent.memory_runtime import MemoryRuntime, running_memory_runtime
 from agent.runtime import Workload
 from protocol import link
 from protocol.instances import InstanceReport, State
+from protocol.parameters import Constraint, Parameter
 from protocol.problems import (
     BadRequest,
     BuildFailed,
@@ -176,13 +177,21 @@ async def test_a_request_that_cannot_be_met_is_refused(
 async def test_parameters_and_variant_reach_the_service(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         fast = Variant(mem_requirement=300, environment={"MODEL": "small"})
-        digest = s.put(parameters={"LANG": "en", "N": "1"}, variants={"fast": fast})
+        digest = s.put(parameters={"LANG": Parameter("en"), "N": Parameter("1", "integer")}, variants={"fast": fast})
         command = start_command("one", digest, parameters={"N": "2"}, variant="fast")
         started = await agent.runner.start(command)
         workload = agent.instances.get("one").entry.workload
         assert isinstance(workload, Workload)
         assert workload.environment == {"LANG": "en", "N": "2", "MODEL": "small", "name": "one"}
         assert started.report.mem == 300
+
+
+async def test_a_parameter_outside_its_constraint_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.put(parameters={"N": Parameter("1", "integer", (Constraint("in_range", (1, 8)),))})
+        with pytest.raises(BadRequest, match="N"):
+            await agent.runner.start(start_command("one", digest, parameters={"N": "9"}))
+        assert agent.reports() == ()
 
 
 async def test_a_start_has_a_deadline(tmp_path: Path) -> None:

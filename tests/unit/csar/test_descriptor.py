@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from csar import Parser
+from protocol.parameters import Constraint, Parameter
 from protocol.problems import InvalidArchive
 from protocol.service import (
     Artifact,
@@ -137,7 +138,11 @@ def test_get_input_takes_the_default(describe: Describe) -> None:
     )
     found = describe(word_count(template))
     assert found.mem_requirement == 64
-    assert found.parameters == {"memory": "64", "language": "de", "loud": "true"}
+    assert found.parameters == {
+        "memory": Parameter("64", "integer", (Constraint("in_range", (32, 128)),)),
+        "language": Parameter("de", "string", (Constraint("valid_values", ("de", "en")),)),
+        "loud": Parameter("true", "boolean"),
+    }
 
 
 def test_a_default_is_held_to_the_property_it_fills(describe: Describe) -> None:

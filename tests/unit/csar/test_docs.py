@@ -29,7 +29,7 @@ def test_the_example_is_a_service(tmp_path: Path) -> None:
     }
     found = describe_sync(write_zip(tmp_path / "example.csar", files))
     assert (found.id, found.version, found.mem_requirement) == ("wc01", "1.2.0", 64)
-    assert found.parameters == {"language": "en", "memory": "64"}
+    assert {n: p.default for n, p in found.parameters.items()} == {"language": "en", "memory": "64"}
     assert set(found.variants) == {"fast", "exact"}
     assert found.placement.required_labels == {"site": "campus"}
 
