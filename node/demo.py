@@ -7,7 +7,6 @@ too small to host. A phone that knows nothing but mDNS finds them.
 from __future__ import annotations
 
 import asyncio
-import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,8 +21,9 @@ from agent import DockerConfig, running_docker
 from bootstrap import Identity
 from client.controller import ControllerClient
 from client.discovery import FoundController, discover
+from node.cli.serving import stop_signal
 from node.local_mesh import ALIASES, READY_S, Site, up
-from protocol.instances import InstanceView, Progress, StartAnswer, StartRequest, State
+from protocol.instances import PHASES, InstanceView, Progress, StartAnswer, StartRequest, State
 from protocol.problems import Problem
 
 SERVICE = Path(__file__).resolve().parent.parent / "services" / "word_count"
@@ -32,7 +32,6 @@ WORDS = 11
 SHORT_LIFE_S = 4
 
 BYTE_PHASES = {"fetch", "verify"}
-PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 
 
 @dataclass
@@ -190,9 +189,5 @@ async def _stay(sites: Sequence[Site], story: Story) -> None:
         ".venv/bin/cornerstore regions",
     ):
         story.console.print(f"  {command}", highlight=False, soft_wrap=True)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(signum, stop.set)
-    await stop.wait()
+    await stop_signal().wait()
     story.tell("stopping the three sites")

@@ -6,10 +6,9 @@ go of its link (containers stay up), the mDNS name is withdrawn, the listeners d
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +39,7 @@ from dht import (
     running_directory,
 )
 from dht.peer_http import PeerHttp
+from dht.tasks import running_loops
 from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
 from node.discovery import ControllerBrowser, announced, lan_address
 from node.membership import keep_certificate
@@ -187,7 +187,7 @@ class _Parts:
             directory=self.directory,
             http=self._http,
         )
-        await self._stack.enter_async_context(_running(renewal))
+        await self._stack.enter_async_context(running_loops({"renew-certificate": renewal}))
 
     async def announce(self) -> None:
         await self._stack.enter_async_context(
@@ -264,17 +264,6 @@ class _Parts:
         sock = bind(self._host, port, default)
         self._stack.callback(sock.close)
         return sock
-
-
-@asynccontextmanager
-async def _running(loop: Coroutine[None, None, None]) -> AsyncIterator[None]:
-    """Run an endless loop for the time of the block."""
-    task = asyncio.create_task(loop)
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait([task])
 
 
 def _checked(identity: Identity, config: NodeConfig) -> Identity:
