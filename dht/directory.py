@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -23,7 +24,7 @@ from dht.overlay import (
     udp_transport,
 )
 from dht.replica import Replica
-from dht.republish import TICK_S, Republisher
+from dht.republish import TICK_S, MeshNews, Republisher
 from dht.sealing import Keyring
 from dht.storage import KnownContact, opened_storage
 from dht.tasks import OwnedTasks, periodically
@@ -288,17 +289,18 @@ async def running_directory(
     addresses: Sequence[str],
     clock: Callable[[], float] = time.time,
     transport: OpenTransport | None = None,
+    chance: random.Random | None = None,
 ) -> AsyncIterator[NetworkDirectory]:
     """The directory of one node: a member of the overlay, with its records on disk.
 
     `addresses`: host:port of this node's node-to-node listener, as others reach it. `clock`: Unix s. `transport`
-    replaces UDP (simulation). It starts even when nobody can be reached, and goes on trying. Raises PortTaken,
+    replaces UDP and `chance` the system's random source (simulation). It starts even when nobody can be reached, and goes on trying. Raises PortTaken,
     ConfigError.
     """
     bootstrap = [parse_address(a) for a in config.bootstrap]
     with opened_storage(config.database) as storage:
         replica = Replica(storage, clock)
-        newcomers: set[bytes] = set()
+        news = MeshNews()
         known = [(c.host, c.port) for c in storage.known_contacts(limit=REMEMBERED_CONTACTS)]
         async with running_overlay(
             transport or udp_transport(config.host, config.port),
@@ -307,9 +309,11 @@ async def running_directory(
             shelf=replica,
             tuning=config.tuning,
             bootstrap=[*bootstrap, *known],
-            on_newcomer=newcomers.add,
+            on_newcomer=news.newcomers.add,
+            on_return=news.came_back,
+            chance=chance or random.SystemRandom(),
         ) as overlay:
-            republisher = Republisher(replica, overlay, newcomers, replicas=config.tuning.replicas, clock=clock)
+            republisher = Republisher(replica, overlay, news, replicas=config.tuning.replicas, clock=clock)
             directory = NetworkDirectory(
                 config=config,
                 identity=identity,

@@ -5,6 +5,7 @@
     held for others           every 15 min, unless somebody sent it since  the same
     anything held             when a node enters the routing table that    that node
                               is among the replicas nearest to the key
+    ours                      when a cut has ended                         the replicas nearest to the key
 
 Times are spread by a tenth either way, by key, so that a node does not send everything at once and replicas of one key
 do not all send it. Re-replication passes envelopes on as they are: it never extends an expiry.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -72,19 +74,30 @@ def owed(key: bytes, own_id: bytes, nearest: Sequence[bytes], newcomers: set[byt
     return new if len(nearer) < HANDOVER_RANK else []
 
 
+@dataclass
+class MeshNews:
+    """What the overlay noticed and the republisher has not acted on yet: ids of nodes that entered the routing table,
+    and whether a cut has ended."""
+
+    newcomers: set[bytes] = field(default_factory=set)
+    reached_again: bool = False
+
+    def came_back(self) -> None:
+        self.reached_again = True
+
+
 class Republisher:
-    """`clock` gives Unix seconds. `newcomers`: the overlay adds the ids of nodes that entered
-    the routing table, this takes them out."""
+    """`clock` gives Unix seconds; what is in `news` is taken out as it is acted on."""
 
     def __init__(
-        self, replica: Replica, overlay: Overlay, newcomers: set[bytes], *, replicas: int, clock: Callable[[], float]
+        self, replica: Replica, overlay: Overlay, news: MeshNews, *, replicas: int, clock: Callable[[], float]
     ) -> None:
         self._replica = replica
         self._storage = replica.storage
         self._overlay = overlay
         self._replicas = replicas
         self._clock = clock
-        self._newcomers = newcomers
+        self._news = news
         self._next_purge = 0.0
         self.spreads = 0
         self.handovers = 0
@@ -95,7 +108,11 @@ class Republisher:
         if now >= self._next_purge:
             self._next_purge = now + PURGE_S
             self._storage.purge(now)
-            await asyncio.to_thread(self._storage.checkpoint)
+            if self._storage.on_disk:
+                await asyncio.to_thread(self._storage.checkpoint)
+        if self._news.reached_again:
+            self._news.reached_again = False
+            self._storage.make_ours_due()
         if self._overlay.connected:
             await self._hand_over()
             await self.spread_due()
@@ -123,10 +140,10 @@ class Republisher:
 
     async def _hand_over(self) -> None:
         """Tell newcomers what they are now among the nearest for: one pass over the keys for all of them."""
-        if not self._newcomers:
+        if not self._news.newcomers:
             return
-        newcomers = set(self._newcomers)
-        self._newcomers.clear()
+        newcomers = set(self._news.newcomers)
+        self._news.newcomers.clear()
         for count, key in enumerate(self._storage.keys(), start=1):
             nearest = self._overlay.nearest_contacts(key, self._replicas)
             targets = owed(key, self._overlay.id, nearest, newcomers)

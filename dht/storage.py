@@ -69,6 +69,10 @@ class Storage:
         self._per_owner: Counter[bytes] = Counter()
         self._count_owners()
 
+    @property
+    def on_disk(self) -> bool:
+        return self._database is not None
+
     # --- records ---
 
     def at(self, key: bytes) -> list[Row]:
@@ -125,6 +129,11 @@ class Storage:
                 "UPDATE dht_records SET spread_at = ? WHERE key = ? AND slot = ? AND envelope = ?",
                 [(when, row.key, row.slot, row.envelope) for row in rows],
             )
+
+    def make_ours_due(self) -> None:
+        """As if nothing that is ours had ever been spread."""
+        with _translated(self._database):
+            self._db.execute("UPDATE dht_records SET spread_at = 0 WHERE ours = 1")
 
     def keys(self) -> list[bytes]:
         with _translated(self._database):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -67,6 +68,7 @@ async def node(
     port: int = 0,
     clock: Callable[[], float] = time.time,
     transport: OpenTransport | None = None,
+    chance: random.Random | None = None,
 ) -> AsyncIterator[NetworkDirectory]:
     config = DirectoryConfig(
         host="127.0.0.1", port=port, bootstrap=tuple(bootstrap), database=database, tuning=tuning or Tuning()
@@ -78,6 +80,7 @@ async def node(
         addresses=(f"127.0.0.1:{9000 + number}",),
         clock=clock,
         transport=transport,
+        chance=chance,
     ) as directory:
         yield directory
 

@@ -56,12 +56,12 @@ class Crawl(SpiderCrawl, Generic[A]):
         super().__init__(None, Node(key), list(seeds), CANDIDATES, policy.alpha)
         self.answers: dict[bytes, A] = {}
         self.converged = False
-        self._own_id = own_id
         self._policy = policy
         self._ask: Callable[[Node], Coroutine[Any, Any, A | None]] = ask
         self._usable = usable
         self._patience = patience
         self._spawn: Callable[[Coroutine[Any, Any, A | None]], asyncio.Task[A | None]] = spawn
+        self._heard_of = {own_id, *(node.id for node in seeds)}
         self._asked: dict[asyncio.Task[A | None], Node] = {}
         self._overdue_at: dict[bytes, float] = {}
         self._silent: dict[bytes, Node] = {node.id: node for node in missing}
@@ -85,7 +85,7 @@ class Crawl(SpiderCrawl, Generic[A]):
             done, _ = await asyncio.wait(
                 self._asked, timeout=min([deadline, *upcoming]) - loop.time(), return_when=asyncio.FIRST_COMPLETED
             )
-            for task in done:
+            for task in [task for task in self._asked if task in done]:
                 self._heard(self._asked.pop(task), task.result())
 
     def nearest_answered(self, count: int) -> list[Node]:
@@ -113,6 +113,7 @@ class Crawl(SpiderCrawl, Generic[A]):
         if isinstance(answer, Nodes | Page):
             named = [(c.node, c.address) for c in answer.contacts]
             nodes = [Node(node_id, *address) for node_id, address in named if address is not None]
-            unknown = [n for n in nodes if n.id not in self._silent and n.id != self._own_id]
+            unknown = [n for n in nodes if n.id not in self._heard_of and n.id not in self._silent]
+            self._heard_of.update(n.id for n in unknown)
             self._silent.update({n.id: n for n in unknown if not self._usable(n)})
             self.nearest.push([n for n in unknown if n.id not in self._silent])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -56,11 +55,18 @@ class Endpoint:
     """`serve` answers a request, or keeps silent with None. It raises a Problem only for what fails on this side, such
     as a full disk: the peer gets silence then too.
 
-    `on_late` hears of proven peers that answered after they were given up.
+    `on_late` hears of proven peers that answered after they were given up. `fresh_bytes` yields n unpredictable bytes.
     """
 
     def __init__(
-        self, *, identity: Ed25519PrivateKey, mesh: str, sealer: Sealer, serve: Serve, on_late: OnLate
+        self,
+        *,
+        identity: Ed25519PrivateKey,
+        mesh: str,
+        sealer: Sealer,
+        serve: Serve,
+        on_late: OnLate,
+        fresh_bytes: Callable[[int], bytes],
     ) -> None:
         self.id = bytes.fromhex(node_id(raw_public_key(identity)))
         self.round_trips = RoundTrips()
@@ -70,6 +76,7 @@ class Endpoint:
         self._sealer = sealer
         self._serve = serve
         self._on_late = on_late
+        self._fresh_bytes = fresh_bytes
         self._transport: DatagramTransport | None = None
         self._pending: dict[bytes, _Pending] = {}
         self._late: OrderedDict[bytes, tuple[Peer, float]] = OrderedDict()
@@ -83,7 +90,7 @@ class Endpoint:
         Safe to cancel.
         """
         loop = asyncio.get_running_loop()
-        message_id = os.urandom(messages.MESSAGE_ID_BYTES)
+        message_id = self._fresh_bytes(messages.MESSAGE_ID_BYTES)
         plaintext = messages.encode(request(message_id, self.id, prove, *args))
         timeout = self.round_trips.timeout(peer.address)
         pending = _Pending(peer, answer, prove, plaintext, loop.time(), timeout, loop.create_future())

@@ -17,6 +17,7 @@ page and for contacts nearer to the key; bytes ask for what follows.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Annotated, TypeVar
 
@@ -45,6 +46,16 @@ class Proof(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
 
 
+@lru_cache(maxsize=8192)
+def _unpacked(ip: bytes) -> str:
+    return str(ip_address(ip))
+
+
+@lru_cache(maxsize=8192)
+def _packed(host: str) -> bytes:
+    return ip_address(host).packed
+
+
 class WireContact(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     node: Key
     ip: Annotated[bytes, Meta(min_length=4, max_length=16)]
@@ -53,14 +64,14 @@ class WireContact(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
     @property
     def address(self) -> Address | None:
         """None for bytes that are no IP address."""
-        return Address(str(ip_address(self.ip)), self.port) if len(self.ip) in (4, 16) else None
+        return Address(_unpacked(self.ip), self.port) if len(self.ip) in (4, 16) else None
 
 
 Contacts = Annotated[tuple[WireContact, ...], Meta(max_length=32)]
 
 
 def wire_contact(node: bytes, address: Address) -> WireContact:
-    return WireContact(node, ip_address(address.host).packed, address.port)
+    return WireContact(node, _packed(address.host), address.port)
 
 
 class Request(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -6,7 +6,6 @@ It knows keys and envelopes as bytes; what may stand where is decided by the `Sh
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -39,7 +38,7 @@ from dht.overlay.messages import (
     Store,
     Stored,
 )
-from dht.overlay.routing import Routing, address_of, refresh_targets
+from dht.overlay.routing import SUSPICIOUS_SHARE, Routing, address_of, refresh_targets
 from dht.sealing import MAX_PLAINTEXT, Keyring, Sealer
 from dht.tasks import OwnedTasks
 from protocol.identifiers import KEY_BYTES
@@ -53,6 +52,12 @@ REFRESH_S = (600.0, 900.0)
 REJOIN_S = (1.0, 15.0)
 """First and longest pause between attempts to join while nobody is known."""
 TICK_S = 1.0
+PROBE_S = 5.0
+"""While suspiciously many members are lost, PROBES of them are asked this often, however long they have been silent."""
+PROBES = 2
+RETURN_S = 15.0
+"""One return is told once: the others come back within this time."""
+REFRESH_AFTER_RETURN_S = 2.0
 PAGE_CONTACTS = 8
 PAGE_RESERVE = 24
 """Bytes kept free in a page for the next cursor and the list headers."""
@@ -124,10 +129,18 @@ class Overlay:
         tuning: Tuning,
         tasks: OwnedTasks,
         on_newcomer: Callable[[bytes], None],
+        on_return: Callable[[], None],
+        chance: random.Random,
     ) -> None:
-        self._sealer = Sealer(keyring)
+        self._chance = chance
+        self._sealer = Sealer(keyring, random=chance.randbytes)
         self._endpoint = Endpoint(
-            identity=identity, mesh=keyring.mesh, sealer=self._sealer, serve=self._serve, on_late=self._heard
+            identity=identity,
+            mesh=keyring.mesh,
+            sealer=self._sealer,
+            serve=self._serve,
+            on_late=self._heard,
+            fresh_bytes=chance.randbytes,
         )
         self.id = self._endpoint.id
         self.address = Address("", 0)
@@ -136,8 +149,11 @@ class Overlay:
         self._tuning = tuning
         self._tasks = tasks
         self._on_newcomer = on_newcomer
+        self._on_return = on_return
         self._bootstrap: list[tuple[str, int]] = []
         self._checking: set[bytes] = set()
+        self._returned_at = -RETURN_S
+        self._next_refresh = 0.0
 
     def attach(self, transport: DatagramTransport) -> None:
         self.address = transport.local
@@ -175,7 +191,8 @@ class Overlay:
     async def join(self) -> bool:
         """Ask all bootstrap addresses at once, then fill the routing table. True if anybody answered."""
         numeric = await asyncio.gather(*(_resolved(host, port) for host, port in self._bootstrap))
-        addresses = {a for found in numeric for a in found} | {address_of(n) for n in self._routing.lost_members()}
+        lost = [address_of(node) for node in self._routing.lost_members()]
+        addresses = dict.fromkeys([*(a for found in numeric for a in found), *lost])
         await asyncio.gather(*(self._call(Peer(None, a), Ping, Pong) for a in addresses if a != self.address))
         if self.connected:
             await self.refresh()
@@ -183,14 +200,15 @@ class Overlay:
 
     async def refresh(self) -> None:
         """Look up the own id and one id in each far part of the id space."""
-        targets = [self.id, *refresh_targets(self.id, REFRESH_PREFIXES, os.urandom(KEY_BYTES))]
+        targets = [self.id, *refresh_targets(self.id, REFRESH_PREFIXES, self._chance.randbytes(KEY_BYTES))]
         await asyncio.gather(*(self._find(target) for target in targets))
 
     async def maintain(self) -> None:
         """Rejoin when alone, ask lost members again, refresh the table. Runs until cancelled."""
         loop = asyncio.get_running_loop()
-        next_refresh = loop.time() + FIRST_REFRESH_S
+        self._next_refresh = loop.time() + FIRST_REFRESH_S
         next_join, pause = loop.time(), REJOIN_S[0]
+        next_probe = loop.time() + PROBE_S
         while True:
             now = loop.time()
             if not self.connected and now >= next_join:
@@ -199,10 +217,31 @@ class Overlay:
                 next_join = loop.time() + pause
             for node in self._routing.to_ask_again(now):
                 self._check(node.id, address_of(node))
-            if now >= next_refresh:
+            if now >= next_probe:
+                next_probe = now + PROBE_S
+                self._probe_lost()
+            if now >= self._next_refresh:
+                self._next_refresh = now + self._chance.uniform(*REFRESH_S)
                 await self.refresh()
-                next_refresh = loop.time() + random.uniform(*REFRESH_S)  # noqa: S311 (spreads load)
             await asyncio.sleep(TICK_S)
+
+    def _probe_lost(self) -> None:
+        """Ask a few lost members, so that the end of a cut is noticed within seconds even after hours."""
+        if self._routing.lost_share < SUSPICIOUS_SHARE:
+            return
+        lost = self._routing.lost_members()
+        for node in self._chance.sample(lost, min(PROBES, len(lost))):
+            self._check(node.id, address_of(node))
+
+    def _came_back(self) -> None:
+        """A lost member answered while many were lost: this side, or that one, is reachable again."""
+        now = asyncio.get_running_loop().time()
+        if now - self._returned_at >= RETURN_S:
+            self._returned_at = now
+            log.info("mesh-reached-again", lost=len(self._routing.lost_members()), contacts=len(self._routing))
+            self._routing.end_rests(now)
+            self._next_refresh = min(self._next_refresh, now + REFRESH_AFTER_RETURN_S)
+            self._on_return()
 
     # --- records ---
 
@@ -311,7 +350,7 @@ class Overlay:
             own_id=self.id,
             ask=lambda node: self._ask(node, request, answer, *args),
             usable=lambda node: not self._routing.is_resting(node.id, now),
-            missing=self._routing.recently_lost(now),
+            missing=self._routing.missing(now),
             patience=lambda node: self._endpoint.round_trips.timeout(address_of(node)) / 2,
             spawn=self._tasks.run,
         )
@@ -332,6 +371,8 @@ class Overlay:
     def _heard(self, peer: Peer) -> None:
         """A proven peer showed that it is alive."""
         assert peer.node is not None
+        if self._routing.is_lost(peer.node) and self._routing.lost_share >= SUSPICIOUS_SHARE:
+            self._came_back()
         is_new = self._routing.table.get(peer.node) is None
         doubtful = self._routing.alive(peer.node, peer.address)
         if doubtful is not None:
@@ -422,14 +463,25 @@ async def running_overlay(
     tuning: Tuning,
     bootstrap: Sequence[tuple[str, int]],
     on_newcomer: Callable[[bytes], None],
+    on_return: Callable[[], None],
+    chance: random.Random,
 ) -> AsyncIterator[Overlay]:
     """A member of the overlay that tried once to join, and keeps trying. Raises PortTaken or ConfigError.
 
-    `on_newcomer` hears the id of every node that enters the routing table.
+    `on_newcomer` hears the id of every node that enters the routing table, `on_return` of the end of a cut. `chance` also
+    draws nonces: anything but
+    `random.SystemRandom` is for simulations.
     """
     async with OwnedTasks() as tasks:
         overlay = Overlay(
-            identity=identity, keyring=keyring, shelf=shelf, tuning=tuning, tasks=tasks, on_newcomer=on_newcomer
+            identity=identity,
+            keyring=keyring,
+            shelf=shelf,
+            tuning=tuning,
+            tasks=tasks,
+            on_newcomer=on_newcomer,
+            on_return=on_return,
+            chance=chance,
         )
         async with open_transport(overlay.received) as transport:
             overlay.attach(transport)

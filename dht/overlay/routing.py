@@ -6,7 +6,6 @@ evicts it; an evicted node is *resting* (skipped by lookups) for a while, and re
 
 from __future__ import annotations
 
-import heapq
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,6 +21,11 @@ MAX_REST_S = 600.0
 RECENTLY_S = 60.0
 FORGET_AFTER_S = 86_400.0
 MAX_LOST = 512
+SUSPICIOUS_SHARE = 0.25
+"""Of all known members, this share lost: perhaps it is we who are cut off. A few of them are asked all the time."""
+CUT_OFF_SHARE = 2 / 3
+"""This share lost: taken for a cut. What the lost ones hold is then unknown for CUT_OFF_S, not gone."""
+CUT_OFF_S = 3600.0
 MAX_PROVEN = 8192
 
 
@@ -44,12 +48,14 @@ class Table(RoutingTable):
             self.split_bucket(index)
 
     def contacts(self) -> list[Node]:
-        return [node for bucket in self.buckets for node in bucket.get_nodes()]
+        return [node for bucket in self.buckets for node in bucket.nodes.values()]
 
     def find_neighbors(self, node: Node, k: int | None = None, exclude: Node | None = None) -> list[Node]:
         """The k contacts closest to `node`, exactly (the inherited search misses some of them)."""
-        others = (c for c in self.contacts() if exclude is None or c.id != exclude.id)
-        return heapq.nsmallest(k or self.ksize, others, key=node.distance_to)
+        target: int = node.long_id
+        others = [c for c in self.contacts() if exclude is None or c.id != exclude.id]
+        others.sort(key=lambda contact: contact.long_id ^ target)  # faster than a heap for some hundred of them
+        return others[: k or self.ksize]
 
     def get(self, node_id: bytes) -> Node | None:
         found: Node | None = self.buckets[self.get_bucket_for(Node(node_id))][node_id]
@@ -78,7 +84,7 @@ class Routing:
         self._lost: dict[bytes, _Lost] = {}
 
     def __len__(self) -> int:
-        return len(self.table.contacts())
+        return sum(len(bucket) for bucket in self.table.buckets)
 
     def closest(self, key: bytes, count: int) -> list[Node]:
         return self.table.find_neighbors(Node(key), count)
@@ -124,9 +130,28 @@ class Routing:
         """Former contacts that stopped answering."""
         return [Node(n, lost.address.host, lost.address.port) for n, lost in self._lost.items() if lost.proven]
 
-    def recently_lost(self, now: float) -> list[Node]:
-        """Former contacts that may be back at any moment: what they hold is not known to be gone."""
-        return [node for node in self.lost_members() if now - self._lost[node.id].since < RECENTLY_S]
+    @property
+    def lost_share(self) -> float:
+        """Lost members among all known ones, 0 to 1."""
+        lost = sum(member.proven for member in self._lost.values())
+        return lost / (lost + len(self)) if lost else 0.0
+
+    def is_lost(self, node_id: bytes) -> bool:
+        lost = self._lost.get(node_id)
+        return lost is not None and lost.proven
+
+    def missing(self, now: float) -> list[Node]:
+        """Former contacts that may be back at any moment: what they hold is not known to be gone.
+
+        Those lost within the last minute; within the last hour if this node seems to be cut off.
+        """
+        horizon = now - (CUT_OFF_S if self.lost_share >= CUT_OFF_SHARE else RECENTLY_S)
+        return [node for node in self.lost_members() if self._lost[node.id].since > horizon]
+
+    def end_rests(self, now: float) -> None:
+        """Let everybody lost be asked again at once: one of them is back, the others may be too."""
+        for lost in self._lost.values():
+            lost.until, lost.rest = now, REST_S / 2
 
     def to_ask_again(self, now: float) -> list[Node]:
         """Former contacts whose rest is over. Forgets those lost for a day."""

@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
-import time
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
 from dht.directory import NetworkDirectory
 from dht.overlay import Tuning
-from dht.overlay.datagrams import Address
-from dht.overlay.simulated import SimulatedNetwork
 from dht.sealing import MAX_DATAGRAM
 from protocol.problems import Unavailable
-from tests.dht_mesh import node, service
+from tests.simulation import Simulation, address, simulation
 
 SEED = int(os.environ.get("SIM_SEED", "20260711"))
 TUNING = Tuning(k=8, replicas=6, acks=4)
@@ -26,61 +21,20 @@ TUNING = Tuning(k=8, replicas=6, acks=4)
 pytestmark = [pytest.mark.looptime(noop_cycles=1), pytest.mark.timeout(110)]
 
 
-class Simulation:
-    """Nodes by number; `clock` follows virtual time."""
-
-    def __init__(self, stack: AsyncExitStack, network: SimulatedNetwork) -> None:
-        self.network = network
-        self.nodes: dict[int, NetworkDirectory] = {}
-        self._stack = stack
-        self._running: dict[int, AsyncExitStack] = {}
-        self._started = time.time() - asyncio.get_running_loop().time()
-
-    def clock(self) -> float:
-        return self._started + asyncio.get_running_loop().time()
-
-    async def add(self, number: int, *, through: int | None = None) -> None:
-        bootstrap = [] if through is None else [str(address(through))]
-        self._running[number] = await self._stack.enter_async_context(AsyncExitStack())
-        self.nodes[number] = await self._running[number].enter_async_context(
-            node(
-                number,
-                bootstrap=bootstrap,
-                tuning=TUNING,
-                clock=self.clock,
-                transport=self.network.transport(number),
-            )
-        )
-
-    async def kill(self, number: int) -> None:
-        """Without a word to the others, as by a power cut."""
-        self.network.kill(address(number))
-        del self.nodes[number]
-        await self._running.pop(number).aclose()
-
-
-def address(number: int) -> Address:
-    return Address(f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 7401)
-
-
-@asynccontextmanager
-async def simulation(*, loss: float) -> AsyncIterator[Simulation]:
-    print(f"SIM_SEED={SEED}")
-    async with AsyncExitStack() as stack:
-        yield Simulation(stack, SimulatedNetwork(seed=SEED, loss=loss))
+def simulated(*, loss: float = 0.0, seed: int = SEED) -> AbstractAsyncContextManager[Simulation]:
+    return simulation(seed=seed, loss=loss, tuning=TUNING)
 
 
 async def test_80_nodes_with_a_tenth_of_datagrams_lost() -> None:
-    chance = random.Random(SEED)
     loop = asyncio.get_running_loop()
-    async with simulation(loss=0.1) as sim:
+    async with simulated(loss=0.1) as sim:
         await sim.add(0)
         for number in range(1, 80):
-            await sim.add(number, through=chance.randrange(number))
-        signed = [service(f"s{i}", content=str(i)) for i in range(20)]
+            await sim.add(number, through=sim.chance.randrange(number))
+        signed = [sim.service(f"s{i}") for i in range(20)]
         slowest = 0.0
         for i, one in enumerate(signed):
-            publisher, reader = chance.sample(sorted(sim.nodes), 2)
+            publisher, reader = sim.chance.sample(sorted(sim.nodes), 2)
             began = loop.time()
             await sim.nodes[publisher].publish(one)
             found = await sim.nodes[reader].services(f"id:s{i}")
@@ -94,14 +48,13 @@ async def test_80_nodes_with_a_tenth_of_datagrams_lost() -> None:
 
 
 async def test_a_cohort_that_joined_through_one_node_survives_the_death_of_the_old_ones() -> None:
-    chance = random.Random(SEED)
-    async with simulation(loss=0.02) as sim:
+    async with simulated(loss=0.02) as sim:
         await sim.add(0)
         for number in range(1, 30):
             await sim.add(number, through=0)
-        signed = [service(f"s{i}", content=str(i)) for i in range(20)]
+        signed = [sim.service(f"s{i}") for i in range(20)]
         for one in signed:
-            await sim.nodes[chance.randrange(30)].publish(one)
+            await sim.nodes[sim.chance.randrange(30)].publish(one)
         for number in range(30, 60):
             await sim.add(number, through=0)
         await asyncio.sleep(60)
@@ -113,7 +66,7 @@ async def test_a_cohort_that_joined_through_one_node_survives_the_death_of_the_o
         for i in range(20):
             for _ in range(3):
                 try:
-                    answers.append(len(await sim.nodes[chance.choice(sorted(sim.nodes))].services(f"id:s{i}")))
+                    answers.append(len(await sim.nodes[sim.chance.choice(sorted(sim.nodes))].services(f"id:s{i}")))
                 except Unavailable:
                     unavailable += 1
         assert set(answers) == {1}, f"a record was said not to exist, seed {SEED}"
@@ -121,20 +74,19 @@ async def test_a_cohort_that_joined_through_one_node_survives_the_death_of_the_o
 
 
 async def test_reads_right_after_a_third_was_killed_are_never_falsely_empty() -> None:
-    chance = random.Random(SEED + 1)
-    async with simulation(loss=0.0) as sim:
+    async with simulated() as sim:
         await sim.add(0)
         for number in range(1, 60):
             await sim.add(number, through=0)
-        signed = [service(f"s{i}", content=str(i)) for i in range(20)]
+        signed = [sim.service(f"s{i}") for i in range(20)]
         for one in signed:
-            await sim.nodes[chance.randrange(60)].publish(one)
-        for number in chance.sample(range(60), 18):
+            await sim.nodes[sim.chance.randrange(60)].publish(one)
+        for number in sim.chance.sample(range(60), 18):
             await sim.kill(number)
         empty = failed = 0
         for i in range(20):
             try:
-                empty += not await sim.nodes[chance.choice(sorted(sim.nodes))].services(f"id:s{i}")
+                empty += not await sim.nodes[sim.chance.choice(sorted(sim.nodes))].services(f"id:s{i}")
             except Unavailable:
                 failed += 1
         assert (empty, failed) == (0, 0), f"seed {SEED}"
@@ -142,11 +94,11 @@ async def test_reads_right_after_a_third_was_killed_are_never_falsely_empty() ->
 
 async def test_records_are_kept_alive_while_their_owner_lives_and_fade_after_it_died() -> None:
     digest = "sha256:" + "c" * 64
-    async with simulation(loss=0.0) as sim:
+    async with simulated() as sim:
         await sim.add(0)
         for number in range(1, 14):
             await sim.add(number, through=0)
-        signed = service("od01", expiry=time.time() + 7200)
+        signed = sim.service("od01", lifetime_s=7200)
         await sim.nodes[1].publish(signed)
         await sim.nodes[1].announce_content(digest)
         await sim.nodes[1].announce_region(region="eu/de", agents=1, memory_total=9, memory_free=9)
@@ -163,3 +115,80 @@ async def test_records_are_kept_alive_while_their_owner_lives_and_fade_after_it_
         assert await reader.providers(digest) == [], "nobody extends what another node announced"
         await asyncio.sleep(60 * 60)
         assert await reader.services("id:od01") == [], "expired for good"
+
+
+async def small_run(seed: int) -> int:
+    async with simulated(loss=0.1, seed=seed) as sim:
+        await sim.add(0)
+        for number in range(1, 15):
+            await sim.add(number, through=sim.chance.randrange(number))
+        for i in range(5):
+            await sim.anybody().publish(sim.service(f"s{i}"))
+            await sim.anybody().services(f"id:s{i}")
+        await sim.kill(3)
+        await asyncio.sleep(60)
+        return sim.network.trace
+
+
+async def test_the_same_seed_gives_the_same_datagrams_byte_for_byte() -> None:
+    first = await small_run(SEED)
+    assert await small_run(SEED) == first
+    assert await small_run(SEED + 1) != first
+
+
+async def found(directory: NetworkDirectory, name: str) -> bool:
+    """Whether something is found; an answer of which the directory is not sure counts as no."""
+    try:
+        return bool(await directory.services(name))
+    except Unavailable:
+        return False
+
+
+@pytest.mark.parametrize(("island", "cut_s"), [(1, 120.0), (4, 1500.0), (20, 600.0)], ids=["node", "site", "half"])
+async def test_what_was_cut_off_goes_on_and_is_one_mesh_again_within_30_seconds(island: int, cut_s: float) -> None:
+    async with simulated(loss=0.02) as sim:
+        await sim.add(0)
+        for number in range(1, 40):
+            await sim.add(number, through=0)
+        inside, outside = list(range(40 - island, 40)), list(range(40 - island))
+        await sim.nodes[inside[0]].publish(sim.service("known"))
+        await asyncio.sleep(30)
+        sim.network.cut(address(n) for n in inside)
+        await asyncio.sleep(cut_s / 2)
+
+        for number in inside:
+            assert await found(sim.nodes[number], "id:known"), "published here: it must go on without the others"
+        with pytest.raises(Unavailable):
+            await sim.nodes[inside[0]].services("id:never-heard-of")
+        try:
+            await sim.nodes[inside[0]].publish(sim.service("from-inside"))
+        except Unavailable:
+            assert island == 1, "the others of the island could have taken it"
+        await sim.nodes[outside[3]].publish(sim.service("from-outside"))
+        await asyncio.sleep(cut_s / 2)
+
+        sim.network.heal()
+        await asyncio.sleep(30)
+        for number in inside:
+            assert await found(sim.nodes[number], "id:from-outside"), f"node {number}, seed {SEED}"
+        seen = [await found(sim.nodes[number], "id:from-inside") for number in outside]
+        assert all(seen), f"seed {SEED}"
+
+
+async def test_liars_hide_nothing_that_honest_nodes_hold() -> None:
+    async with simulated() as sim:
+        await sim.add(0)
+        for number in range(1, 60):
+            if number % 5 == 0:
+                await sim.add_liar(number, through=0)
+            else:
+                await sim.add(number, through=0)
+        loop = asyncio.get_running_loop()
+        slowest = 0.0
+        for i in range(20):
+            await sim.anybody().publish(sim.service(f"s{i}"))
+            began = loop.time()
+            assert len(await sim.anybody().services(f"id:s{i}")) == 1, f"seed {SEED}, service {i}"
+            slowest = max(slowest, loop.time() - began)
+        assert slowest <= TUNING.lookup_s + 0.1
+        assert all(n.stats()["crashes"] == 0 for n in sim.nodes.values())

@@ -1,0 +1,114 @@
+"""Many nodes of the real code on a simulated network and virtual time: for the tests and for `bench-lookup-sim`.
+
+Everything random comes from one seed, and the clock is the event loop's: on a loop with virtual time the same seed
+gives the same datagrams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from dht import rules
+from dht.directory import NetworkDirectory
+from dht.overlay import Tuning, running_overlay
+from dht.overlay.datagrams import Address
+from dht.overlay.messages import WireContact, wire_contact
+from dht.overlay.simulated import SimulatedNetwork
+from protocol.records import Signed
+from tests.dht_mesh import KEYRING, identity, node, service
+
+EPOCH = 1_800_000_000.0
+"""Unix seconds at the loop's time 0."""
+
+
+def address(number: int) -> Address:
+    return Address(f"10.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}", 7401)
+
+
+class Simulation:
+    """Nodes by number; liars are members too, but not in `nodes`."""
+
+    def __init__(self, stack: AsyncExitStack, *, seed: int, loss: float, tuning: Tuning) -> None:
+        self.seed = seed
+        self.network = SimulatedNetwork(seed=seed, loss=loss)
+        self.chance = random.Random(seed)
+        self.nodes: dict[int, NetworkDirectory] = {}
+        self._tuning = tuning
+        self._stack = stack
+        self._running: dict[int, AsyncExitStack] = {}
+
+    def clock(self) -> float:
+        return EPOCH + asyncio.get_running_loop().time()
+
+    def service(self, service_id: str, *, category: str = "/text/count", lifetime_s: float = 86_400.0) -> Signed:
+        now = self.clock()
+        return service(service_id, seq=int(now * 1000), content=service_id, category=category, expiry=now + lifetime_s)
+
+    def anybody(self) -> NetworkDirectory:
+        return self.nodes[self.chance.choice(list(self.nodes))]
+
+    async def add(self, number: int, *, through: int | None = None) -> NetworkDirectory:
+        bootstrap = [] if through is None else [str(address(through))]
+        self._running[number] = await self._stack.enter_async_context(AsyncExitStack())
+        directory = node(
+            number,
+            bootstrap=bootstrap,
+            tuning=self._tuning,
+            clock=self.clock,
+            transport=self.network.transport(number),
+            chance=random.Random(f"{self.seed} {number}"),
+        )
+        self.nodes[number] = await self._running[number].enter_async_context(directory)
+        return self.nodes[number]
+
+    async def add_liar(self, number: int, *, through: int) -> None:
+        """A member that takes every record and keeps none, knows of none, and names nodes that do not exist."""
+        self._running[number] = await self._stack.enter_async_context(AsyncExitStack())
+        overlay = await self._running[number].enter_async_context(
+            running_overlay(
+                self.network.transport(number),
+                identity=identity(number),
+                keyring=KEYRING,
+                shelf=SwallowingShelf(),
+                tuning=self._tuning,
+                bootstrap=[(address(through).host, address(through).port)],
+                on_newcomer=lambda _: None,
+                on_return=lambda: None,
+                chance=random.Random(f"{self.seed} {number}"),
+            )
+        )
+        chance = random.Random(f"{self.seed} lies {number}")
+
+        def invented(request: object, count: int) -> tuple[WireContact, ...]:
+            key: bytes = request.key  # type: ignore[attr-defined]
+            return tuple(
+                wire_contact(key[:4] + chance.randbytes(16), address(10_000_000 + chance.randrange(1000)))
+                for _ in range(count)
+            )
+
+        overlay._contacts_for = invented  # type: ignore[method-assign, assignment]
+
+    async def kill(self, number: int) -> None:
+        """Without a word to the others, as by a power cut."""
+        self.network.kill(address(number))
+        self.nodes.pop(number, None)
+        await self._running.pop(number).aclose()
+
+
+class SwallowingShelf:
+    def ordered(self, key: bytes) -> rules.OrderedSet:
+        return rules.OrderedSet(())
+
+    def offer(self, key: bytes, envelopes: Sequence[bytes]) -> list[int]:
+        return [0] * len(envelopes)
+
+
+@asynccontextmanager
+async def simulation(*, seed: int, loss: float = 0.0, tuning: Tuning | None = None) -> AsyncIterator[Simulation]:
+    """The seed is printed, so that a failing run can be repeated."""
+    print(f"SIM_SEED={seed}")
+    async with AsyncExitStack() as stack:
+        yield Simulation(stack, seed=seed, loss=loss, tuning=tuning or Tuning())
