@@ -48,7 +48,7 @@ class Cornerstore:
         return True
 
     async def get(self, name: str) -> tuple[bool, float | None]:
-        from protocol.problems import Unavailable  # noqa: PLC0415 (absent where OpenDHT runs)
+        from protocol.problems import Unavailable
 
         try:
             return len(await self._directory.providers(_digest(name))) == 1, None
@@ -57,10 +57,10 @@ class Cornerstore:
 
     @classmethod
     async def start(cls, stack: AsyncExitStack, number: int, bootstrap: int | None) -> Cornerstore:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey  # noqa: PLC0415
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        from dht.directory import DirectoryConfig, running_directory  # noqa: PLC0415
-        from dht.sealing import Keyring  # noqa: PLC0415
+        from dht.directory import DirectoryConfig, running_directory
+        from dht.sealing import Keyring
 
         known = () if bootstrap is None else (f"127.0.0.1:{bootstrap}",)
         directory = await stack.enter_async_context(
@@ -89,7 +89,7 @@ class PlainKademlia:
 
     @classmethod
     async def start(cls, stack: AsyncExitStack, number: int, bootstrap: int | None) -> PlainKademlia:
-        from kademlia.network import Server  # noqa: PLC0415
+        from kademlia.network import Server
 
         server = Server()
         await server.listen(0, interface="127.0.0.1")
@@ -137,7 +137,7 @@ class OpenDht:
 
     @classmethod
     async def start(cls, stack: AsyncExitStack, number: int, bootstrap: int | None) -> OpenDht:
-        import opendht  # noqa: PLC0415 (Debian's interpreter only)
+        import opendht
 
         config = opendht.DhtConfig()
         config.setRateLimit(-1, -1)
@@ -206,7 +206,7 @@ def main() -> None:
     if system == "opendht":
         asyncio.run(work)
     else:
-        import uvloop  # noqa: PLC0415 (as the node itself runs)
+        import uvloop
 
         uvloop.run(work)
 

@@ -4,8 +4,8 @@
 
 Kill: 100 records are put, three processes are killed with SIGKILL, and at once operations arrive at a steady pace at
 random survivors: gets of those records and puts of new ones; in the end the new ones are read too.
-Cohort: 40 nodes, then 160 that all join through one of them; the 40 are killed; what was put before the kill, and
-what is put after it, is read at random survivors.
+Cohort: 40 nodes, then 160 that all join through one of them; the 40 put 100 records and are killed; those records, and
+100 that survivors put afterwards, are read at random survivors.
 
 `opendht_p99`, `kademlia_p99`: the smaller of their put and get p99 over ours, with 30% killed. `get_success`: gets of
 ours that found their record, under the kill; `cohort_success`: the same in the cohort.
@@ -151,7 +151,7 @@ async def measured_cohort(system: str, round_number: int) -> float:
     after = [f"{round_number}-after-{i}" for i in range(RECORDS)]
     async with running_mesh(system, cohort=True) as workers:
         old, young = workers[:OLD_PROCESSES], workers[OLD_PROCESSES:]
-        await paced(chance, young, [("put", name) for name in before])
+        await paced(chance, old, [("put", name) for name in before])
         await asyncio.gather(*(w.kill() for w in old))
         await paced(chance, young, [("put", name) for name in after])
         return share_found(await paced(chance, young, [("get", name) for name in before + after]))

@@ -294,8 +294,8 @@ async def running_directory(
     """The directory of one node: a member of the overlay, with its records on disk.
 
     `addresses`: host:port of this node's node-to-node listener, as others reach it. `clock`: Unix s. `transport`
-    replaces UDP and `chance` the system's random source (simulation). It starts even when nobody can be reached, and goes on trying. Raises PortTaken,
-    ConfigError.
+    replaces UDP and `chance` the system's random source (simulation). It starts even when nobody can be reached, and
+    goes on trying. Raises PortTaken, ConfigError.
     """
     bootstrap = [parse_address(a) for a in config.bootstrap]
     with opened_storage(config.database) as storage:

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, TypeVar
+
+import looptime
 
 from dht import rules
 from dht.directory import NetworkDirectory
@@ -20,8 +23,15 @@ from dht.overlay.simulated import SimulatedNetwork
 from protocol.records import Signed
 from tests.dht_mesh import KEYRING, identity, node, service
 
+T = TypeVar("T")
 EPOCH = 1_800_000_000.0
 """Unix seconds at the loop's time 0."""
+
+
+def in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
+    """Run on a new loop whose clock begins at 0 and jumps from one timer to the next."""
+    with asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(noop_cycles=1)) as runner:
+        return runner.run(work)
 
 
 def address(number: int) -> Address:

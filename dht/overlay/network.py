@@ -468,9 +468,8 @@ async def running_overlay(
 ) -> AsyncIterator[Overlay]:
     """A member of the overlay that tried once to join, and keeps trying. Raises PortTaken or ConfigError.
 
-    `on_newcomer` hears the id of every node that enters the routing table, `on_return` of the end of a cut. `chance` also
-    draws nonces: anything but
-    `random.SystemRandom` is for simulations.
+    `on_newcomer` hears the id of every node that enters the routing table, `on_return` of the end of a cut. `chance`
+    also draws nonces: anything but `random.SystemRandom` is for simulations.
     """
     async with OwnedTasks() as tasks:
         overlay = Overlay(

@@ -16,8 +16,8 @@ class SimulatedNetwork:
     """Keeps the promises of `DatagramTransport`, and no more.
 
     Each datagram is lost with probability `loss`, else delivered after `latency_s` give or take half of it, so that
-    datagrams overtake each other. The same seed gives the same run on virtual time; `trace` is a checksum of all that was
-    sent, by which two runs can be compared.
+    datagrams overtake each other. The same seed gives the same run on virtual time; `trace` is a checksum of all that
+    was sent, by which two runs can be compared.
     """
 
     def __init__(self, *, seed: int, loss: float = 0.0, latency_s: float = 0.01) -> None:
