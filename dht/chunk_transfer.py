@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
+from dht.meeting import Meetings
 from dht.picker import Ask, Effect, Picker
-from dht.sources import Source, Surroundings, any_address
+from dht.sources import Source, Surroundings
 from protocol.instances import OnProgress, Progress
 from protocol.manifest import Manifest
 from protocol.problems import CorruptContent, DiskFull, Problem, TooManyRequests, Unavailable
+from protocol.records import ProviderRecord
 
 log = structlog.get_logger(__name__)
 
 TICK_S = 0.1
-REFRESH_S = 0.5
 PATIENCE_S = 4.0
 """How long a transfer waits for its providers to come back, or for new ones, when all are of no use."""
 ANNOUNCE_AFTER = 4
@@ -25,7 +26,7 @@ ANNOUNCE_AFTER = 4
 
 
 class ChunkTransfer:
-    """`sources` by node id; `find_more` looks for ones that are not among them yet and adds them."""
+    """`sources` by node id; `learn` adds some, `find_more` looks for ones that are not among them yet and adds them."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class ChunkTransfer:
         sources: dict[str, Source],
         manifest: Manifest,
         missing: Sequence[int],
+        learn: Callable[[Iterable[ProviderRecord]], list[Source]],
         find_more: Callable[[], Awaitable[list[Source]]],
         on_progress: OnProgress,
     ) -> None:
@@ -40,14 +42,22 @@ class ChunkTransfer:
         self._sources = sources
         self._manifest = manifest
         self._missing = missing
-        self._find_more = find_more
         self._on_progress = on_progress
         order = list(missing)
         random.shuffle(order)
         self._picker = Picker({i: manifest.chunks[i].length for i in missing}, order)
         self._wake = asyncio.Event()
         self._requests: dict[int, asyncio.Task[None]] = {}
-        self._joins: dict[str, asyncio.Task[None]] = {}
+        self._meetings = Meetings(
+            around,
+            sources,
+            manifest,
+            missing,
+            self._picker,
+            learn=learn,
+            find_more=find_more,
+            wake=self._wake.set,
+        )
         self._fatal: Problem | None = None
         self._kept = 0
         lengths = {c.digest: c.length for c in manifest.chunks}
@@ -57,12 +67,9 @@ class ChunkTransfer:
     async def run(self) -> None:
         """Raises Unavailable, CorruptContent (all providers lied), DiskFull."""
         async with asyncio.TaskGroup() as group:
-            for source in list(self._sources.values()):
-                self._join(group, source)
-            refreshing = group.create_task(self._refresh(group), name="refresh providers")
+            meeting = group.create_task(self._meetings.run(), name="meet holders")
             problem = await self._loop(group)
-            refreshing.cancel()
-            for task in [*self._requests.values(), *self._joins.values()]:
+            for task in [meeting, *self._requests.values()]:
                 task.cancel()
         for node, why in self._picker.dropped.items():
             log.info("provider-dropped", node=node, digest=self._manifest.digest, why=why)
@@ -75,7 +82,7 @@ class ChunkTransfer:
             now = self._around.clock()
             if self._fatal is not None:
                 return self._fatal
-            if not self._picker.hopeless or self._joins:
+            if not self._picker.hopeless or self._meetings.waiting:
                 hopeless_since = None
             elif hopeless_since is None:
                 hopeless_since = now
@@ -107,33 +114,6 @@ class ChunkTransfer:
             fix="Try again: what arrived is kept.",
         )
 
-    # --- sources --------------------------------------------------------------------------------------------------
-
-    def _join(self, group: asyncio.TaskGroup, source: Source) -> None:
-        if source.whole:
-            self._picker.provide(source.node, None)
-        elif source.node not in self._joins:
-            self._joins[source.node] = group.create_task(self._learn_have(source), name="ask for chunks held")
-
-    async def _learn_have(self, source: Source) -> None:
-        try:
-            have = await any_address(source, lambda address: self._around.client.have(address, self._manifest))
-            source.whole = len(have) == len(self._manifest.chunks)
-            self._picker.provide(source.node, None if source.whole else have)
-        except Problem as problem:
-            log.debug("provider-does-not-join", node=source.node, why=problem.detail)
-        finally:
-            self._joins.pop(source.node, None)
-            self._wake.set()
-
-    async def _refresh(self, group: asyncio.TaskGroup) -> None:
-        """Partial holders hold more by and by, and new ones come."""
-        while True:
-            await asyncio.sleep(REFRESH_S)
-            for source in [s for s in self._sources.values() if not s.whole] + await self._find_more():
-                if source.node not in self._picker.dropped:
-                    self._join(group, source)
-
     # --- requests -------------------------------------------------------------------------------------------------
 
     async def _request(self, ask: Ask) -> None:
@@ -143,7 +123,9 @@ class ChunkTransfer:
                 source.address,
                 [self._manifest.chunks[piece] for piece in ask.pieces],
                 on_bytes=lambda size: picker.heard(ask.request, size, clock()),
+                crowd=self._manifest.digest if self._picker.in_crowd else "",
                 on_chunk=lambda index, data: self._arrived(ask, ask.pieces[index], data),
+                on_elsewhere=lambda index: picker.elsewhere(ask.request, ask.pieces[index], clock()),
             )
             picker.finished(ask.request, clock())
         except TooManyRequests as problem:

@@ -8,7 +8,8 @@ from typing import Any
 
 import aiohttp
 
-from dht.content_wire import CHUNK_HEADER, MAX_HAVE, WHOLE_HEADER, decode_have, encode_asked
+from dht.content_wire import CHUNK_HEADER, ELSEWHERE, WHOLE_HEADER, encode_asked
+from dht.crowd_wire import MAX_HEARD, Heard, decode_heard
 from dht.peer_http import PeerHttp
 from protocol.bounded import read_bounded
 from protocol.manifest import MAX_MANIFEST, Chunk, Manifest
@@ -34,19 +35,34 @@ class ContentClient:
             body = await _bounded(response, MAX_MANIFEST)
             return Manifest.decode(body, digest=digest), response.headers.get(WHOLE_HEADER) == "1"
 
-    async def have(self, address: str, manifest: Manifest) -> set[int]:
-        """Positions of the chunks that the peer holds."""
-        async with self._answer("GET", address, f"/peer/content/{manifest.digest}/have") as response:
-            return decode_have(await _bounded(response, MAX_HAVE + 256), manifest)
+    async def meet(self, address: str, manifest: Manifest, told: bytes) -> Heard:
+        """Tell a peer what is here (`crowd_wire.encode_told`), hear what it holds and who else fetches."""
+        async with self._answer("POST", address, f"/peer/content/{manifest.digest}/have", data=told) as response:
+            return decode_heard(await _bounded(response, MAX_HEARD), manifest)
 
     async def chunks(
-        self, address: str, wanted: Sequence[Chunk], *, on_bytes: Callable[[int], None], on_chunk: OnChunk
+        self,
+        address: str,
+        wanted: Sequence[Chunk],
+        *,
+        crowd: str,
+        on_bytes: Callable[[int], None],
+        on_chunk: OnChunk,
+        on_elsewhere: Callable[[int], None],
     ) -> None:
-        """Streams chunks in the order asked; `on_bytes` hears the sizes of parts. Errors of `on_chunk` pass through."""
+        """Streams chunks in the order asked; `on_bytes` hears the sizes of parts. Errors of `on_chunk` pass through.
+
+        `crowd`: the blob they are wanted for, if the peer may send this node elsewhere (then `on_elsewhere` hears the
+        index in the list); empty: it is to send them.
+        """
         body = encode_asked(c.digest for c in wanted)
-        async with self._answer("POST", address, "/peer/chunks", timeout_s=_CHUNKS_S, data=body) as response:
+        path = f"/peer/chunks?crowd={crowd}" if crowd else "/peer/chunks"
+        async with self._answer("POST", address, path, timeout_s=_CHUNKS_S, data=body) as response:
             for index, chunk in enumerate(wanted):
                 (length,) = CHUNK_HEADER.unpack(await _exactly(response, CHUNK_HEADER.size, on_bytes))
+                if length == ELSEWHERE and crowd:
+                    on_elsewhere(index)
+                    continue
                 if length not in (0, chunk.length):
                     raise CorruptContent(f"a chunk of {length} bytes where {chunk.length} were asked for")
                 await on_chunk(index, await _exactly(response, length, on_bytes) if length else None)

@@ -10,7 +10,9 @@ import asyncio
 import structlog
 from aiohttp import web
 
-from dht.content_wire import CHUNK_HEADER, MAX_REQUEST, WHOLE_HEADER, decode_asked, encode_have
+from dht.content_wire import CHUNK_HEADER, ELSEWHERE, MAX_REQUEST, WHOLE_HEADER, decode_asked, encode_have
+from dht.crowd import Crowd
+from dht.crowd_routes import crowd_routes
 from dht.exchange import Exchange
 from dht.peer_http import PEER
 from dht.traffic import Cause
@@ -31,6 +33,7 @@ def content_routes(exchange: Exchange) -> list[web.RouteDef]:
         web.get("/peer/content/{digest}/have", routes.get_have),
         web.get("/peer/chunks/{digest}", routes.get_chunk),
         web.post("/peer/chunks", routes.post_chunks),
+        *crowd_routes(exchange),
     ]
 
 
@@ -66,15 +69,27 @@ class _ContentRoutes:
         if request.content_length is None or request.content_length > MAX_REQUEST:
             raise TooLarge(f"a list of chunks has at most {MAX_REQUEST} bytes and says its length")
         asked = decode_asked(await request.read())
+        crowd = self._crowd(request.query.get("crowd", ""))
+        asker = request[PEER].node
         with self._exchange.uploads.slot():
             response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
             await response.prepare(request)
             for digest in asked:
+                if crowd is not None:
+                    if not crowd.gives(asker, digest, self._exchange.clock()):
+                        if not await self._write(request, response, CHUNK_HEADER.pack(ELSEWHERE), "chunk"):
+                            return response
+                        continue
+                    crowd.gave(asker, digest, self._exchange.clock())
                 data = await self._exchange.read_chunk(digest) or b""
                 if not await self._write(request, response, CHUNK_HEADER.pack(len(data)) + data, "chunk"):
                     return response
             await response.write_eof()
             return response
+
+    def _crowd(self, blob: str) -> Crowd | None:
+        """The crowd that may be sent elsewhere."""
+        return self._exchange.crowds.known(blob) if self._exchange.super_seeds(blob) else None
 
     async def _send(self, request: web.Request, body: bytes, cause: Cause, **headers: str) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream", **headers})

@@ -2,7 +2,7 @@
 
 Answer to `POST /peer/chunks`, for each digest asked, in order:
 
-    length   uint32, big-endian; 0: this node does not have the chunk
+    length   uint32, big-endian; 0: this node does not have the chunk; 0xffffffff: ask others of the crowd for it
     bytes    `length` bytes, the chunk
 """
 
@@ -21,6 +21,8 @@ from protocol.problems import BadRequest, CorruptContent
 from protocol.records import Digest
 
 CHUNK_HEADER = struct.Struct(">I")
+ELSEWHERE = 0xFFFF_FFFF
+"""Instead of a length: others of the crowd got this chunk a moment ago and pass it on."""
 MAX_CHUNKS_ASKED = 64
 MAX_REQUEST = 8 << 10
 MAX_HAVE = MAX_MANIFEST // 8
@@ -41,11 +43,7 @@ _asked_decoder: msgspec.msgpack.Decoder[tuple[str, ...]] = msgspec.msgpack.Decod
 
 
 def encode_have(manifest: Manifest, present: Sequence[bool]) -> bytes:
-    bits = bytearray((len(present) + 7) // 8)
-    for position, is_here in enumerate(present):
-        if is_here:
-            bits[position // 8] |= 0x80 >> position % 8
-    return msgspec.msgpack.encode(Have(digest_of(manifest.encode()), bytes(bits)))
+    return msgspec.msgpack.encode(Have(digest_of(manifest.encode()), packed(present)))
 
 
 def decode_have(data: bytes, manifest: Manifest) -> set[int]:
@@ -54,9 +52,25 @@ def decode_have(data: bytes, manifest: Manifest) -> set[int]:
         have = msgspec.msgpack.decode(data, type=Have)
     except msgspec.MsgspecError as error:
         raise CorruptContent(f"malformed list of chunks: {error}") from None
-    if have.manifest != digest_of(manifest.encode()) or len(have.bits) != (len(manifest.chunks) + 7) // 8:
+    if have.manifest != digest_of(manifest.encode()):
         raise CorruptContent("the peer cut the content in another way")
-    return {i for i in range(len(manifest.chunks)) if have.bits[i // 8] & 0x80 >> i % 8}
+    return held_in(have.bits, len(manifest.chunks))
+
+
+def packed(present: Sequence[bool]) -> bytes:
+    """Bit 7 of byte 0 is the first chunk."""
+    bits = bytearray((len(present) + 7) // 8)
+    for position, is_here in enumerate(present):
+        if is_here:
+            bits[position // 8] |= 0x80 >> position % 8
+    return bytes(bits)
+
+
+def held_in(bits: bytes, count: int) -> set[int]:
+    """Positions of the bits that are set. Raises CorruptContent if they are not `count`."""
+    if len(bits) != (count + 7) // 8:
+        raise CorruptContent("the peer cut the content in another way")
+    return {i for i in range(count) if bits[i // 8] & 0x80 >> i % 8}
 
 
 def encode_asked(digests: Iterable[str]) -> bytes:

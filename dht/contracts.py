@@ -43,6 +43,9 @@ class Directory(Protocol):
 
     async def retract_content(self, digest: str) -> None: ...
 
+    def offer(self, digest: str) -> Signed:
+        """A provider record of this node for the content, to hand to a peer directly. Nothing is announced by it."""
+
     async def announce_region(self, *, region: str, agents: int, memory_total: int, memory_free: int) -> None:
         """Say that this node is a controller of `region`, with what its agents offer (MB). Call again to refresh."""
 

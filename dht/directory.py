@@ -145,18 +145,23 @@ class NetworkDirectory:
         if self._announced.pop(check_digest(digest), None) is not None:
             await self._say_provider(digest, withdrawn=True)
 
+    def offer(self, digest: str) -> Signed:
+        """See `Directory.offer`."""
+        return self._provider(check_digest(digest), withdrawn=False)
+
     async def _say_provider(self, digest: str, *, withdrawn: bool) -> None:
-        key = record_key(f"content:{digest}")
-        now = self._clock()
+        await self._spread(record_key(f"content:{digest}"), self._provider(digest, withdrawn=withdrawn))
+
+    def _provider(self, digest: str, *, withdrawn: bool) -> Signed:
         record = ProviderRecord(
             content=digest,
             node=self.node,
             addresses=self._addresses,
-            seq=self._next_seq(key),
-            expiry=int(now) + PROVIDER_LIFETIME_S,
+            seq=self._next_seq(record_key(f"content:{digest}")),
+            expiry=int(self._clock()) + PROVIDER_LIFETIME_S,
             withdrawn=withdrawn,
         )
-        await self._spread(key, sign(record, self._identity))
+        return sign(record, self._identity)
 
     def _next_seq(self, key: bytes) -> int:
         return rules.next_seq(self._replica.held(key), raw_public_key(self._identity), self._clock())

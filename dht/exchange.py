@@ -18,6 +18,7 @@ from dht.blobs import BlobStore, opened_store
 from dht.chunking import compiled_cutter, manifest_of
 from dht.content_client import ContentClient
 from dht.contracts import Directory
+from dht.crowd import Crowds
 from dht.disk import Disk, running_disk
 from dht.peer_http import PeerHttp
 from dht.sources import Surroundings
@@ -115,6 +116,8 @@ class Exchange:
         self._transfers: dict[str, _Shared] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self.uploads = uploads
+        self.crowds = Crowds()
+        self.clock = around.clock
         self.sent = ByteCounts()
 
     async def stop(self) -> None:
@@ -145,6 +148,10 @@ class Exchange:
         if self.has(manifest.digest):
             return [True] * len(manifest.chunks)
         return await self._disk(self._store.present, manifest)
+
+    def super_seeds(self, digest: str) -> bool:
+        """Whether a crowd that fetches the blob is told to pass chunks on rather than get each from here again."""
+        return self.has(digest) and not self.crowds.belongs(digest, self.clock())
 
     async def read_chunk(self, digest: str) -> bytes | None:
         """Verified; None if it is not here."""
@@ -229,8 +236,10 @@ class Exchange:
         return shared
 
     async def _transfer(self, digest: str, shared: _Shared, transfer: Transfer) -> None:
+        self.crowds.joined(digest, self.clock())
         try:
             await transfer.run()
+            self.crowds.joined(digest, self.clock())
             self._announcer.announce(digest)
         except BaseException:
             if not self.has(digest):

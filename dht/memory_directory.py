@@ -91,7 +91,13 @@ class MemoryDirectory:
         )
         self._spread(sign(record, self._identity))
 
+    def offer(self, digest: str) -> Signed:
+        return self._provider(check_digest(digest), withdrawn=False)
+
     def _say_provider(self, digest: str, *, withdrawn: bool) -> None:
+        self._spread(self._provider(digest, withdrawn=withdrawn))
+
+    def _provider(self, digest: str, *, withdrawn: bool) -> Signed:
         record = ProviderRecord(
             content=digest,
             node=self.node,
@@ -100,7 +106,7 @@ class MemoryDirectory:
             expiry=int(self._clock()) + PROVIDER_LIFETIME_S,
             withdrawn=withdrawn,
         )
-        self._spread(sign(record, self._identity))
+        return sign(record, self._identity)
 
     def _next_seq(self, key: bytes) -> int:
         return rules.next_seq(self._held(key), raw_public_key(self._identity), self._clock())

@@ -5,13 +5,17 @@ integer: the position of a chunk in the manifest. Rules:
 
 * Rarest first among a window of free pieces, in the order handed in (which the shell shuffles, so that many sites that
   fetch one blob at once soon hold different parts and serve each other).
-* Each provider has `depth` requests under way, sized to about `batch_s` seconds at the rate it has shown.
+* Each provider has `depth` requests under way (one if there are more than `few` providers: chunks that wait in a long
+  queue at one peer cannot be had from another), sized to about `batch_s` seconds at the rate it has shown.
 * No free piece left: an idle provider is asked for what another is late with (end game). The first delivery wins.
 * A provider that lies is dropped at once. One that fails (or is silent for `stall_s`) rests for a doubling time; after
   `strikes` failures in a row it is dropped if another is left, else it is tried again now and then: the network may
   come back. One slower than `min_rate` after `slow_after_s` is dropped if another could do the work. A busy provider
   rests and loses nothing.
 * A dropped provider is never asked again, and its pieces are free again.
+* In a crowd, a holder may answer "elsewhere": others got the piece a moment ago and pass it on. It is asked for that
+  piece again after `elsewhere_s`. A piece that a holder is known to have given away counts as held once, so that what
+  is asked of a holder of the whole is what nobody else has.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ class Limits:
     """Times in s, rates in bytes/s, sizes in bytes."""
 
     depth: int = 2
+    few: int = 4
     batch_s: float = 0.5
     first_batch: int = 1 << 20
     max_batch: int = 4 << 20
@@ -39,6 +44,7 @@ class Limits:
     slow_after_s: float = 10.0
     min_rate: float = 8 << 10
     endgame_s: float = 0.5
+    elsewhere_s: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,8 @@ Effect = Ask | Cancel
 class _Provider:
     have: frozenset[int] | None
     lacks: set[int] = field(default_factory=set)
+    elsewhere: dict[int, float] = field(default_factory=dict)
+    """Pieces that it lets others pass on, and until when it is not asked for them again."""
     requests: set[int] = field(default_factory=set)
     strikes: int = 0
     rest_until: float = 0.0
@@ -75,6 +83,10 @@ class _Provider:
 
     def offers(self, piece: int) -> bool:
         return (self.have is None or piece in self.have) and piece not in self.lacks
+
+    def gives(self, piece: int, now: float) -> bool:
+        """Whether to ask it now."""
+        return self.offers(piece) and self.elsewhere.get(piece, now) <= now
 
 
 @dataclass
@@ -94,11 +106,13 @@ class Picker:
         self._lengths = dict(lengths)
         self._limits = limits or Limits()
         self._free = dict.fromkeys(order)
+        self._rank = {piece: place for place, piece in enumerate(order)}
         self._wanted = set(lengths)
         self._asked: dict[int, set[int]] = {}
         self._providers: dict[str, _Provider] = {}
         self._requests: dict[int, _Request] = {}
         self._rarity: dict[int, int] = {}
+        self._given: frozenset[int] = frozenset()
         self._number = 0
         self._cancelled: list[int] = []
 
@@ -128,6 +142,11 @@ class Picker:
         """Something is wanted, and whoever is left has failed `strikes` times in a row or offers nothing of it."""
         return bool(self._wanted) and not any(self._promises(p) for p in self._providers.values() if not p.dropped)
 
+    @property
+    def in_crowd(self) -> bool:
+        """Partial holders are of use: a holder of the whole may send this node to them."""
+        return any(p.have for p in self._providers.values() if not p.dropped)
+
     def wants(self, piece: int) -> bool:
         return piece in self._wanted
 
@@ -142,6 +161,10 @@ class Picker:
         known.have = None if have is None else frozenset(have)
         known.lacks.clear()
         self._count(known, +1)
+
+    def given(self, pieces: Collection[int]) -> None:
+        """Pieces that a holder gave away lately, beside those that this transfer asked it for."""
+        self._given = frozenset(pieces)
 
     def drop(self, provider: str, why: str) -> None:
         """Ask this provider no more."""
@@ -184,6 +207,16 @@ class Picker:
             if provider.have is not None and piece in provider.have:
                 self._rarity[piece] -= 1
                 provider.have -= {piece}
+            current.open.discard(piece)
+            self._unask(piece, request)
+
+    def elsewhere(self, request: int, piece: int, now: float) -> None:
+        """The provider gave the piece to others a moment ago, who pass it on."""
+        if current := self._requests.get(request):
+            provider = self._providers[current.provider]
+            provider.elsewhere[piece] = now + self._limits.elsewhere_s
+            provider.strikes = 0
+            current.heard = now
             current.open.discard(piece)
             self._unask(piece, request)
 
@@ -235,11 +268,12 @@ class Picker:
         effects: list[Effect] = [Cancel(number) for number in self._cancelled]
         self._cancelled.clear()
         fastest_first = sorted(self.active, key=lambda name: -self._providers[name].rate)
-        for _ in range(self._limits.depth):
+        depth = self._limits.depth if len(fastest_first) <= self._limits.few else 1
+        for _ in range(depth):
             for name in fastest_first:
                 provider = self._providers[name]
-                if len(provider.requests) < min(self._limits.depth, provider.depth) and provider.rest_until <= now:
-                    pieces = self._pick(provider) or self._pick_endgame(name, now)
+                if len(provider.requests) < min(depth, provider.depth) and provider.rest_until <= now:
+                    pieces = self._pick(provider, now) or self._pick_endgame(name, now)
                     if pieces:
                         effects.append(self._ask(name, pieces, now))
         return effects
@@ -257,9 +291,9 @@ class Picker:
                 if any(self._providers[n].offers(piece) for n in rivals for piece in request.open):
                     self.drop(request.provider, "slow")
 
-    def _pick(self, provider: _Provider) -> list[int]:
-        candidates = list(islice(self._offered(provider), self._limits.window))
-        candidates.sort(key=lambda piece: self._rarity.get(piece, 0))
+    def _pick(self, provider: _Provider, now: float) -> list[int]:
+        candidates = list(islice(self._offered(provider, now), self._limits.window))
+        candidates.sort(key=lambda piece: (self._rarity.get(piece, 0) or piece in self._given, self._rank[piece]))
         slots = sum(self._limits.depth for name in self.active)
         fair = max(1, len(self._free) // (2 * slots))
         budget = min(int(provider.rate * self._limits.batch_s) or self._limits.first_batch, self._limits.max_batch)
@@ -271,20 +305,20 @@ class Picker:
             budget -= self._lengths[piece]
         return picked
 
-    def _offered(self, provider: _Provider) -> Iterator[int]:
-        """Free pieces that the provider offers, in the preferred order where that is cheap."""
+    def _offered(self, provider: _Provider, now: float) -> Iterator[int]:
+        """Free pieces that the provider would give now, in the preferred order where that is cheap."""
         if provider.have is not None and len(provider.have) < len(self._free):
-            return (piece for piece in provider.have if piece in self._free and piece not in provider.lacks)
-        return (piece for piece in self._free if provider.offers(piece))
+            return (piece for piece in provider.have if piece in self._free and provider.gives(piece, now))
+        return (piece for piece in self._free if provider.gives(piece, now))
 
     def _pick_endgame(self, name: str, now: float) -> list[int]:
         """One piece that another was asked for and is late with: the latest, if this provider would be faster."""
         provider = self._providers[name]
-        if next(self._offered(provider), None) is not None:
+        if next(self._offered(provider, now), None) is not None:
             return []
         latest: tuple[float, int] | None = None
         for piece, numbers in self._asked.items():
-            if len(numbers) != 1 or not provider.offers(piece):
+            if len(numbers) != 1 or not provider.gives(piece, now):
                 continue
             other = self._requests[next(iter(numbers))]
             expected = self._lengths[piece] / provider.rate if provider.rate else 0.0

@@ -81,7 +81,13 @@ class Transfer:
             if missing:
                 await self._find_sources()
                 await ChunkTransfer(
-                    self._around, self._sources, manifest, missing, self._find_more, self._on_progress
+                    self._around,
+                    self._sources,
+                    manifest,
+                    missing,
+                    self._learn_usable,
+                    self._find_more,
+                    self._on_progress,
                 ).run()
             self._on_progress(Progress("verify", "checking the whole", manifest.size, manifest.size))
             try:
@@ -128,6 +134,9 @@ class Transfer:
         except Problem as problem:
             log.debug("no-more-providers", digest=self._digest, why=problem.detail)
             return []
+        return self._learn_usable(records)
+
+    def _learn_usable(self, records: Iterable[ProviderRecord]) -> list[Source]:
         return self._learn(self._around.reputation.usable(records, self._around.clock()))
 
     def _learn(self, records: Iterable[ProviderRecord]) -> list[Source]:

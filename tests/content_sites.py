@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,13 +12,15 @@ from typing import Any
 
 import aiohttp
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.content_routes import content_routes
 from dht.exchange import ContentConfig, Exchange, running_content
 from dht.peer_http import PEER, PeerHttp
+from protocol.identifiers import node_id
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem, Unavailable
-from protocol.records import ProviderRecord
+from protocol.records import ProviderRecord, Signed, raw_public_key, sign
 
 Handler = Callable[[web.Request], Any]
 
@@ -28,17 +31,22 @@ class Whereabouts:
 
     providers: dict[str, dict[str, str]] = field(default_factory=dict)
     slow: bool = False
+    closed: bool = False
+    """Nothing that is announced from now on is found by anybody."""
 
     def offer(self, digest: str, node: str, address: str) -> None:
+        if self.closed:
+            return
         self.providers.setdefault(digest, {})[node] = address
 
 
 class SiteDirectory:
     """The part of `dht.contracts.Directory` that content needs."""
 
-    def __init__(self, shared: Whereabouts, node: str, address: str) -> None:
+    def __init__(self, shared: Whereabouts, number: int, address: str) -> None:
         self._shared = shared
-        self._node = node
+        self._key = site_key(number)
+        self._node = node_name(number)
         self._address = address
 
     async def providers(self, digest: str) -> list[ProviderRecord]:
@@ -53,9 +61,19 @@ class SiteDirectory:
     async def retract_content(self, digest: str) -> None:
         self._shared.providers.get(digest, {}).pop(self._node, None)
 
+    def offer(self, digest: str) -> Signed:
+        now = time.time()
+        record = ProviderRecord(digest, self._node, (self._address,), int(now * 1000), int(now) + 600)
+        return sign(record, self._key)
+
+
+def site_key(number: int) -> Ed25519PrivateKey:
+    """The same for the same number."""
+    return Ed25519PrivateKey.from_private_bytes(number.to_bytes(32, "big"))
+
 
 def node_name(number: int) -> str:
-    return f"{number:040x}"
+    return node_id(raw_public_key(site_key(number)))
 
 
 @web.middleware
@@ -113,7 +131,7 @@ async def site(shared: Whereabouts, path: Path, number: int, *middlewares: Any, 
         exchange = await stack.enter_async_context(
             running_content(
                 ContentConfig(path=path / f"blobs{number}", **config),
-                directory=SiteDirectory(shared, node, address),  # type: ignore[arg-type]
+                directory=SiteDirectory(shared, number, address),  # type: ignore[arg-type]
                 http=PeerHttp(session, None),
             )
         )
@@ -136,6 +154,7 @@ def _routes_of(late: list[Exchange]) -> list[web.RouteDef]:
         web.get("/peer/content/{digest}/have", bound(1)),
         web.get("/peer/chunks/{digest}", bound(2)),
         web.post("/peer/chunks", bound(3)),
+        web.post("/peer/content/{digest}/have", bound(4)),
     ]
 
 

@@ -36,9 +36,9 @@ async def main(command: str, blobs: str, what: str, provider: str = "") -> None:
     shared = Whereabouts()
     if provider:
         shared.offer(what, node_name(1), provider)
-    directory = SiteDirectory(shared, node_name(2), "127.0.0.1:1")
+    directory = SiteDirectory(shared, 2, "127.0.0.1:1")
     async with (
-        aiohttp.ClientSession() as session,
+        aiohttp.ClientSession(headers={"Test-Node": node_name(2)}) as session,
         running_content(
             ContentConfig(path=Path(blobs)),
             directory=directory,  # type: ignore[arg-type]

@@ -39,7 +39,9 @@ def test_any_interleaving_ends_with_every_chunk_once_or_no_hope(data: st.DataObj
             undelivered[effect.request] = list(effect.pieces)
         if picker.done or (picker.hopeless and not under_way):
             break
-        event = data.draw(st.sampled_from(["deliver", "finish", "fail", "lie", "busy", "lack", "join", "wait"]))
+        event = data.draw(
+            st.sampled_from(["deliver", "finish", "fail", "lie", "busy", "lack", "elsewhere", "join", "wait"])
+        )
         if event == "join":
             name = data.draw(st.sampled_from(PROVIDERS))
             picker.provide(name, data.draw(st.none() | st.sets(st.integers(0, count - 1))))
@@ -55,6 +57,8 @@ def test_any_interleaving_ends_with_every_chunk_once_or_no_hope(data: st.DataObj
                 kept.append(piece)
         elif event == "lack" and left:
             picker.lacking(number, left.pop(0))
+        elif event == "elsewhere" and left:
+            picker.elsewhere(number, left.pop(0), now)
         elif event in ("fail", "lie", "busy", "finish"):
             if event == "fail":
                 picker.failed(number, now, "reset")

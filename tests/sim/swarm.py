@@ -1,0 +1,261 @@
+"""A swarm of the real rules (`dht.picker`, `dht.crowd`) on simulated uplinks and virtual time.
+
+Each node's uplink sends `uplink` bytes/s, shared chunk by chunk among the requests served; messages take `delay_s`.
+Deterministic: one seed, one outcome.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from dht.crowd import Crowd, Member
+from dht.picker import Ask, Limits, Picker
+
+SEED_NODE = "seed"
+TICK_S = 0.1
+
+
+@dataclass
+class Answer:
+    """A request that a node serves."""
+
+    asker: str
+    ask: Ask
+    left: deque[int]
+
+
+@dataclass
+class Node:
+    name: str
+    uplink: float
+    have: set[int]
+    picker: Picker | None = None
+    crowd: Crowd = field(default_factory=Crowd)
+    known: dict[str, set[int]] = field(default_factory=dict)
+    serving: deque[Answer] = field(default_factory=deque)
+    sending: bool = False
+    alive: bool = True
+    done_at: float | None = None
+    sent: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def sent_chunks(self) -> int:
+        return self.sent.total()
+
+
+class Swarm:
+    def __init__(
+        self,
+        *,
+        pieces: int,
+        length: int,
+        seed: int = 1,
+        delay_s: float = 0.01,
+        refresh_s: float = 0.25,
+        slots: int = 32,
+        limits: Limits | None = None,
+        super_seeding: bool = True,
+    ) -> None:
+        self.now = 0.0
+        self.nodes: dict[str, Node] = {}
+        self.pieces = pieces
+        self._length = length
+        self._random = random.Random(seed)
+        self._delay = delay_s
+        self._refresh = refresh_s
+        self._slots = slots
+        self._limits = limits
+        self._super = super_seeding
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._number = 0
+
+    # --- who is there
+
+    def holder(self, name: str, uplink: float) -> Node:
+        node = self.nodes[name] = Node(name, uplink, set(range(self.pieces)))
+        return node
+
+    def asker(self, name: str, uplink: float, at: float = 0.0) -> Node:
+        """Comes at `at`, having found the seed by a lookup."""
+        order = list(range(self.pieces))
+        self._random.shuffle(order)
+        node = self.nodes[name] = Node(name, uplink, set())
+        node.picker = Picker(dict.fromkeys(order, self._length), order, self._limits)
+        self.later(at, lambda: self._join(node))
+        return node
+
+    def kill(self, name: str, at: float) -> None:
+        def die() -> None:
+            node = self.nodes[name]
+            node.alive = False
+            for answer in node.serving:
+                self._fail(answer)
+            node.serving.clear()
+
+        self.later(at, die)
+
+    # --- time
+
+    def later(self, delay: float, action: Callable[[], None]) -> None:
+        self._number += 1
+        heapq.heappush(self._events, (self.now + delay, self._number, action))
+
+    def run(self, until_s: float = 600.0) -> float:
+        """Until all living askers are done; when that was. Raises AssertionError after `until_s`."""
+        while any(n.picker and n.alive and n.done_at is None for n in self.nodes.values()):
+            self.now, _, action = heapq.heappop(self._events)
+            assert self.now < until_s, self._state()
+            action()
+        return max(n.done_at or 0.0 for n in self.nodes.values() if n.alive)
+
+    def _state(self) -> str:
+        return ", ".join(f"{n.name}: {len(n.have)}/{self.pieces}" for n in self.nodes.values())
+
+    # --- an asker
+
+    def _join(self, node: Node) -> None:
+        assert node.picker is not None
+        node.picker.provide(SEED_NODE, None)
+        self._meet(node, SEED_NODE)
+        self._meet_again(node)
+        self._tick(node)
+
+    def _tick(self, node: Node) -> None:
+        if node.alive and node.done_at is None:
+            self._decide(node)
+            self.later(TICK_S, lambda: self._tick(node))
+
+    def _meet_again(self, node: Node) -> None:
+        """Tell a holder of the whole and a partial one what is here, and hear what they and others have."""
+
+        def meet() -> None:
+            if node.alive and node.done_at is None:
+                self._meet(node, SEED_NODE)
+                if node.known:
+                    self._meet(node, self._random.choice(sorted(node.known)))
+                self._meet_again(node)
+
+        self.later(self._refresh * self._random.uniform(0.75, 1.25), meet)
+
+    def _meet(self, node: Node, other: str) -> None:
+        told = frozenset(node.have)
+
+        def arrive() -> None:
+            peer = self.nodes[other]
+            if peer.alive:
+                peer.crowd.told(Member(node.name, b"", told, self.now))
+                held = [(m.node, m.held) for m in peer.crowd.others(node.name, self.now)]
+                if peer.picker is not None:
+                    held.append((other, frozenset(peer.have)))
+                given = peer.picker is None and {
+                    i for i in range(self.pieces) if not peer.crowd.gives(node.name, str(i), self.now)
+                }
+                self.later(self._delay, lambda: self._learn(node, held, given))
+
+        self.later(self._delay, arrive)
+
+    def _learn(self, node: Node, held: list[tuple[str, frozenset[int]]], given: set[int]) -> None:
+        assert node.picker is not None
+        for name, pieces in held:
+            known = node.known.setdefault(name, set())
+            if not known or pieces - known:
+                known |= pieces
+                node.picker.provide(name, known)
+        if given:
+            node.picker.given(given)
+        self._decide(node)
+
+    def _decide(self, node: Node) -> None:
+        assert node.picker is not None
+        for effect in node.picker.decide(self.now):
+            if isinstance(effect, Ask):
+                self.later(self._delay, lambda ask=effect: self._serve(node, ask))
+            else:
+                for peer in self.nodes.values():
+                    kept = [a for a in peer.serving if (a.asker, a.ask.request) != (node.name, effect.request)]
+                    peer.serving = deque(kept)
+
+    # --- a provider
+
+    def _serve(self, asker: Node, ask: Ask) -> None:
+        peer = self.nodes[ask.provider]
+        answer = Answer(asker.name, ask, deque(ask.pieces))
+        if not peer.alive:
+            self._fail(answer)
+        elif len(peer.serving) >= self._slots:
+            self.later(self._delay, lambda: self._busy(answer))
+        else:
+            peer.serving.append(answer)
+            self._send(peer)
+
+    def _send(self, peer: Node) -> None:
+        if peer.sending or not peer.serving:
+            return
+        answer = peer.serving.popleft()
+        if not answer.left:
+            self.later(self._delay, lambda: self._finish(answer))
+            self._send(peer)
+            return
+        piece = answer.left.popleft()
+        asker = self.nodes[answer.asker]
+        if piece not in peer.have:
+            self.later(self._delay, lambda: self._lack(answer, piece))
+        elif self._super and peer.picker is None and not peer.crowd.gives(asker.name, str(piece), self.now):
+            self.later(self._delay, lambda: self._elsewhere(answer, piece))
+        else:
+            peer.crowd.gave(asker.name, str(piece), self.now)
+            peer.sending = True
+            peer.sent[piece] += 1
+            self.later(self._length / peer.uplink, lambda: self._sent(peer, answer, piece))
+        peer.serving.append(answer)
+        self._send(peer)
+
+    def _sent(self, peer: Node, answer: Answer, piece: int) -> None:
+        self.later(self._delay, lambda: self._arrive(peer, answer, piece))
+        peer.sending = False
+        self._send(peer)
+
+    # --- what an asker hears
+
+    def _arrive(self, peer: Node, answer: Answer, piece: int) -> None:
+        node = self.nodes[answer.asker]
+        if not node.picker or not peer.alive:
+            return
+        node.picker.heard(answer.ask.request, self._length, self.now)
+        if node.picker.delivered(answer.ask.request, piece, self.now):
+            node.have.add(piece)
+        if node.picker.done and node.done_at is None:
+            node.done_at = self.now
+        self._decide(node)
+
+    def _finish(self, answer: Answer) -> None:
+        node = self.nodes[answer.asker]
+        if node.picker:
+            node.picker.finished(answer.ask.request, self.now)
+            self._decide(node)
+
+    def _lack(self, answer: Answer, piece: int) -> None:
+        node = self.nodes[answer.asker]
+        if node.picker:
+            node.picker.lacking(answer.ask.request, piece)
+
+    def _elsewhere(self, answer: Answer, piece: int) -> None:
+        node = self.nodes[answer.asker]
+        if node.picker:
+            node.picker.elsewhere(answer.ask.request, piece, self.now)
+
+    def _busy(self, answer: Answer) -> None:
+        node = self.nodes[answer.asker]
+        if node.picker:
+            node.picker.busy(answer.ask.request, self.now, 0.25 * self._random.uniform(0.5, 1.5))
+            self._decide(node)
+
+    def _fail(self, answer: Answer) -> None:
+        node = self.nodes[answer.asker]
+        if node.picker and node.alive:
+            node.picker.failed(answer.ask.request, self.now, "unreachable")
+            self._decide(node)
