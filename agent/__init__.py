@@ -1,6 +1,7 @@
 """The edge agent: runs services from their archives on this machine, and answers to its region's controller."""
 
 from agent.agent import Agent, AgentConfig, running_agent
+from agent.docker_images import BuildSettings
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
 from agent.memory_runtime import MemoryRuntime, running_memory_runtime
 from agent.runtime import Runtime
@@ -8,6 +9,7 @@ from agent.runtime import Runtime
 __all__ = [
     "Agent",
     "AgentConfig",
+    "BuildSettings",
     "DockerConfig",
     "DockerRuntime",
     "MemoryRuntime",

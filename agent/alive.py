@@ -91,7 +91,7 @@ async def _name_in(request: web.Request) -> str:
             form = await request.post()
     except web.HTTPRequestEntityTooLarge:
         raise TooLarge(f"at most {MAX_BODY} bytes are read") from None
-    except (TimeoutError, ValueError):
+    except (TimeoutError, ValueError, LookupError, web.RequestPayloadError):  # LookupError: no such charset
         raise BadRequest("the body is not a form, or came too slowly") from None
     name = form.get("name")
     if not isinstance(name, str) or not name:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import docker.errors
+from msgspec import Struct
 
 import csar
 from agent.docker_engine import Api, DockerEngine, StreamingClient
@@ -32,6 +34,18 @@ BUILD_CALL_S = 3600
 _STEP = re.compile(r"Step (\d+)/(\d+) : (.*)")
 
 
+class BuildSettings(Struct, frozen=True, kw_only=True):
+    """What a build may use. A RUN step is a stranger's code, as the service is.
+
+    `network`: `bridge`, so that `pip install` works as anywhere, or `none`. `scratch`: a folder that is emptied at
+    every start of the runtime; None: the machine's temporary folder.
+    """
+
+    memory_mb: int = 1024
+    network: str = "bridge"
+    scratch: Path | None = None
+
+
 class Unpack(Protocol):
     """The two functions of `csar` that take files out of a vetted archive."""
 
@@ -47,9 +61,17 @@ def image_tag(digest: str, artifact: str | None) -> str:
 
 
 class DockerImages:
-    def __init__(self, engine: DockerEngine, aliases: Mapping[str, str], unpack: Unpack | None = None) -> None:
+    def __init__(
+        self,
+        engine: DockerEngine,
+        aliases: Mapping[str, str],
+        unpack: Unpack | None = None,
+        *,
+        settings: BuildSettings,
+    ) -> None:
         self._engine = engine
         self._aliases = aliases
+        self._settings = settings
         self._unpack: Unpack = unpack if unpack is not None else csar
 
     async def find(self, digest: str, artifact: str | None) -> str | None:
@@ -69,7 +91,8 @@ class DockerImages:
     async def make(self, source: Source, *, force_rebuild: bool, on_progress: OnProgress) -> str:
         """Build or load the image, whatever is there already. Raises BuildFailed, InvalidArchive, DiskFull."""
         wanted = artifact_of(source.descriptor, source.variant)
-        work = _Make(self._engine.url, source, image_tag(source.digest, wanted), self._unpack, on_progress)
+        tag = image_tag(source.digest, wanted)
+        work = _Make(self._engine.url, source, tag, self._unpack, on_progress, self._settings)
         artifact = _artifact(source, wanted)
         try:
             if artifact is not None and artifact.kind == "OCIImage":
@@ -82,8 +105,18 @@ class DockerImages:
                     lambda: work.build(folder or "", aliases, force_rebuild), cancel=work.cancel
                 )
         except docker.errors.APIError as error:
+            await self._engine.ping()
             raise _build_failed(str(error.explanation or error), work.log) from error
+        except BuildFailed:
+            await self._engine.ping()  # an engine that stops kills its builds first: then it is the engine that failed
+            raise
         return work.tag
+
+    def clear_scratch(self) -> None:
+        """Remove what a killed node left of its builds."""
+        if self._settings.scratch is not None:
+            shutil.rmtree(self._settings.scratch, ignore_errors=True)
+            self._settings.scratch.mkdir(parents=True, exist_ok=True)
 
 
 def _artifact(source: Source, wanted: str | None) -> Artifact | None:
@@ -104,7 +137,16 @@ def _artifact(source: Source, wanted: str | None) -> Artifact | None:
 class _Make:
     """One build or load, on a thread. `log` grows as the engine tells."""
 
-    def __init__(self, url: str, source: Source, tag: str, unpack: Unpack, on_progress: OnProgress) -> None:
+    def __init__(
+        self,
+        url: str,
+        source: Source,
+        tag: str,
+        unpack: Unpack,
+        on_progress: OnProgress,
+        settings: BuildSettings,
+    ) -> None:
+        self._settings = settings
         self._url = url
         self._source = source
         self.tag = tag
@@ -125,10 +167,11 @@ class _Make:
             self._client.cut()
 
     def build(self, folder: str, aliases: Mapping[str, str], force_rebuild: bool) -> None:
-        with tempfile.TemporaryDirectory(prefix="cornerstore-build-") as scratch, self._connected() as client:
+        with self._scratch() as scratch, self._connected() as client:
             context = Path(scratch) / "context"
             self._unpack.extract_directory(self._source.archive, folder, context)
             _rewrite(context / "Dockerfile", aliases)
+            memory = self._settings.memory_mb * 1_000_000
             stream = client.build(
                 path=str(context),
                 tag=self.tag,
@@ -138,12 +181,14 @@ class _Make:
                 decode=True,
                 timeout=BUILD_CALL_S,
                 labels={DIGEST_LABEL: self._source.digest},
+                network_mode=self._settings.network,
+                container_limits={"memory": memory, "memswap": memory},
             )
             for said in stream:
                 self._heard(said)
 
     def load(self, member: str) -> None:
-        with tempfile.TemporaryDirectory(prefix="cornerstore-load-") as scratch, self._connected() as client:
+        with self._scratch() as scratch, self._connected() as client:
             packed = Path(scratch) / "image.tar"
             self._unpack.extract_file(self._source.archive, member, packed)
             # An archive must not say which name its image gets here: it could replace a base image of other services.
@@ -156,6 +201,9 @@ class _Make:
                     self._heard(said)
             repository, _, tag = self.tag.partition(":")
             client.tag(image, repository, tag, force=True)
+
+    def _scratch(self) -> tempfile.TemporaryDirectory[str]:
+        return tempfile.TemporaryDirectory(prefix="cornerstore-build-", dir=self._settings.scratch)
 
     def _connected(self) -> StreamingClient:
         if self._cancelled:

@@ -1,8 +1,8 @@
 """Bridge networks of services.
 
 A service without groups joins the agent's own bridge, `cs-<node>`, on which containers cannot talk to each other.
-A TOSCA group becomes the bridge `csn-<name>` that its members share; an `internal` one has no way out. Docker keeps
-bridges apart from each other.
+A TOSCA group becomes the bridge `csn-<node>-<name>` that its members on this agent share; an `internal` one has no way
+out. Docker keeps bridges apart from each other.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import docker.errors
+import structlog
 from docker.types import IPAMConfig, IPAMPool
 from msgspec import Struct
 
@@ -22,6 +24,9 @@ from agent.docker_engine import Api, DockerEngine
 from protocol.problems import StartFailed
 from protocol.service import BridgeNetwork
 
+log = structlog.get_logger(__name__)
+
+ROUTES = Path("/proc/net/route")
 OWNER_LABEL = "cornerstore.network"
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,50}")
 _ICC = "com.docker.network.bridge.enable_icc"
@@ -35,9 +40,11 @@ class Bridge(Struct, frozen=True):
 
 
 class DockerNetworks:
-    def __init__(self, engine: DockerEngine, node: str) -> None:
+    def __init__(self, engine: DockerEngine, node: str, *, subnets: Sequence[str]) -> None:
         self._engine = engine
+        self._node = node
         self._own = f"cs-{node[:8]}"
+        self._pools = tuple(ipaddress.IPv4Network(subnet) for subnet in subnets)
         self._known: dict[str, Bridge] = {}
         self.lock = asyncio.Lock()
         """Held while a network is made or removed, and from there until the container that wants it exists."""
@@ -46,7 +53,7 @@ class DockerNetworks:
         """The networks that a service of these groups joins, in order. Raises StartFailed."""
         if not groups:
             return (await self.own(),)
-        return tuple([await self._ensure(group_name(group), group) for group in groups])
+        return tuple([await self._ensure(group_name(self._node, group), group) for group in groups])
 
     async def own(self) -> Bridge:
         """The agent's own bridge. Raises StartFailed."""
@@ -89,7 +96,7 @@ class DockerNetworks:
         if name in self._known:
             return self._known[name]
         try:
-            found = await self._engine.call(lambda api: _find_or_create(api, name, group))
+            found = await self._engine.call(lambda api: _find_or_create(api, name, group, self._pools))
         except docker.errors.APIError as error:
             raise StartFailed(
                 f"the network {name} cannot be made: {error.explanation}",
@@ -108,10 +115,30 @@ class DockerNetworks:
         return self._known[name]
 
 
-def group_name(group: BridgeNetwork) -> str:
-    """`csn-<name>`; a name that Docker would refuse is replaced by its hash."""
+def group_name(node: str, group: BridgeNetwork) -> str:
+    """`csn-<node>-<name>`; a name that Docker would refuse is replaced by its hash.
+
+    The node is in it because each agent listens for alive messages on the gateways of its own networks.
+    """
     plain = group.name if _PLAIN.fullmatch(group.name) else hashlib.sha256(group.name.encode()).hexdigest()[:16]
-    return f"csn-{plain}"
+    return f"csn-{node[:8]}-{plain}"
+
+
+def admissible(subnet: str, pools: Sequence[ipaddress.IPv4Network], taken: Sequence[ipaddress.IPv4Network]) -> bool:
+    """Whether a stated subnet may be used: a route to it would otherwise take the machine off its own networks."""
+    wanted = ipaddress.IPv4Network(subnet, strict=False)
+    return any(wanted.subnet_of(pool) for pool in pools) and not any(wanted.overlaps(other) for other in taken)
+
+
+def routed_networks(table: str) -> list[ipaddress.IPv4Network]:
+    """The destinations of `/proc/net/route`, the default route left out. Addresses there are little-endian hex."""
+    networks = []
+    for line in table.splitlines()[1:]:
+        fields = line.split()
+        destination, mask = (int.from_bytes(bytes.fromhex(fields[i]), "little") for i in (1, 7))
+        if mask:
+            networks.append(ipaddress.IPv4Network((destination, mask.bit_count())))
+    return networks
 
 
 def _inspect(api: Api, name: str) -> dict[str, object]:
@@ -119,7 +146,9 @@ def _inspect(api: Api, name: str) -> dict[str, object]:
     return found
 
 
-def _find_or_create(api: Api, name: str, group: BridgeNetwork | None) -> dict[str, object]:
+def _find_or_create(
+    api: Api, name: str, group: BridgeNetwork | None, pools: Sequence[ipaddress.IPv4Network]
+) -> dict[str, object]:
     try:
         return _inspect(api, name)
     except docker.errors.NotFound:
@@ -127,7 +156,7 @@ def _find_or_create(api: Api, name: str, group: BridgeNetwork | None) -> dict[st
             name,
             driver="bridge",
             internal=group is not None and group.internal,
-            ipam=_addressing(group),
+            ipam=_addressing(group, pools),
             options={_ICC: "true" if group is not None else "false"},
             labels={OWNER_LABEL: "group" if group is not None else "own"},
             check_duplicate=True,
@@ -135,9 +164,15 @@ def _find_or_create(api: Api, name: str, group: BridgeNetwork | None) -> dict[st
         return _inspect(api, name)
 
 
-def _addressing(group: BridgeNetwork | None) -> IPAMConfig | None:
-    """The gateway is stated, because Docker does not tell one that it chose inside a stated subnet."""
+def _addressing(group: BridgeNetwork | None, pools: Sequence[ipaddress.IPv4Network]) -> IPAMConfig | None:
+    """A stated subnet is a wish: where it cannot be had, Docker chooses.
+
+    The gateway is stated, because Docker does not tell one that it chose inside a stated subnet.
+    """
     if group is None or group.subnet is None:
+        return None
+    if not admissible(group.subnet, pools, routed_networks(ROUTES.read_text())):
+        log.warning("subnet-not-used", group=group.name, subnet=group.subnet, fix="See `subnets` in config.toml.")
         return None
     subnet = ipaddress.ip_network(group.subnet, strict=False)
     return IPAMConfig(pool_configs=[IPAMPool(subnet=str(subnet), gateway=str(subnet[1]))])

@@ -25,7 +25,7 @@ from agent.docker_containers import (
 )
 from agent.docker_engine import Api, DockerEngine, engine_at
 from agent.docker_events import SandboxEnded, engine_events
-from agent.docker_images import DockerImages, Unpack
+from agent.docker_images import BuildSettings, DockerImages, Unpack
 from agent.docker_networks import Bridge, DockerNetworks
 from agent.docker_sandboxes import DockerSandboxes, Sandbox, joined
 from agent.runtime import (
@@ -58,6 +58,9 @@ class DockerConfig(Struct, frozen=True, kw_only=True):
     base_image_aliases: dict[str, str] = {}
     pids_limit: int = 256
     cpus: float | None = None
+    build: BuildSettings = BuildSettings()
+    subnets: tuple[str, ...] = ("172.16.0.0/12",)
+    """A group's stated subnet is honoured inside these, and where the machine's own networks do not overlap it."""
     sandboxes: int = 2
 
 
@@ -76,8 +79,8 @@ class DockerRuntime:
         self._engine = engine
         self._config = config
         self._node = node
-        self._images = DockerImages(engine, config.base_image_aliases, unpack)
-        self._networks = DockerNetworks(engine, node)
+        self._images = DockerImages(engine, config.base_image_aliases, unpack, settings=config.build)
+        self._networks = DockerNetworks(engine, node, subnets=config.subnets)
         self.sandboxes = DockerSandboxes(engine, self._networks, node, size=config.sandboxes, tasks=tasks)
         self._made: set[str] = set()
         self._capabilities: Capabilities | None = None
@@ -187,6 +190,10 @@ class DockerRuntime:
         except docker.errors.APIError as error:
             log.debug("logs-unavailable", instance=instance, error=str(error))
             return ()
+
+    def clear_scratch(self) -> None:
+        """Remove what a killed node left of its builds."""
+        self._images.clear_scratch()
 
     async def close(self) -> None:
         """Leave no network behind that nobody uses. An engine that is away by now keeps it for the next start."""
@@ -303,6 +310,7 @@ async def running_docker(
     """The runtime, whether its engine answers by now or not: each call raises EngineUnavailable until it does."""
     async with engine_at(config.url) as engine, OwnedTasks() as tasks:
         runtime = DockerRuntime(engine, config, node, unpack, tasks=tasks)
+        runtime.clear_scratch()
         try:
             yield runtime
         finally:

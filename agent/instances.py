@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 
+import structlog
+
 from agent import lifecycle
 from agent.journal import Entry, Journal
 from agent.lifecycle import Effect, Instance
 from agent.runtime import RuntimeInstance
 from protocol.instances import InstanceReport, State
-from protocol.problems import NoCapacity, UnknownInstance
+from protocol.problems import DiskFull, NoCapacity, UnknownInstance
+
+log = structlog.get_logger(__name__)
 
 PERSIST_STEP_S = 1.0
 """A deadline that moves by less is neither written nor reported: traffic must not write to the disk each time."""
@@ -34,6 +38,8 @@ class Slot:
         self.changed = asyncio.Event()
         self.seen: RuntimeInstance | None = None
         self.persisted_expiry = entry.instance.expires_at
+        self.unsaved = False
+        """A full disk refused to keep the entry as it is now."""
 
     @property
     def id(self) -> str:
@@ -123,10 +129,16 @@ class Instances:
             return effects
         slot.entry = slot.entry.replace(instance=after)
         if not self._is_mere_life_sign(slot, before, after):
-            self._store(slot)
+            self._store_when_possible(slot)
             self._report(slot)
         slot.changed.set()
         return tuple(effect for effect in effects if effect is not Effect.REPORT)
+
+    def store_pending(self) -> None:
+        """Write what a full disk refused before."""
+        for slot in self:
+            if slot.unsaved:
+                self._store_when_possible(slot)
 
     def forget(self, slot: Slot) -> None:
         if self._slots.get(slot.id) is slot:
@@ -164,6 +176,17 @@ class Instances:
             return False
         kept = slot.persisted_expiry
         return kept is not None and after.expires_at is not None and after.expires_at - kept < PERSIST_STEP_S
+
+    def _store_when_possible(self, slot: Slot) -> None:
+        """What happened has happened, whether the disk has room for it or not: it is written later."""
+        try:
+            self._store(slot)
+        except DiskFull as problem:
+            if not slot.unsaved:
+                log.warning("instance-not-saved", instance=slot.id, detail=problem.detail, fix=problem.fix)
+            slot.unsaved = True
+        else:
+            slot.unsaved = False
 
     def _store(self, slot: Slot) -> None:
         slot.persisted_expiry = slot.entry.instance.expires_at

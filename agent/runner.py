@@ -147,6 +147,7 @@ class Runner:
 
     def tick(self) -> None:
         """Let the time pass for every instance."""
+        self._instances.store_pending()
         for slot in self._instances:
             event = lifecycle.Tick(now=self._instances.now(), busy=self._operations.proxy.busy(slot.id))
             self._later(slot, self._instances.apply(slot, event))

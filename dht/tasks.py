@@ -57,6 +57,10 @@ class OwnedTasks:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self.cancel()
+
+    async def cancel(self) -> None:
+        """End every task, and those that they begin meanwhile; the context goes on."""
         while self._tasks:
             tasks = list(self._tasks)
             for task in tasks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -55,10 +55,15 @@ class ContentCache(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`url` empty: DOCKER_HOST or the local socket. `base_image_aliases`: what a Dockerfile's FROM is read as.
     `sandboxes`: networks that wait for the next services, so that these start faster; 0: none.
+    Builds are strangers' code: each may use `build_memory_mb`, and with `build_network` none it reaches nothing.
+    `subnets`: where a service's group may choose its own.
     """
 
     enabled: bool = True
     url: str = ""
+    build_memory_mb: Annotated[int, Meta(ge=64)] = 1024
+    build_network: Literal["bridge", "none"] = "bridge"
+    subnets: tuple[str, ...] = ("172.16.0.0/12",)
     base_image_aliases: dict[str, str] = {}
     sandboxes: Annotated[int, Meta(ge=0, le=16)] = 2
 

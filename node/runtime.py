@@ -17,7 +17,7 @@ from pathlib import Path
 import aiohttp
 import structlog
 
-from agent import Agent, AgentConfig, DockerConfig, DockerRuntime, running_agent, running_docker
+from agent import Agent, AgentConfig, BuildSettings, DockerConfig, DockerRuntime, running_agent, running_docker
 from bootstrap import (
     ENROL_PATHS,
     Contacts,
@@ -179,8 +179,8 @@ class _Parts:
         await self._stack.enter_async_context(
             serving(self._peer_socket, routes, middlewares=[members], tls=self._server_tls)
         )
-        if controller is not None:  # open agent links would hold the drain
-            self._stack.push_async_callback(controller.close_links)
+        if controller is not None:  # requests and links under way would hold the drain, and end without an answer
+            self._stack.push_async_callback(controller.drain)
         renewal = keep_certificate(
             self._identity,
             (self._client_tls, self._server_tls),
@@ -232,7 +232,13 @@ class _Parts:
         if not docker.enabled:
             return ()
         config = DockerConfig(
-            url=docker.url or None, base_image_aliases=docker.base_image_aliases, sandboxes=docker.sandboxes
+            url=docker.url or None,
+            base_image_aliases=docker.base_image_aliases,
+            sandboxes=docker.sandboxes,
+            subnets=docker.subnets,
+            build=BuildSettings(
+                memory_mb=docker.build_memory_mb, network=docker.build_network, scratch=self._data_dir / "work"
+            ),
         )
         runtime = running_docker(config, self._identity.node, unpack=self._parser)
         return (await self._stack.enter_async_context(runtime),)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import socket
 import ssl
@@ -23,6 +22,9 @@ log = structlog.get_logger(__name__)
 MAX_BODY = 64 << 10
 """Bytes of a request body that is read whole; streamed uploads have limits of their own."""
 DRAIN_S = 5.0
+CLIENT_GONE = 499
+"""Nobody reads it: for the log."""
+
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 IdentifyPeer = Callable[[ssl.SSLObject | None], PeerIdentity | None]
 
@@ -64,8 +66,11 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         response = problem_response(BadRequest(error.reason))
         response.set_status(error.status)
         return response
-    except (ConnectionResetError, asyncio.CancelledError):
-        raise
+    except web.RequestPayloadError as error:
+        return problem_response(BadRequest(f"the body cannot be read: {error}"))
+    except ConnectionResetError:
+        log.debug("client-gone", method=request.method, path=request.path)
+        return web.Response(status=CLIENT_GONE)
     except Exception:
         log.exception("unforeseen-failure", method=request.method, path=request.path)
         return problem_response(Problem("This node met a fault of its own.", fix="Its log has the details."))

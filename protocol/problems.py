@@ -7,6 +7,7 @@ the JSON back into the same class. Foreign exceptions are translated once, at th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -45,13 +46,15 @@ class Problem(Exception):
         slug = str(body.get("type", "")).removeprefix(TYPE_PREFIX)
         kind = next((c for c in _tree(Problem) if c.slug == slug), Problem)
         extra = {str(k): v for k, v in body.items() if k not in _MEMBERS}
-        return kind(str(body.get("detail", "")), fix=str(body.get("fix", "")), **extra)
+        problem = kind(str(body.get("detail", "")), fix=str(body.get("fix", "")))
+        problem.extra.update(extra)  # not as keywords: the sender chose their names
+        return problem
 
     @property
     def retry_after(self) -> float | None:
         """Seconds for the `Retry-After` header, where waiting helps."""
         value = self.extra.get("retry_after")
-        return float(value) if isinstance(value, int | float) else None
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 _MEMBERS = frozenset({"type", "title", "status", "detail", "fix"})

@@ -78,6 +78,7 @@ class Controller:
         self._clock = clock
         self._directory = directory
         self._operator_token = operator_token.encode()
+        self._tasks = tasks
         self._region = Region(config, identity, journal, tasks, clock)
         self.catalogue = Catalogue(directory, tasks.run, clock=clock)
         self.publishing = Publishing(
@@ -137,7 +138,7 @@ class Controller:
         return await self._operations.act(verb, instance, caller, body)
 
     def is_operator(self, token: str | None) -> bool:
-        return bool(token) and hmac.compare_digest((token or "").encode(), self._operator_token)
+        return bool(token) and hmac.compare_digest((token or "").encode(errors="surrogateescape"), self._operator_token)
 
     # --- views ------------------------------------------------------------------------------------------------------
 
@@ -208,6 +209,11 @@ class Controller:
     def recall(self) -> None:
         """Take up instances and leases from before a restart."""
         self._region.recall()
+
+    async def drain(self) -> None:
+        """Before the listeners close: end the starts under way, so that who waits is answered, then the links."""
+        await self._tasks.cancel()
+        await self.close_links()
 
     async def close_links(self) -> None:
         """Say goodbye to the agents, before the listener that carries their links closes."""

@@ -14,7 +14,7 @@ import structlog
 
 from dht.tasks import OwnedTasks
 from protocol.instances import OnProgress, Progress
-from protocol.problems import DeadlineExceeded, Problem
+from protocol.problems import DeadlineExceeded, Problem, Unavailable
 
 log = structlog.get_logger(__name__)
 
@@ -75,7 +75,9 @@ class Flights(Generic[T]):
         return flight, True
 
     async def _fly(self, key: Hashable, flight: Flight[T], work: Callable[[OnProgress], Awaitable[T]]) -> None:
-        outcome: T | Problem = Problem("the controller stopped", fix="Ask again.")
+        outcome: T | Problem = Unavailable(
+            "this controller stopped", fix="Ask again: an agent that was starting goes on.", retry_after=5
+        )
         try:
             outcome = await work(flight.progress)
         except Problem as problem:

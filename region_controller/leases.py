@@ -49,7 +49,7 @@ class LeaseRow(Struct, frozen=True):
 
 
 def token_hash(token: str) -> str:
-    return hashlib.sha256(token.encode()).hexdigest()
+    return hashlib.sha256(token.encode(errors="surrogateescape")).hexdigest()
 
 
 def lease_deadline(alive_time: int, now: float) -> float | None:

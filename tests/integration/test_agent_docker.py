@@ -234,20 +234,20 @@ async def start_stranger(s: Stage, digest: str, image: str) -> None:
 
 async def test_groups_share_a_network_and_reach_no_other(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
-        red = BridgeNetwork(f"red-{s.node[:6]}", subnet="10.231.7.0/24")
+        red = BridgeNetwork(f"red-{s.node[:6]}", subnet="172.29.231.0/24")
         blue = BridgeNetwork(f"blue-{s.node[:6]}", internal=True)
         for instance, network in (("red", red), ("red2", red), ("blue", blue)):
             descriptor, _ = service("", networks=(network,))
             await agent.runner.start(start_command(instance, s.shelf.put(descriptor, WEB_FILES)))
         addresses = {i: (await s.runtime.inspect(i)).attachments[0].address for i in ("red", "red2", "blue")}  # type: ignore[union-attr]
-        assert addresses["red"].startswith("10.231.7.")
+        assert addresses["red"].startswith("172.29.231.")
         assert await reaches(s, "red", addresses["red2"])
         assert not await reaches(s, "red", addresses["blue"])
         assert not await reaches(s, "blue", addresses["red"])
         assert (await get(agent.reports()[2].ports[0].port)).endswith(b"hello"), "clients reach an internal service"
         assert await asyncio.to_thread(networks_like, s.node[:6]) == {
-            f"csn-{red.name}": False,
-            f"csn-{blue.name}": True,
+            f"csn-{s.node[:8]}-{red.name}": False,
+            f"csn-{s.node[:8]}-{blue.name}": True,
         }
         for instance in ("red", "red2", "blue"):
             await agent.runner.remove(link.Remove("c", instance))

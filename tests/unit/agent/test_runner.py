@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from msgspec import structs
 
+from agent.journal import Entry, Journal
 from agent.memory_runtime import MemoryRuntime, running_memory_runtime
-from agent.runtime import Workload
+from agent.runtime import Condition, Workload
 from protocol import link
 from protocol.instances import InstanceReport, State
 from protocol.parameters import Constraint, Parameter
@@ -22,6 +23,7 @@ from protocol.problems import (
     Conflict,
     ContentNotFound,
     DeadlineExceeded,
+    DiskFull,
     EngineUnavailable,
     NoCapacity,
     Problem,
@@ -314,3 +316,25 @@ async def test_without_a_runtime_the_agent_says_so(tmp_path: Path) -> None:
     async with an_agent(tmp_path, shelf) as agent:
         with pytest.raises(NoCapacity, match="no runtime"):
             await agent.runner.start(start_command("one", digest))
+
+
+async def test_a_full_disk_stops_neither_time_nor_traffic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        for instance in ("one", "two"):
+            await agent.runner.start(start_command(instance, s.put(), alive_time=10))
+        room = Journal.keep
+
+        def full(self: Journal, entry: Entry) -> None:
+            raise DiskFull("no space left on device")
+
+        monkeypatch.setattr(Journal, "keep", full)
+        agent.runner.on_traffic("one")
+        s.clock.now += 30
+        await until(lambda: {r.state for r in agent.reports()} == {State.STOPPED})
+        await until(lambda: agent.instances.free == 2048)
+        for instance in ("one", "two"):
+            seen = await s.runtime.inspect(instance)
+            assert seen is not None
+            assert seen.condition is not Condition.RUNNING
+        monkeypatch.setattr(Journal, "keep", room)
+        await until(lambda: not any(slot.unsaved for slot in agent.instances))

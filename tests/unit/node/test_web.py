@@ -22,6 +22,8 @@ async def failing(request: web.Request) -> web.Response:
         raise NoMatchingService("nothing counts words here", fix="Publish one.")
     if kind == "group":
         raise ExceptionGroup("tasks", [ExceptionGroup("inner", [NoCapacity("full", retry_after=2.4)])])
+    if kind == "gone":
+        raise ConnectionResetError("Cannot write to closing transport")
     if kind == "http":
         raise web.HTTPMethodNotAllowed("GET", ["POST"])
     raise ZeroDivisionError("a secret path")
@@ -100,3 +102,29 @@ def test_a_foreign_address_is_refused_with_its_fix() -> None:
     with pytest.raises(PortTaken) as caught:
         bind("203.0.113.7", None, 0)
     assert "host" in caught.value.fix
+
+
+async def test_a_client_that_goes_away_is_no_fault_of_this_node() -> None:
+    sock = bind("127.0.0.1", None, 0)
+    async with (
+        serving(sock, [web.get("/fail", failing)]),
+        aiohttp.ClientSession() as session,
+        session.get(f"http://127.0.0.1:{sock.getsockname()[1]}/fail?kind=gone") as response,
+    ):
+        assert response.status == 499
+
+
+async def test_a_body_that_cannot_be_read_is_the_sender_s() -> None:
+    async def read(request: web.Request) -> web.Response:
+        await request.read()
+        return web.Response()
+
+    sock = bind("127.0.0.1", None, 0)
+    async with (
+        serving(sock, [web.post("/read", read)]),
+        aiohttp.ClientSession() as session,
+        session.post(
+            f"http://127.0.0.1:{sock.getsockname()[1]}/read", data=b"no gzip", headers={"Content-Encoding": "gzip"}
+        ) as response,
+    ):
+        assert response.status == 400
