@@ -83,9 +83,13 @@ class Traffic(Event, frozen=True, kw_only=True):
 
 
 class Extended(Event, frozen=True, kw_only=True):
-    """Someone wants it to live at least `alive_time` s from now (None: its own alive time; 0: until stopped)."""
+    """Someone wants it to live at least `alive_time` s from now (None: its own alive time; 0: until stopped).
+
+    `exact`: nobody asks for more any longer, so that what was asked before is dropped.
+    """
 
     alive_time: int | None = None
+    exact: bool = False
 
 
 class Tick(Event, frozen=True, kw_only=True):
@@ -158,7 +162,8 @@ def step(was: Instance, event: AnyEvent) -> Step:
         case Answered() | AliveReceived() | Traffic():
             return _life_sign(was, event)
         case Extended():
-            return _extend(was, event.now, was.alive_time if event.alive_time is None else event.alive_time)
+            alive_time = was.alive_time if event.alive_time is None else event.alive_time
+            return _let_go(was, event.now, alive_time) if event.exact else _extend(was, event.now, alive_time)
         case Tick():
             return _tick(was, event)
         case StopAsked():
@@ -208,6 +213,17 @@ def _extend(was: Instance, now: float, alive_time: int) -> Step:
     if wanted is not None and wanted <= was.expires_at:
         return was, ()
     return structs.replace(was, expires_at=wanted), (Effect.REPORT,)
+
+
+def _let_go(was: Instance, now: float, alive_time: int) -> Step:
+    """May shorten a life, but not below its own alive time from now."""
+    if was.state not in LIVE:
+        return was, ()
+    # "Until stopped" was the wish of a holder that is gone.
+    own = was.alive_time or alive_time
+    longest = None if 0 in (own, alive_time) else now + max(own, alive_time)
+    kept = structs.replace(was, alive_time=own, expires_at=longest)
+    return kept, (() if kept == was else (Effect.REPORT,))
 
 
 def _tick(was: Instance, event: Tick) -> Step:

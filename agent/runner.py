@@ -119,7 +119,7 @@ class Runner:
     async def extend(self, command: link.Extend) -> InstanceReport:
         """Raises UnknownInstance."""
         slot = self._instances.get(command.instance)
-        event = lifecycle.Extended(now=self._instances.now(), alive_time=command.alive_time)
+        event = lifecycle.Extended(now=self._instances.now(), alive_time=command.alive_time, exact=command.exact)
         self._instances.apply(slot, event)
         return self._instances.report(slot)
 

@@ -77,6 +77,11 @@ class ControllerClient:
     def url(self) -> str:
         return self._rest.url
 
+    @property
+    def operator(self) -> bool:
+        """Whether calls without a lease token carry an operator's."""
+        return self._token is not None
+
     async def _retried(self, call: Callable[[], Awaitable[T]]) -> T:
         return await retried(call, self._attempts)
 

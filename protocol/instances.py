@@ -59,13 +59,16 @@ class InstanceReport(Struct, frozen=True, kw_only=True):
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 AliveTime = Annotated[int, Meta(ge=0, le=MAX_ALIVE_S)]
 """In s from now; 0: until stopped."""
+LeaseToken = Annotated[str, Meta(min_length=1, max_length=128)]
+MAX_LEASES_SENT = 32
 
 
 class StartRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Body of `POST /v1/instances`. Either `service` (id, name or digest) or a meaning (category, inputs, outputs).
 
     `alive_time` in s (0: until stopped; None: as the description says). `wait_s`: how long the client waits.
-    `request_key` makes a repeated request the same request.
+    `request_key` makes a repeated request the same request. `leases`: tokens that the client holds already; if one is
+    of the instance that answers, it is renewed and no other is granted.
     """
 
     service: Name | None = None
@@ -78,6 +81,7 @@ class StartRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     parameters: Annotated[dict[Name, Annotated[str, Meta(max_length=4096)]], Meta(max_length=64)] = {}
     variant: Name | None = None
     request_key: Annotated[str, Meta(min_length=8, max_length=64)] | None = None
+    leases: Annotated[tuple[LeaseToken, ...], Meta(max_length=MAX_LEASES_SENT)] = ()
 
 
 class ServiceRef(Struct, frozen=True):

@@ -110,11 +110,16 @@ class Remove(Struct, frozen=True, tag=True):
 
 
 class Extend(Struct, frozen=True, tag=True):
-    """The instance lives at least `alive_time` seconds from now (None: its own alive time)."""
+    """The instance lives at least `alive_time` seconds from now (None: its own alive time).
+
+    `exact`: a holder left, and this is what the others still ask; it may shorten a life, but not below the instance's
+    own alive time from now.
+    """
 
     command: str
     instance: str
     alive_time: int | None = None
+    exact: bool = False
 
 
 FromAgent = Hello | Heartbeat | InstanceChanged | ProgressMade | Done | Refused

@@ -7,6 +7,7 @@ instance is known, also after its time has run out; only a lease in time keeps *
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 from msgspec import Struct
 
@@ -74,7 +75,7 @@ class Leases:
     def grant(self, instance: str, token: str, deadline: float | None, now: float) -> LeaseRow:
         """A new hold. Raises UnknownInstance, or TooManyRequests when MAX_LEASES are in time."""
         if instance not in self._held:
-            raise _unknown(instance)
+            raise unknown_instance(instance)
         leases = self._leases[instance]
         if len(leases) >= MAX_LEASES:
             leases = self._leases[instance] = {k: lease for k, lease in leases.items() if lease.live(now)}
@@ -89,7 +90,7 @@ class Leases:
     def lease(self, instance: str, token: str | None) -> LeaseRow:
         """The lease that `token` proves. Raises UnknownInstance, KeyNeeded (no token), Forbidden (a wrong one)."""
         if instance not in self._held:
-            raise _unknown(instance)
+            raise unknown_instance(instance)
         if not token:
             raise KeyNeeded(
                 "this call needs the lease token of the instance",
@@ -106,6 +107,16 @@ class Leases:
         """A lease only ever grows."""
         return self.restore(LeaseRow(lease.instance, lease.token_sha256, later(lease.deadline, deadline)))
 
+    def renew(self, instance: str, token: str, deadline: float | None, now: float) -> LeaseRow:
+        """The lease of this token, longer if need be; a new one if the token has none. Raises as `grant`."""
+        lease = self._leases.get(instance, {}).get(token_hash(token))
+        return self.grant(instance, token, deadline, now) if lease is None else self.extend(lease, deadline)
+
+    def known(self, instance: str, tokens: Iterable[str]) -> str | None:
+        """The first of the tokens that has a lease on the instance, in time or not."""
+        leases = self._leases.get(instance, {})
+        return next((token for token in tokens if token_hash(token) in leases), None)
+
     def end(self, lease: LeaseRow) -> None:
         self._leases.get(lease.instance, {}).pop(lease.token_sha256, None)
 
@@ -116,6 +127,14 @@ class Leases:
             for other in self._leases.get(lease.instance, {}).values()
             if other.token_sha256 != lease.token_sha256 and other.live(now)
         )
+
+    def longest(self, instance: str, now: float) -> float | None:
+        """The latest deadline among the leases in time (None: until stopped), `now` if there are none."""
+        deadline: float | None = now
+        for lease in self._leases.get(instance, {}).values():
+            if lease.live(now):
+                deadline = later(deadline, lease.deadline)
+        return deadline
 
     def forget(self, instance: str) -> bool:
         """True if it was known."""
@@ -140,5 +159,7 @@ class Leases:
         return sum(lease.live(now) for leases in self._leases.values() for lease in leases.values())
 
 
-def _unknown(instance: str) -> UnknownInstance:
-    return UnknownInstance(f"instance {instance[:64]} is not known here", fix="GET /v1/instances lists what is.")
+def unknown_instance(instance: str) -> UnknownInstance:
+    return UnknownInstance(
+        f"instance {instance[:64]} is not known here", fix="`cornerstore ps` (GET /v1/instances) lists those that are."
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 
 import msgspec
@@ -12,7 +13,7 @@ from protocol.instances import InstanceReport, InstanceView, ServiceRef, State
 from protocol.link import Command, Extend, Remove, Restart, Stop
 from protocol.problems import Conflict, Problem, UnknownInstance
 from region_controller.handoff import AliveRequest, RemoteRegions, Verb
-from region_controller.leases import Held, LeaseRow, lease_deadline
+from region_controller.leases import Held, LeaseRow, later, lease_deadline, unknown_instance
 from region_controller.region import Region
 
 log = structlog.get_logger(__name__)
@@ -20,6 +21,8 @@ log = structlog.get_logger(__name__)
 COMMAND_S = 60.0
 KEEP_LAPSED_S = 3600.0
 """How long a handed-off instance is remembered after its last lease ran out."""
+
+_MAY_BE_OVER = "it ran when it was last looked at; its time may be over"
 
 
 class Caller(Struct, frozen=True):
@@ -34,7 +37,6 @@ class Operations:
     def __init__(self, region: Region, remote: RemoteRegions) -> None:
         self._region = region
         self._remote = remote
-        self._seen: dict[str, InstanceView] = {}
 
     # --- look -------------------------------------------------------------------------------------------------------
 
@@ -56,7 +58,7 @@ class Operations:
             raise
         except Problem as problem:
             return msgspec.structs.replace(self._last_seen(held), state=State.UNKNOWN, reason=problem.detail)
-        self._seen[instance] = view
+        self._region.away[instance] = view
         return view
 
     def _view(self, instance: str) -> InstanceView:
@@ -65,10 +67,16 @@ class Operations:
     def _find(self, instance: str) -> tuple[str, InstanceReport]:
         if found := self._region.members.find(instance):
             return found
-        raise UnknownInstance(f"instance {instance[:64]} is not known here", fix="GET /v1/instances lists what is.")
+        raise unknown_instance(instance)
 
     def _last_seen(self, held: Held) -> InstanceView:
-        return self._seen.get(held.instance) or InstanceView(
+        seen = self._region.away.get(held.instance)
+        if seen is not None:
+            over = (
+                seen.state is State.RUNNING and seen.expires_at is not None and seen.expires_at < self._region.clock()
+            )
+            return msgspec.structs.replace(seen, state=State.UNKNOWN, reason=_MAY_BE_OVER) if over else seen
+        return InstanceView(
             instance=held.instance,
             service=ServiceRef(held.digest, held.service_id, held.service_name),
             state=State.UNKNOWN,
@@ -89,7 +97,7 @@ class Operations:
         if held is not None and held.address:
             return await self._by_proxy(held, lease, verb, caller, asked)
         self._find(instance)
-        if verb in ("stop", "remove") and lease is not None and (view := self._end_one_of_many(instance, lease)):
+        if verb in ("stop", "remove") and lease is not None and (view := await self._end_one_of_many(instance, lease)):
             return view
         if verb == "stop":
             reason = "stopped-by-operator" if lease is None else "stopped-by-client"
@@ -116,16 +124,27 @@ class Operations:
             raise Conflict(f"nobody holds a lease on instance {instance}", fix="An operator may stop and remove it.")
         return self._region.leases.lease(instance, caller.token)
 
-    def _end_one_of_many(self, instance: str, lease: LeaseRow) -> InstanceView | None:
-        """While others hold the instance, a holder only ends its own lease."""
-        others = self._region.leases.others(lease, self._region.clock())
+    async def _end_one_of_many(self, instance: str, lease: LeaseRow) -> InstanceView | None:
+        """While others hold the instance, a holder only ends its own lease, and what it asked for is asked no more."""
+        now = self._region.clock()
+        others = self._region.leases.others(lease, now)
         if not others:
             return None
         self._region.end(lease)
+        longest = self._region.leases.longest(instance, now)
+        if longest is not None and later(lease.deadline, longest) != longest:
+            await self._let_go(instance, math.ceil(longest - now))
         holds = "1 other lease holds" if others == 1 else f"{others} other leases hold"
         return msgspec.structs.replace(
             self._view(instance), reason=f"your lease ended; the instance goes on because {holds} it"
         )
+
+    async def _let_go(self, instance: str, alive_time: int) -> None:
+        """Tell the agent how long the remaining leases ask for. The lease has ended, whether the agent hears or not."""
+        try:
+            await self._command(Extend(_id(), instance, alive_time, exact=True))
+        except Problem as problem:
+            log.info("life-not-shortened", instance=instance, problem=problem.detail)
 
     async def _extend(self, instance: str, alive_time: int | None) -> InstanceView:
         _, report = self._find(instance)
@@ -147,15 +166,17 @@ class Operations:
         except UnknownInstance:
             self._forget(held.instance)
             raise
-        self._seen[held.instance] = view
+        self._region.away[held.instance] = view
         if view.state == State.REMOVED:
             self._forget(held.instance)
         elif lease is not None and verb in ("alive", "restart"):
             self._region.extend(lease, view.expires_at)
+        elif lease is not None and view.state is not State.STOPPED:  # others hold it
+            self._region.end(lease)
+            self._region.away[held.instance] = msgspec.structs.replace(view, reason="")
         return view
 
     def _forget(self, instance: str) -> None:
-        self._seen.pop(instance, None)
         self._region.forget(instance)
 
     def sweep(self) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
+import msgspec
 import structlog
 from msgspec import Struct
 
-from protocol.instances import OnProgress, Progress, StartAnswer
+from protocol.instances import InstanceView, OnProgress, Progress, StartAnswer, State
 from protocol.problems import (
     ContentNotFound,
     DeadlineExceeded,
@@ -66,7 +67,7 @@ class PassingOn:
             except (*HOST_CANNOT, NoMatchingService, ContentNotFound) as problem:
                 regions[hop.region] = problem.detail
         raise NoCapacity(
-            f"no agent in {len(regions)} region(s) can host {wanted.record.id} ({wanted.record.mem} MB) now",
+            f"no agent in {_counted(len(regions), 'region')} can host {wanted.record.id} ({wanted.record.mem} MB) now",
             fix="Ask again later, stop something, or add an agent with `cornerstore bootstrap invite`.",
             regions=regions,
             retry_after=RETRY_AFTER_S,
@@ -100,7 +101,7 @@ class PassingOn:
             raise DeadlineExceeded("no time is left to ask other regions", fix="Allow more time in wait_s.")
         spared = wanted.route.visited | {self._region.me.node} | {h.node for h in planned}
         body = HandoffRequest(
-            request=wanted.request,
+            request=msgspec.structs.replace(wanted.request, leases=self._held_with(hop, wanted)),
             digest=wanted.record.digest,
             visited=tuple(sorted(spared - {hop.node}))[:MAX_VISITED],
             hops=wanted.route.hops + 1,
@@ -124,5 +125,33 @@ class PassingOn:
             )
         )
         self._region.grant(answer.instance, answer.lease.token, answer.lease.expires_at)
+        self._region.away[answer.instance] = _as_answered(answer, wanted.record.mem)
         await self._region.journal.flush()
         return Remote(hop, answer)
+
+    def _held_with(self, hop: hierarchy.Hop, wanted: Wanted) -> tuple[str, ...]:
+        """Of the client's tokens, those of instances that this controller took: the others do not concern it."""
+        leases = self._region.leases
+        there = [h.instance for h in leases.all_held() if h.controller == hop.node and h.digest == wanted.record.digest]
+        return tuple(t for t in wanted.request.leases if any(leases.known(instance, (t,)) for instance in there))
+
+
+def _as_answered(answer: StartAnswer, mem: int) -> InstanceView:
+    """The instance as its start described it."""
+    return InstanceView(
+        instance=answer.instance,
+        service=answer.service,
+        state=State.RUNNING,
+        region=answer.region,
+        agent=answer.agent,
+        host=answer.host,
+        port=answer.port,
+        ports=answer.ports,
+        url=answer.url,
+        mem=mem,
+        expires_at=answer.lease.expires_at,
+    )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -33,7 +33,10 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
 
 
 class Region:
-    """Books (`members`, `leases`, `journal`), links to the agents, owned tasks, clock."""
+    """Books (`members`, `leases`, `journal`), links to the agents, owned tasks, clock.
+
+    `away`: handed-off instances as the region that took them last described them.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class Region:
         self.leases = Leases()
         self.stats = Stats()
         self.abandoned: set[str] = set()
+        self.away: dict[str, InstanceView] = {}
         self.capacity_changed: Callable[[], None] = lambda: None
         self.links = AgentLinks(
             self.members,
@@ -90,7 +94,8 @@ class Region:
         self.journal.save_instance(held)
 
     def grant(self, instance: str, token: str, deadline: float | None) -> LeaseRow:
-        lease = self.leases.grant(instance, token, deadline, self.clock())
+        """A lease for `token`, or the one that it has, renewed."""
+        lease = self.leases.renew(instance, token, deadline, self.clock())
         self.journal.save_lease(lease)
         return lease
 
@@ -107,6 +112,7 @@ class Region:
 
     def let_go(self, instance: str) -> None:
         """End all claims on an instance; its agent may still report it."""
+        self.away.pop(instance, None)
         if self.leases.forget(instance):
             self.journal.forget(instance)
 

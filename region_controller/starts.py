@@ -229,7 +229,7 @@ class Starts:
         now = self._region.clock()
         report = local.report
         alive_time = report.alive_time if wanted.request.alive_time is None else wanted.request.alive_time
-        token = secrets.token_urlsafe(24)
+        token = self._region.leases.known(report.instance, wanted.request.leases) or secrets.token_urlsafe(24)
         lease = self._region.grant(report.instance, token, lease_deadline(alive_time, now))
         cold = opened and not local.warm
         kind: Literal["cold", "warm"] = "cold" if cold else "warm"

@@ -112,7 +112,8 @@ class FakeAgent:
             report = _replace(report, state=State.RUNNING, expires_at=self._expiry(report.alive_time))
         elif isinstance(command, link.Extend):
             asked = report.alive_time if command.alive_time is None else command.alive_time
-            report = _replace(report, expires_at=self._expiry(asked))
+            longest = max(asked, report.alive_time) if command.exact else asked
+            report = _replace(report, expires_at=self._expiry(longest))
         else:
             report = _replace(report, state=State.REMOVED)
         self.instances[command.instance] = report

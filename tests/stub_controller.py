@@ -46,19 +46,24 @@ SERVICE = ServiceView(
     expires_at=1_800_000_000.0,
 )
 REF = ServiceRef(SERVICE.digest, SERVICE.id, SERVICE.name)
-TOKEN = "lease-token-of-i-1"
+TOKEN = "lease-token"
+INSTANCE_ID = "1a2b3c4d5e6f7a8b"
 INSTANCE = InstanceView(
-    instance="i-1", service=REF, state=State.RUNNING, region="eu/a", agent="n1", host="127.0.0.1", port=1, mem=50
+    instance=INSTANCE_ID, service=REF, state=State.RUNNING, region="eu/a", agent="n1", host="127.0.0.1", port=1, mem=50
 )
 
 
 @dataclass
 class StubController:
-    """`problem`: what a start ends with. `content`: what a download gives. `cut_streams`: event streams to break."""
+    """`problem`: what a start ends with. `content`: what a download gives. `other_holders`: of the
+    instance, beside the client. `cut_streams`: event streams to break."""
 
     port: int
     region: str = "eu/a"
     problem: Problem | None = None
+    instances: tuple[InstanceView, ...] = (INSTANCE,)
+    other_holders: int = 0
+    operator_token: str = ""
     content: bytes = ARCHIVE
     cut_streams: int = 0
     starts: list[StartRequest] = field(default_factory=list)
@@ -79,7 +84,7 @@ class StubController:
 
     def answer(self) -> StartAnswer:
         return StartAnswer(
-            instance="i-1",
+            instance=INSTANCE_ID,
             service=REF,
             start="cold",
             region=self.region,
@@ -112,13 +117,19 @@ class StubController:
             await _event(response, "result", self.answer())
         return response
 
+    async def list_instances(self, request: web.Request) -> web.StreamResponse:
+        return _json(self.instances)
+
     async def command(self, request: web.Request) -> web.StreamResponse:
         self.authorizations.append(request.headers.get("Authorization", ""))
         self.bodies.append(await request.read())
-        if self.authorizations[-1] != f"Bearer {TOKEN}":
+        operator = bool(self.operator_token) and self.authorizations[-1] == f"Bearer {self.operator_token}"
+        if self.authorizations[-1] != f"Bearer {TOKEN}" and not operator:
             raise Forbidden("this token is not the lease's", fix="Use the token that the start answered.")
         states = {"stop": State.STOPPED, "restart": State.RUNNING, "alive": State.RUNNING}
         view = msgspec.structs.replace(INSTANCE, state=states.get(request.match_info.get("verb", ""), State.REMOVED))
+        if self.other_holders and not operator and view.state in (State.STOPPED, State.REMOVED):
+            view = msgspec.structs.replace(INSTANCE, reason="your lease ended; 1 other lease holds it")
         return _json(view)
 
     async def services(self, request: web.Request) -> web.StreamResponse:
@@ -160,7 +171,7 @@ class StubController:
         )
         return [
             web.post("/v1/instances", self.start),
-            web.get("/v1/instances", _fixed([INSTANCE])),
+            web.get("/v1/instances", self.list_instances),
             web.get("/v1/instances/{id}", _fixed(INSTANCE)),
             web.delete("/v1/instances/{id}", self.command),
             web.post("/v1/instances/{id}/{verb}", self.command),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -11,18 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from node.cli.framework import Command
-from node.cli.leases import LeaseBook
+from node.cli.leases import MIN_PREFIX, LeaseBook
 from node.cli.output import facts, remaining, styled, table
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_category
 from protocol.instances import MAX_ALIVE_S, PHASES, InstanceView, StartAnswer, StartRequest, State
-from protocol.problems import BadRequest, ConfigError
+from protocol.problems import BadRequest, ConfigError, Conflict, Forbidden, UnknownInstance
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from client import ControllerClient, FoundController
 
+INSTANCE_ID = re.compile(r"[0-9a-f]{16}")
 STATE_STYLE = {State.RUNNING: "green", State.FAILED: "red", State.STOPPED: "dim", State.UNKNOWN: "yellow"}
 
 
@@ -148,9 +150,14 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 async def _start(session: Session, client: ControllerClient, request: StartRequest) -> StartAnswer:
+    """Start with the leases held already: this machine has one on each instance, however often it starts it."""
+    import msgspec
+
+    book = LeaseBook(session.data_dir)
+    request = msgspec.structs.replace(request, leases=book.tokens(client.url))
     with session.output.progress() as on_progress:
         answer = await client.start(request, on_progress)
-    LeaseBook(session.data_dir).remember(answer, client.url)
+    book.remember(answer, client.url)
     return answer
 
 
@@ -197,26 +204,81 @@ def _state(view: InstanceView) -> Text:
 Verb = Callable[["ControllerClient", str, str | None], Awaitable[InstanceView]]
 
 
-def _on_lease(instance: str, token: str | None, verb: Verb) -> None:
-    """Do `verb` with the token given or remembered, through the controller that gave the lease."""
+def _on_lease(instance: str, token: str | None, verb: Verb, *, ends: bool = False) -> None:
+    """Do `verb` with the token given or remembered, through the controller that gave the lease.
+
+    Raises Conflict if the verb should end the instance (`ends`) and others hold it, so that it goes on.
+    """
     session = command_session()
-    name, kept = LeaseBook(session.data_dir).find(instance)
-    url = session.controller or (kept.controller if kept else None)
+    book = LeaseBook(session.data_dir)
+    name, kept = book.find(instance)
+    lease = token or (kept.token if kept else None)
 
-    async def work() -> InstanceView:
-        async with session.connected(url) as client:
-            return await verb(client, name, token or (kept.token if kept else None))
+    async def work() -> tuple[InstanceView, bool]:
+        async with session.connected(session.controller or (kept.controller if kept else None)) as client:
+            whole = name if kept else await whole_instance_id(client, name)
+            return await _acted(session, client, whole, lease, verb), client.operator
 
-    view = asyncio.run(work())
-    if view.state is State.REMOVED:
-        LeaseBook(session.data_dir).forget(name)
-        session.output.give(view, styled(f"{name} is removed", "bold"))
-    else:
-        session.output.give(
-            view,
-            styled(f"{view.instance} is {view.state}", "bold"),
-            facts({"address": view.url, "lives": remaining(view.expires_at), "reason": view.reason}),
-        )
+    view, operator = asyncio.run(work())
+    if view.state is State.REMOVED or (ends and view.state not in ENDED):
+        book.forget(view.instance)
+    if ends and view.state not in ENDED:
+        raise Conflict(f"{view.instance} is still {view.state}: {view.reason}", fix=_STOP_IT[operator])
+    session.output.give(
+        view,
+        styled(f"{view.instance} is {view.state}", "bold"),
+        facts(
+            {
+                "address": view.url,
+                "lives": "" if view.state in ENDED else remaining(view.expires_at),
+                "reason": view.reason,
+            }
+        ),
+    )
+
+
+ENDED = frozenset({State.STOPPED, State.FAILED, State.REMOVED})
+_STOP_IT = {
+    True: "Run the command again: without a lease, you act as the operator of this machine, who may stop it for all.",
+    False: "It ends with the last lease. An operator may stop it for all, on the controller's own machine.",
+}
+
+
+async def _acted(session: Session, client: ControllerClient, name: str, lease: str | None, verb: Verb) -> InstanceView:
+    """With the lease; if that is refused where this machine's own controller is asked, as its operator."""
+    try:
+        return await verb(client, name, lease)
+    except Forbidden:
+        if lease is None or not client.operator:
+            raise
+        session.output.note("The lease token is refused; acting as this machine's operator.")
+        return await verb(client, name, None)
+
+
+async def whole_instance_id(client: ControllerClient, text: str) -> str:
+    """The id of the one instance that `text` begins; `text` itself if none does, for the controller to judge.
+
+    Raises BadRequest if it fits several, UnknownInstance if it names a service instead.
+    """
+    if INSTANCE_ID.fullmatch(text):
+        return text
+    views = await client.instances()
+    fitting = [view.instance for view in views if view.instance.startswith(text)] if len(text) >= MIN_PREFIX else []
+    if text in {view.instance for view in views} or (not fitting and not _is_service(text, views)):
+        return text
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise BadRequest(f"{text!r} fits {len(fitting)} instances: {', '.join(fitting[:4])}", fix="Write more of it.")
+    running = [view.instance for view in views if text in (view.service.id, view.service.name)]
+    raise UnknownInstance(
+        f"{text} is a service, not an instance; its instances are {', '.join(running[:4])}",
+        fix="Name an instance; `cornerstore ps` lists them.",
+    )
+
+
+def _is_service(text: str, views: Sequence[InstanceView]) -> bool:
+    return any(text in (view.service.id, view.service.name) for view in views)
 
 
 _token = click.option("--token", envvar="CORNERSTORE_LEASE", help="The lease token (default: the remembered one).")
@@ -227,7 +289,7 @@ _token = click.option("--token", envvar="CORNERSTORE_LEASE", help="The lease tok
 @_token
 def stop(instance: str, token: str | None) -> None:
     """Stop INSTANCE; it can be restarted at the same address."""
-    _on_lease(instance, token, lambda client, name, lease: client.stop(name, lease))
+    _on_lease(instance, token, lambda client, name, lease: client.stop(name, lease), ends=True)
 
 
 @click.command(cls=Command)
@@ -252,7 +314,7 @@ def alive(instance: str, alive_time: int | None, token: str | None) -> None:
 @_token
 def remove(instance: str, token: str | None) -> None:
     """Stop INSTANCE and remove what is left of it."""
-    _on_lease(instance, token, lambda client, name, lease: client.remove(name, lease))
+    _on_lease(instance, token, lambda client, name, lease: client.remove(name, lease), ends=True)
 
 
 @click.command(cls=Command)

@@ -8,11 +8,13 @@ import msgspec
 from msgspec import Struct
 
 from node.files import replace_file
-from protocol.instances import StartAnswer
+from protocol.instances import MAX_LEASES_SENT, StartAnswer
 from protocol.problems import BadRequest, ConfigError
 
 FILE_NAME = "leases.json"
 MAX_KEPT = 1000
+MIN_PREFIX = 4
+"""Characters of an instance id that may stand for the whole."""
 
 
 class KeptLease(Struct, frozen=True):
@@ -44,6 +46,11 @@ class LeaseBook:
         if leases.pop(instance, None) is not None:
             self._write(leases)
 
+    def tokens(self, controller: str) -> tuple[str, ...]:
+        """Those that this controller gave, the newest first: a start renews one rather than taking another."""
+        newest = [kept.token for kept in reversed(self._read().values()) if kept.controller == controller]
+        return tuple(newest[:MAX_LEASES_SENT])
+
     def find(self, text: str) -> tuple[str, KeptLease | None]:
         """The instance that `text` names, whole or by its unique beginning, and its lease if one is kept here.
 
@@ -52,7 +59,7 @@ class LeaseBook:
         leases = self._read()
         if text in leases:
             return text, leases[text]
-        fitting = [instance for instance in leases if instance.startswith(text)]
+        fitting = [instance for instance in leases if instance.startswith(text)] if len(text) >= MIN_PREFIX else []
         if len(fitting) > 1:
             raise BadRequest(
                 f"{text!r} fits {len(fitting)} instances: {', '.join(fitting[:4])}", fix="Write more of it."

@@ -24,7 +24,7 @@ from protocol.problems import (
     TooLarge,
     Unavailable,
 )
-from tests.stub_controller import ARCHIVE, SERVICE, TOKEN, StubController, stub_controller
+from tests.stub_controller import ARCHIVE, INSTANCE, SERVICE, TOKEN, StubController, stub_controller
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ async def test_a_start_whose_stream_breaks_is_repeated_as_the_same_request(
 ) -> None:
     stub.cut_streams = 2
     answer = await client.start(StartRequest(service="wc01"), on_progress=lambda _: None)
-    assert answer.instance == "i-1"
+    assert answer.instance == INSTANCE.instance
     assert len(stub.starts) == 3
     assert len({request.request_key for request in stub.starts}) == 1
     assert stub.starts[0].request_key
@@ -88,14 +88,14 @@ async def test_a_problem_comes_back_as_its_own_class(
 
 
 async def test_lease_commands_carry_the_token(stub: StubController, client: ControllerClient) -> None:
-    assert (await client.stop("i-1", TOKEN)).state is State.STOPPED
-    assert (await client.restart("i-1", TOKEN)).state is State.RUNNING
-    assert (await client.alive("i-1", TOKEN, alive_time=9)).state is State.RUNNING
+    assert (await client.stop(INSTANCE.instance, TOKEN)).state is State.STOPPED
+    assert (await client.restart(INSTANCE.instance, TOKEN)).state is State.RUNNING
+    assert (await client.alive(INSTANCE.instance, TOKEN, alive_time=9)).state is State.RUNNING
     assert msgspec.json.decode(stub.bodies[-1]) == {"alive_time": 9}
-    assert (await client.remove("i-1", TOKEN)).state is State.REMOVED
+    assert (await client.remove(INSTANCE.instance, TOKEN)).state is State.REMOVED
     assert stub.authorizations == [f"Bearer {TOKEN}"] * 4
     with pytest.raises(Forbidden, match="not the lease's"):
-        await client.stop("i-1", "another")
+        await client.stop(INSTANCE.instance, "another")
 
 
 @pytest.mark.parametrize("instance", ["", "../services", "a/b", "a?x=1", "x" * 200])
@@ -105,8 +105,8 @@ async def test_an_instance_id_cannot_change_the_path(client: ControllerClient, i
 
 
 async def test_views_are_typed(client: ControllerClient) -> None:
-    assert [view.instance for view in await client.instances()] == ["i-1"]
-    assert (await client.instance("i-1")).service.id == "wc01"
+    assert [view.instance for view in await client.instances()] == [INSTANCE.instance]
+    assert (await client.instance(INSTANCE.instance)).service.id == "wc01"
     assert [agent.memory_free for agent in await client.agents()] == [974]
     assert [region.relation for region in await client.regions()] == ["self"]
     assert (await client.health()).region == "eu/a"

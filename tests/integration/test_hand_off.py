@@ -67,6 +67,32 @@ async def test_a_sibling_hosts_and_the_lease_works_from_here(tmp_path: Path) -> 
         assert near.controller.stats().starts["received"] == 2
 
 
+async def test_a_handed_off_lease_is_renewed_and_its_instance_shown_at_once(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    async with (
+        running_site(tmp_path, "demo/c", mesh=mesh) as far,
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        an_agent("demo/b").linked(near.peer),
+    ):
+        await near.publish(a_service())
+        await announced(near, 1)
+        first, _ = await far.controller.start(REQUEST)
+        (shown,) = far.controller.instances()
+        assert (shown.state, shown.url, shown.agent) == (State.RUNNING, first.url, first.agent)
+        holding = StartRequest(service="svc", leases=("of another controller", first.lease.token))
+        again, _ = await far.controller.start(holding)
+        assert (again.instance, again.lease.token) == (first.instance, first.lease.token)
+        assert near.controller.stats().leases == far.controller.stats().leases == 1
+
+        other, _ = await far.controller.start(REQUEST)
+        await far.controller.stop(first.instance, Caller(first.lease.token))
+        (shown,) = far.controller.instances()
+        assert (shown.state, shown.reason) == (State.RUNNING, ""), "what one holder is told is not everyone's"
+        with pytest.raises(Forbidden):
+            await far.controller.stop(first.instance, Caller(first.lease.token))
+        assert (await far.controller.stop(first.instance, Caller(other.lease.token))).state is State.STOPPED
+
+
 async def test_fifty_phones_at_a_region_without_agents(tmp_path: Path) -> None:
     mesh = MemoryMesh()
     async with (

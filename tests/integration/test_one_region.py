@@ -192,6 +192,57 @@ async def test_request_key_makes_it_the_same_request(tmp_path: Path) -> None:
             await start(site, request_key="the same one", alive_time=5)
 
 
+async def test_a_client_that_holds_a_lease_renews_it(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        first, _ = await start(site, alive_time=100)
+        again, _ = await start(site, alive_time=500, leases=("a strangers", first.lease.token))
+        assert again.lease.token == first.lease.token
+        assert again.lease.expires_at is not None
+        assert first.lease.expires_at is not None
+        assert again.lease.expires_at > first.lease.expires_at
+        other, _ = await start(site, leases=("a strangers",))
+        assert other.lease.token not in ("a strangers", first.lease.token)
+        assert site.controller.stats().leases == 2
+        await site.controller.stop(first.instance, Caller(other.lease.token))
+        view = await site.controller.stop(first.instance, Caller(first.lease.token))
+        assert view.state is State.STOPPED, "however often it was started, one lease held it"
+        assert len(agent.starts) == 1
+
+
+async def test_one_that_joins_a_start_under_way_renews_too(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        held, _ = await start(site)
+        await agent.report(held.instance, state=State.STOPPED)
+        agent.gate.clear()
+        both = [asyncio.create_task(start(site, leases=(held.lease.token,))) for _ in range(2)]
+        await until(lambda: len(agent.starts) == 2)
+        agent.gate.set()
+        answers = [answer for answer, _ in await asyncio.gather(*both)]
+        assert {a.instance for a in answers} == {agent.starts[1].instance}
+        again, _ = await start(site, leases=tuple(a.lease.token for a in answers))
+        assert again.lease.token == answers[0].lease.token, "the lease of another instance is not taken for this one's"
+        assert held.lease.token not in {a.lease.token for a in answers}
+
+
+async def test_an_ended_lease_takes_its_deadline_along(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        short, _ = await start(site, alive_time=10)
+        endless, _ = await start(site, alive_time=0)
+        await until(lambda: agent.instances[short.instance].expires_at is None)
+        middle, _ = await start(site, alive_time=300)
+        await site.controller.stop(short.instance, Caller(endless.lease.token))
+        expires_at = agent.instances[short.instance].expires_at
+        assert expires_at is not None
+        assert middle.lease.expires_at is not None
+        assert 0 <= expires_at - middle.lease.expires_at < 5
+        commands = len(agent.commands)
+        await site.controller.stop(short.instance, Caller(short.lease.token))
+        assert len(agent.commands) == commands, "the longer lease goes on: nothing to tell"
+
+
 async def test_lease_verbs(tmp_path: Path) -> None:
     async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
         await site.publish(a_service())

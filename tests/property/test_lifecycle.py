@@ -70,9 +70,9 @@ class Life(RuleBasedStateMachine):
     def sign(self, kind: type[lifecycle.Answered]) -> None:
         self.happen(kind(now=self.now))
 
-    @rule(alive_time=st.none() | st.integers(0, 50))
-    def extend(self, alive_time: int | None) -> None:
-        self.happen(lifecycle.Extended(now=self.now, alive_time=alive_time))
+    @rule(alive_time=st.none() | st.integers(0, 50), exact=st.booleans())
+    def extend(self, alive_time: int | None, exact: bool) -> None:
+        self.happen(lifecycle.Extended(now=self.now, alive_time=alive_time, exact=exact))
 
     @rule()
     def stop(self) -> None:

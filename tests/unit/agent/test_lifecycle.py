@@ -87,6 +87,28 @@ def test_life_is_prolonged_and_never_shortened(event: AnyEvent, expires_at: floa
     assert step(RUNNING, event)[0].expires_at == expires_at
 
 
+@pytest.mark.parametrize(
+    ("alive_time", "asked_before", "still_asked", "expires_at"),
+    [
+        (10, 500, 100, 108.0),
+        (10, 500, 1, 18.0),
+        (10, 0, 100, 108.0),
+        (10, 100, 0, None),
+        (0, 0, 30, 38.0),
+    ],
+)
+def test_what_nobody_asks_any_more_is_dropped_down_to_its_own_alive_time(
+    alive_time: int, asked_before: int, still_asked: int, expires_at: float | None
+) -> None:
+    running = live(Described(now=1, alive_time=alive_time, wait_for_start=False), Built(now=2), Answered(now=3))
+    held, _ = step(running, Extended(now=4.0, alive_time=asked_before))
+    released, effects = step(held, Extended(now=8.0, alive_time=still_asked, exact=True))
+    assert released.expires_at == expires_at
+    assert effects == (Effect.REPORT,)
+    prolonged, _ = step(released, Traffic(now=9.0))
+    assert expires_at is None or prolonged.expires_at is not None, "traffic does not make it endless again"
+
+
 def test_alive_time_zero_lives_until_stopped() -> None:
     ready = live(Described(now=1, alive_time=0, wait_for_start=False), Built(now=2), Answered(now=3))
     assert ready.expires_at is None

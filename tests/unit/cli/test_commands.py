@@ -23,7 +23,7 @@ from node.running import Running, shown, sole_node
 from protocol.identifiers import digest_of
 from protocol.problems import NoCapacity, NotFound, Problem
 from protocol.records import ServiceRecord, raw_public_key, verify
-from tests.stub_controller import ARCHIVE, SERVICE, StubController, stub_controller
+from tests.stub_controller import ARCHIVE, INSTANCE, SERVICE, TOKEN, StubController, stub_controller
 
 REPOSITORY = Path(__file__).parents[3]
 WORD_COUNT = REPOSITORY / "services" / "word_count"
@@ -113,13 +113,75 @@ def test_a_start_by_meaning_as_json(shell: Shell, stub: StubController) -> None:
 
 def test_later_commands_need_no_token(shell: Shell) -> None:
     assert shell("start", "wc01").exit_code == 0
-    assert "stopped" in shell("stop", "i-").stdout
-    assert "running" in shell("restart", "i-1").stdout
-    assert "running" in shell("alive", "i-1", "--alive-time", "60").stdout
-    assert "removed" in shell("rm", "i-1").stdout
-    refused = shell("stop", "i-1")
+    assert "stopped" in shell("stop", INSTANCE.instance[:4]).stdout
+    assert "running" in shell("restart", INSTANCE.instance).stdout
+    assert "running" in shell("alive", INSTANCE.instance, "--alive-time", "60").stdout
+    assert "removed" in shell("rm", INSTANCE.instance).stdout
+    refused = shell("stop", INSTANCE.instance)
     assert refused.exit_code == 1
     assert "not the lease's" in refused.stderr
+
+
+def test_a_second_start_shows_the_lease_that_is_held(shell: Shell, stub: StubController) -> None:
+    shell("start", "wc01")
+    shell("invoke", "wc01", "/wordcount", "-", stdin=b"one two")
+    assert [request.leases for request in stub.starts] == [(), (TOKEN,)]
+
+
+def test_a_stop_that_does_not_stop_says_so_and_fails(shell: Shell, stub: StubController) -> None:
+    stub.other_holders = 1
+    for verb in ("stop", "rm"):
+        shell("start", "wc01")
+        result = shell(verb, INSTANCE.instance)
+        assert result.exit_code == 1
+        assert "is still running: your lease ended; 1 other lease holds it" in result.stderr
+        assert "Fix: It ends with the last lease." in result.stderr
+        assert shell("alive", INSTANCE.instance).exit_code == 1, "the spent token is forgotten"
+
+
+def an_operator(shell: Shell, stub: StubController) -> Running:
+    stub.operator_token = "operators-secret"
+    (shell.data_dir / "identity").mkdir(parents=True, exist_ok=True)
+    (shell.data_dir / "identity" / "operator.token").write_text("operators-secret\n")
+    return Running(node="ab" * 20, pid=1, rest=stub.url, peer="127.0.0.1:7401", dht="127.0.0.1:7401")
+
+
+def test_the_operator_stops_for_all_with_the_second_stop(shell: Shell, stub: StubController) -> None:
+    stub.other_holders = 1
+    shell("start", "wc01")
+    with sole_node(shell.data_dir), shown(shell.data_dir, an_operator(shell, stub)):
+        first = shell("stop", INSTANCE.instance)
+        assert "Fix: Run the command again" in first.stderr
+        assert "stopped" in shell("stop", INSTANCE.instance).stdout
+
+
+def test_a_refused_token_does_not_take_the_operators_rights_away(shell: Shell, stub: StubController) -> None:
+    own = an_operator(shell, stub)
+    with sole_node(shell.data_dir), shown(shell.data_dir, own):
+        result = shell("stop", INSTANCE.instance, "--token", "stale")
+    assert "stopped" in result.stdout
+    assert "acting as this machine's operator" in result.stderr
+    assert stub.authorizations == ["Bearer stale", "Bearer operators-secret"]
+
+
+def test_an_instance_of_others_is_named_by_a_beginning_that_fits_one(shell: Shell, stub: StubController) -> None:
+    stub.instances = (INSTANCE, msgspec.structs.replace(INSTANCE, instance="1a2bffffffffffff"))
+    for text, code, said in (("1a2b3", 0, "stopped"), ("1a2b", 1, "fits 2 instances")):
+        result = shell("stop", text, "--token", TOKEN)
+        assert (result.exit_code, said in result.output) == (code, True), (text, result.output)
+
+
+def test_a_service_is_no_instance_and_the_difference_is_told(shell: Shell) -> None:
+    result = shell("stop", "wc01", "--token", TOKEN)
+    assert result.exit_code == 1
+    assert f"its instances are {INSTANCE.instance}" in result.stderr
+    assert "cornerstore ps" in result.stderr
+
+
+def test_only_what_lives_is_said_to_live(shell: Shell) -> None:
+    shell("start", "wc01")
+    assert "lives" not in shell("stop", INSTANCE.instance).stdout
+    assert "lives" in shell("restart", INSTANCE.instance).stdout
 
 
 def test_ps_and_the_regions_views(shell: Shell) -> None:
@@ -315,10 +377,10 @@ def test_a_controller_that_is_away_is_named(tmp_path: Path) -> None:
 def test_the_operators_token_goes_to_this_machines_own_controller_only(shell: Shell, stub: StubController) -> None:
     (shell.data_dir / "identity").mkdir(parents=True)
     (shell.data_dir / "identity" / "operator.token").write_text("operators-secret\n")
-    shell("stop", "i-1")
+    shell("stop", INSTANCE.instance)
     own = Running(node="ab" * 20, pid=1, rest=stub.url, peer="127.0.0.1:7401", dht="127.0.0.1:7401")
     with sole_node(shell.data_dir), shown(shell.data_dir, own):
-        shell("stop", "i-1")
+        shell("stop", INSTANCE.instance)
     assert stub.authorizations == ["", "Bearer operators-secret"]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from node.cli.leases import FILE_NAME, LeaseBook
-from protocol.instances import Lease, ServiceRef, StartAnswer
+from protocol.instances import MAX_LEASES_SENT, Lease, ServiceRef, StartAnswer
 from protocol.problems import BadRequest, ConfigError
 
 URL = "http://10.1.0.10:7400"
@@ -31,7 +31,7 @@ def answer(instance: str, token: str = "secret") -> StartAnswer:
 def test_a_lease_is_found_by_the_beginning_of_its_instance(tmp_path: Path) -> None:
     book = LeaseBook(tmp_path / "data")
     book.remember(answer("i-abc"), URL)
-    instance, kept = LeaseBook(tmp_path / "data").find("i-a")
+    instance, kept = LeaseBook(tmp_path / "data").find("i-ab")
     assert instance == "i-abc"
     assert kept is not None
     assert (kept.token, kept.controller, kept.service) == ("secret", URL, "wc01")
@@ -44,11 +44,23 @@ def test_others_cannot_read_the_tokens(tmp_path: Path) -> None:
 
 def test_a_beginning_that_fits_several_is_refused_and_a_whole_name_wins(tmp_path: Path) -> None:
     book = LeaseBook(tmp_path)
-    book.remember(answer("i-a"), URL)
-    book.remember(answer("i-ab"), URL)
-    assert book.find("i-a")[0] == "i-a"
+    book.remember(answer("i-abc"), URL)
+    book.remember(answer("i-abcd"), URL)
+    assert book.find("i-abc")[0] == "i-abc"
     with pytest.raises(BadRequest, match="fits 2"):
-        book.find("i-")
+        book.find("i-ab")
+    assert book.find("i-a") == ("i-a", None), "too short to mean one"
+
+
+def test_only_the_tokens_of_the_asked_controller_are_shown_to_it_newest_first(tmp_path: Path) -> None:
+    book = LeaseBook(tmp_path)
+    book.remember(answer("i-abc", "first"), URL)
+    book.remember(answer("i-abd", "second"), URL)
+    book.remember(answer("i-abe", "elsewhere"), "http://10.2.0.10:7400")
+    assert book.tokens(URL) == ("second", "first")
+    for number in range(MAX_LEASES_SENT):
+        book.remember(answer(f"i-{number:04}", f"t{number}"), URL)
+    assert len(book.tokens(URL)) == MAX_LEASES_SENT
 
 
 def test_an_unknown_instance_is_passed_on_without_a_token(tmp_path: Path) -> None:
