@@ -1,9 +1,9 @@
 """How a mesh begins and grows: its root, invitations, joining, certificates, and the TLS that rests on them."""
 
-from bootstrap.certificates import founder_of, peer_identity, renewal_due
+from bootstrap.certificates import founder_of, mesh_mark, peer_identity, renewal_due
 from bootstrap.enrol import Contacts, Enroller, enrol_routes
 from bootstrap.enrolment import ENROL_PATHS
-from bootstrap.identity import Identity, has_identity
+from bootstrap.identity import Identity, has_identity, mesh_root
 from bootstrap.invites import Invitation, create_invite
 from bootstrap.join import JoinResult, join
 from bootstrap.mesh import create_mesh
@@ -24,6 +24,8 @@ __all__ = [
     "founder_of",
     "has_identity",
     "join",
+    "mesh_mark",
+    "mesh_root",
     "peer_identity",
     "renew",
     "renew_own",

@@ -113,6 +113,11 @@ def fingerprint(certificate: x509.Certificate) -> bytes:
     return hashlib.sha256(certificate.public_bytes(Encoding.DER)).digest()
 
 
+def mesh_mark(root: x509.Certificate) -> str:
+    """The first 16 hex digits of the root's fingerprint, which tell meshes of one name apart where 64 do not fit."""
+    return fingerprint(root).hex()[:16]
+
+
 def raw(public_key: Ed25519PublicKey) -> bytes:
     """The 32 bytes of which `protocol.identifiers.node_id` is the hash."""
     return public_key.public_bytes(Encoding.Raw, PublicFormat.Raw)

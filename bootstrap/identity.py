@@ -119,6 +119,15 @@ class Identity:
         return self.directory / NODE_KEY
 
 
+def mesh_root(data_dir: Path) -> x509.Certificate | None:
+    """The root of the mesh that this machine belongs to; None if it belongs to none. Raises ConfigError if damaged."""
+    path = data_dir / DIRECTORY / ROOT_CERTIFICATE
+    try:
+        return parse_certificate(_read(path)) if path.exists() else None
+    except BadRequest as error:
+        raise _damaged(path.parent, str(error)) from error
+
+
 def has_identity(data_dir: Path) -> bool:
     return (data_dir / DIRECTORY).exists()
 

@@ -43,14 +43,21 @@ class Change(Struct, frozen=True):
 class Browser:
     """The controllers on this link, kept current until the block is left.
 
-    `mesh` and `region` keep only matching controllers; `interfaces` are local IPv4 addresses (default: all but
-    those of container bridges). Iterating yields each `Change` from now on; one reader at a time.
+    `mesh` (a name), `root` (of a mesh, see `FoundController`) and `region` keep only matching controllers;
+    `interfaces` are local IPv4 addresses (default: all but those of container bridges). Iterating yields each `Change`
+    from now on; one reader at a time.
     """
 
     def __init__(
-        self, *, mesh: str | None = None, region: str | None = None, interfaces: Sequence[str] | None = None
+        self,
+        *,
+        mesh: str | None = None,
+        root: str | None = None,
+        region: str | None = None,
+        interfaces: Sequence[str] | None = None,
     ) -> None:
         self._mesh = mesh
+        self._root = root
         self._region = region
         self._interfaces = interfaces
         self._found: dict[str, FoundController] = {}
@@ -145,7 +152,8 @@ class Browser:
             self._note(Change("appeared", controller))
 
     def _wanted(self, controller: FoundController) -> bool:
-        return self._mesh in (None, controller.mesh) and self._region in (None, controller.region)
+        wanted = ((self._mesh, controller.mesh), (self._root, controller.root), (self._region, controller.region))
+        return all(asked in (None, has) for asked, has in wanted)
 
     def _drop(self, name: str) -> None:
         resolving = self._resolving.pop(name, None)

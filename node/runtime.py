@@ -25,6 +25,7 @@ from bootstrap import (
     Identity,
     client_context,
     enrol_routes,
+    mesh_mark,
     peer_identity,
     server_context,
 )
@@ -41,7 +42,7 @@ from dht import (
 from dht.peer_http import PeerHttp
 from dht.tasks import running_loops
 from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
-from node.discovery import ControllerBrowser, announced, lan_address
+from node.discovery import ControllerBrowser, announced, lan_address, watched_for_namesakes
 from node.membership import keep_certificate
 from node.metrics import metrics_routes
 from node.page import page_routes
@@ -197,9 +198,13 @@ class _Parts:
                 peer_port=_port(self.peer),
                 region=self._config.region,
                 mesh=self._config.mesh,
+                root=mesh_mark(self._identity.root),
                 node=self._identity.node,
                 site=self._config.site,
             )
+        )
+        await self._stack.enter_async_context(
+            watched_for_namesakes(mesh=self._config.mesh, root=mesh_mark(self._identity.root), host=self._host)
         )
 
     async def agent(self) -> Agent:
@@ -252,7 +257,12 @@ class _Parts:
                 return (known,)
 
             return told
-        browser = ControllerBrowser(mesh=self._config.mesh, region=self._config.region, interfaces=(self._host,))
+        browser = ControllerBrowser(
+            mesh=self._config.mesh,
+            root=mesh_mark(self._identity.root),
+            region=self._config.region,
+            interfaces=(self._host,),
+        )
         return (await self._stack.enter_async_context(browser)).locate
 
     @property

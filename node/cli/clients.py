@@ -38,8 +38,8 @@ def discover(wait: float, mesh: str | None) -> None:
     session.output.give(
         [_found_json(c) for c in found],
         table(
-            ("REGION", "URL", "MESH", "NODE", "PEERS AT"),
-            [(c.region, c.url, c.mesh, c.node[:8], c.peer_address) for c in found],
+            ("REGION", "URL", "MESH", "ROOT", "NODE", "PEERS AT"),
+            [(c.region, c.url, c.mesh, c.root[:8], c.node[:8], c.peer_address) for c in found],
         ),
     )
 
@@ -89,7 +89,7 @@ def start(service: str | None, **options: Any) -> None:
     request = start_request(service, **options)
 
     async def work() -> StartAnswer:
-        async with session.connected() as client:
+        async with session.connected(changing=True) as client:
             return await _start(session, client, request)
 
     answer = asyncio.run(work())
@@ -215,7 +215,8 @@ def _on_lease(instance: str, token: str | None, verb: Verb, *, ends: bool = Fals
     lease = token or (kept.token if kept else None)
 
     async def work() -> tuple[InstanceView, bool]:
-        async with session.connected(session.controller or (kept.controller if kept else None)) as client:
+        url = session.controller or (kept.controller if kept else None)
+        async with session.connected(url, changing=True) as client:
             whole = name if kept else await whole_instance_id(client, name)
             return await _acted(session, client, whole, lease, verb), client.operator
 
@@ -334,7 +335,7 @@ def invoke(service: str, path: str, file: Path | None, content_type: str, out: P
     body = None if file is None else _read(file)
 
     async def work() -> tuple[StartAnswer, bytes]:
-        async with session.connected() as client:
+        async with session.connected(changing=True) as client:
             answer = await _start(session, client, request)
             return answer, await client.invoke(answer, path, body, content_type=content_type)
 

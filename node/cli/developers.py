@@ -88,7 +88,7 @@ def publish(source: Path) -> None:
         signed = _signed(session, archive, descriptor)
 
         async def work() -> ServiceView:
-            async with session.connected() as client:
+            async with session.connected(changing=True) as client:
                 with session.output.progress() as on_progress:
                     return await client.publish(archive, signed.envelope, on_progress)
 
@@ -267,7 +267,7 @@ def withdraw(service: str) -> None:
     key = publisher_key(session.data_dir)
 
     async def work() -> ServiceView:
-        async with session.connected() as client:
+        async with session.connected(changing=True) as client:
             view = await resolve(client, service)
             await client.withdraw(view.digest, signed_tombstone(view, key).envelope)
             return view

@@ -7,20 +7,24 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+import structlog.testing
+from click.testing import CliRunner, Result
 
+from bootstrap import mesh_mark, mesh_root
 from client.controller import ControllerClient
 from client.discovery import Browser, discover
 from client.lan import InterfaceAddress
 from client.phone import Phone
 from node.cli import main
-from node.discovery import ControllerBrowser, announced
+from node.discovery import ControllerBrowser, announced, watched_for_namesakes
 from tests.stub_controller import stub_controller
 from tests.waiting import until
 
 LO = ["127.0.0.1"]
+ROOT, OTHER_ROOT = "0123456789abcdef", "fedcba9876543210"
 
 
 def a_mesh() -> str:
@@ -29,13 +33,16 @@ def a_mesh() -> str:
 
 
 @asynccontextmanager
-async def announced_site(mesh: str, region: str, *, rest_port: int = 7400, peer_port: int = 7401) -> AsyncIterator[str]:
+async def announced_site(
+    mesh: str, region: str, *, root: str = ROOT, rest_port: int = 7400, peer_port: int = 7401
+) -> AsyncIterator[str]:
     async with announced(
         host="127.0.0.1",
         rest_port=rest_port,
         peer_port=peer_port,
         region=region,
         mesh=mesh,
+        root=root,
         node=secrets.token_hex(20),
         site="corner",
     ) as name:
@@ -83,13 +90,13 @@ async def test_an_agent_prefers_its_own_region_then_the_nearest_ancestor() -> No
         for region, port in (("eu", 7501), ("eu/de", 7502), ("eu/de/darmstadt", 7503)):
             await stack.enter_async_context(announced_site(mesh, region, peer_port=port))
         for region, expected in (("eu/de/darmstadt", 7503), ("eu/de/mainz", 7502), ("eu/fr", 7501)):
-            async with ControllerBrowser(mesh=mesh, region=region, interfaces=LO) as browser:
+            async with ControllerBrowser(mesh=mesh, root=ROOT, region=region, interfaces=LO) as browser:
                 assert await browser.locate() == [f"127.0.0.1:{expected}"]
 
 
 async def test_a_failed_controller_is_dropped_and_comes_back_when_it_announces_itself_again() -> None:
     mesh = a_mesh()
-    async with ControllerBrowser(mesh=mesh, region="eu/a", interfaces=LO) as browser:
+    async with ControllerBrowser(mesh=mesh, root=ROOT, region="eu/a", interfaces=LO) as browser:
         async with announced_site(mesh, "eu/a", peer_port=7501):
             assert await browser.locate() == ["127.0.0.1:7501"]
             browser.failed("127.0.0.1:7501")
@@ -102,15 +109,73 @@ async def test_a_controller_that_was_only_slow_is_found_again_by_asking() -> Non
     mesh = a_mesh()
     async with (
         announced_site(mesh, "eu/a", peer_port=7501),
-        ControllerBrowser(mesh=mesh, region="eu/a", interfaces=LO) as browser,
+        ControllerBrowser(mesh=mesh, root=ROOT, region="eu/a", interfaces=LO) as browser,
     ):
         assert await browser.locate() == ["127.0.0.1:7501"]
         browser.failed("127.0.0.1:7501")
         assert await until(browser.locate, timeout_s=20) == ["127.0.0.1:7501"]
 
 
-async def test_the_command_lists_what_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_two_meshes_of_one_name_are_told_apart_and_warned_of_once() -> None:
+    mesh = a_mesh()
+    with structlog.testing.capture_logs() as logs:
+        async with (
+            announced_site(mesh, "eu/a", root=OTHER_ROOT, peer_port=7501),
+            watched_for_namesakes(mesh=mesh, root=ROOT, host="127.0.0.1"),
+            ControllerBrowser(mesh=mesh, root=ROOT, region="eu/a", interfaces=LO) as browser,
+        ):
+            assert await browser.locate() == [], "an agent does not dial a mesh that only has the name of its own"
+            async with announced_site(mesh, "eu/a", peer_port=7502):
+                assert await until(browser.locate) == ["127.0.0.1:7502"]
+                await browser.locate()
+    warnings = [entry for entry in logs if entry["event"] == "another-mesh-of-this-name"]
+    assert [entry["its_root"] for entry in warnings] == [OTHER_ROOT] * 2, "once by the controller, once by the agent"
+
+
+@pytest.fixture
+def on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("client.discovery.interface_addresses", lambda: [InterfaceAddress("lo", "127.0.0.1")])
+
+
+async def command(*arguments: str, data_dir: Path) -> Result:
+    return await asyncio.to_thread(CliRunner().invoke, main, ["--data-dir", str(data_dir), *arguments])
+
+
+@pytest.mark.usefixtures("on_loopback")
+async def test_a_change_is_not_made_in_one_of_several_meshes_by_chance(tmp_path: Path) -> None:
+    region = f"test/{secrets.token_hex(6)}"
+    async with stub_controller() as stub, announced_site(a_mesh(), region, rest_port=stub.port) as _:
+        one = await command("start", "wc01", "--region", region, data_dir=tmp_path)
+        assert one.exit_code == 0, one.stderr
+        assert f"Asking {stub.url}, which mDNS shows: region {region} of mesh test-" in one.stderr
+        async with announced_site(a_mesh(), region, root=OTHER_ROOT, rest_port=1):
+            refused = await command("start", "wc01", "--region", region, data_dir=tmp_path)
+        assert refused.exit_code == 1
+        for expected in ("2 meshes are on this network", stub.url, "http://127.0.0.1:1", "--controller"):
+            assert expected in refused.stderr
+        assert len(stub.starts) == 1
+
+
+@pytest.mark.usefixtures("on_loopback")
+async def test_a_member_asks_its_own_mesh_and_hears_that_its_own_controller_is_down(tmp_path: Path) -> None:
+    mesh = a_mesh()
+    founded = await command("bootstrap", "init", "--mesh", mesh, "--region", "eu/a", data_dir=tmp_path)
+    assert founded.exit_code == 0
+    root = mesh_root(tmp_path)
+    assert root is not None
+    async with (
+        announced_site(mesh, "eu/a", root=OTHER_ROOT, rest_port=1),
+        stub_controller() as stub,
+        announced_site(mesh, "eu/b", root=mesh_mark(root), rest_port=stub.port),
+    ):
+        result = await command("start", "wc01", data_dir=tmp_path)
+    assert result.exit_code == 0, result.stderr
+    assert "own controller is not running" in result.stderr
+    assert len(stub.starts) == 1
+
+
+@pytest.mark.usefixtures("on_loopback")
+async def test_the_command_lists_what_is_announced() -> None:
     mesh = a_mesh()
     async with announced_site(mesh, "eu/a", rest_port=7410):
         arguments = ["discover", "--mesh", mesh, "--wait", "0.5", "--json"]

@@ -9,12 +9,13 @@ from client.dnssd import instance_name, read_announcement, txt_properties
 from client.sse import EventParser
 from node.cli.output import readable
 
-KEYS = [b"txtvers", b"region", b"mesh", b"path", b"node", b"peer"]
+KEYS = [b"txtvers", b"region", b"mesh", b"root", b"path", b"node", b"peer"]
 good = st.fixed_dictionaries(
     {
         b"txtvers": st.just(b"1"),
         b"region": st.sampled_from([b"eu/a", b"eu/b/c"]),
         b"mesh": st.just(b"home"),
+        b"root": st.just(b"0123456789abcdef"),
         b"path": st.just(b"/v1"),
         b"node": st.just(b"ab" * 20),
         b"peer": st.just(b"7401"),
@@ -35,7 +36,9 @@ def test_reading_never_fails_and_takes_only_what_is_well_formed(
     if found is not None:
         assert found.host in addresses
         assert found.port == port
-        properties = txt_properties(region=found.region, mesh=found.mesh, node=found.node, peer_port=found.peer_port)
+        properties = txt_properties(
+            region=found.region, mesh=found.mesh, root=found.root, node=found.node, peer_port=found.peer_port
+        )
         again = {key.encode(): value.encode() for key, value in properties.items()}
         reread = read_announcement("x", port=port, addresses=[found.host], properties=again)
         assert reread is not None
@@ -44,7 +47,7 @@ def test_reading_never_fails_and_takes_only_what_is_well_formed(
 
 @given(st.text(max_size=200), st.from_regex(r"[a-z]{1,32}(/[a-z]{1,32}){0,7}", fullmatch=True))
 def test_an_instance_name_is_one_dns_label(site: str, region: str) -> None:
-    label = instance_name(site=site, region=region).partition("._cornerstore")[0]
+    label = instance_name(site=site, region=region, node="ab" * 20).partition("._cornerstore")[0]
     assert 1 <= len(label.encode()) <= 63
     assert "." not in label
 
