@@ -3,6 +3,7 @@
 from agent.agent import Agent, AgentConfig, running_agent
 from agent.docker_images import BuildSettings
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
+from agent.link import KnownControllers, Locator
 from agent.memory_runtime import MemoryRuntime, running_memory_runtime
 from agent.runtime import Runtime
 
@@ -12,6 +13,8 @@ __all__ = [
     "BuildSettings",
     "DockerConfig",
     "DockerRuntime",
+    "KnownControllers",
+    "Locator",
     "MemoryRuntime",
     "Runtime",
     "running_agent",

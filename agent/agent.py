@@ -15,7 +15,7 @@ from msgspec import Struct
 from agent.alive import running_alive_endpoint
 from agent.instances import Instances
 from agent.journal import Journal, open_journal
-from agent.link import AgentLink, Locate
+from agent.link import AgentLink, Locator
 from agent.operations import Operations
 from agent.provision import Describe, Provision
 from agent.proxy import running_proxy
@@ -121,12 +121,12 @@ async def running_agent(
     content: Content,
     describe: Describe,
     http: PeerHttp | None = None,
-    locate: Locate | None = None,
+    locator: Locator | None = None,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Agent]:
     """An agent whose instances of before are adopted when the block begins, and go on running when it ends.
 
-    Without `http` and `locate` it has no link: for tests, and for one machine alone. Raises ConfigError.
+    Without `http` and `locator` it has no link: for tests, and for one machine alone. Raises ConfigError.
     """
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(open_journal(config.database))
@@ -161,10 +161,10 @@ async def running_agent(
         looked = {runtime.name: asyncio.Event() for runtime in runtimes}
         loops = {f"events of {r.name}": _follow(runner, r, looked[r.name]) for r in runtimes}
         loops["agent clock"] = _let_time_pass(runner)
-        if http is not None and locate is not None:
+        if http is not None and locator is not None:
             agent.link = AgentLink(
                 http,
-                locate,
+                locator,
                 runner,
                 hello=agent.hello,
                 resources=agent.resources,

@@ -15,8 +15,8 @@ from agent import lifecycle
 from agent.journal import Entry, Journal
 from agent.lifecycle import Effect, Instance
 from agent.runtime import RuntimeInstance
-from protocol.instances import InstanceReport, State
-from protocol.problems import DiskFull, NoCapacity, UnknownInstance
+from protocol.instances import HOLDS_MEMORY, InstanceReport, State
+from protocol.problems import NoCapacity, Problem, UnknownInstance
 
 log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class Slot:
         self.seen: RuntimeInstance | None = None
         self.persisted_expiry = entry.instance.expires_at
         self.unsaved = False
-        """A full disk refused to keep the entry as it is now."""
+        """The disk (full, or locked) refused to keep the entry as it is now."""
 
     @property
     def id(self) -> str:
@@ -87,7 +87,7 @@ class Instances:
 
     @property
     def reserved(self) -> int:
-        return sum(slot.entry.mem for slot in self._slots.values() if slot.state in lifecycle.HOLDS_MEMORY)
+        return sum(slot.entry.mem for slot in self._slots.values() if slot.state in HOLDS_MEMORY)
 
     @property
     def free(self) -> int:
@@ -109,7 +109,7 @@ class Instances:
 
     def reserve(self, slot: Slot, mem: int) -> None:
         """Raises NoCapacity rather than promising memory twice."""
-        held = slot.entry.mem if slot.state in lifecycle.HOLDS_MEMORY else 0
+        held = slot.entry.mem if slot.state in HOLDS_MEMORY else 0
         if mem > self.free + held:
             raise NoCapacity(
                 f"the service needs {mem} MB, this agent has {max(self.free + held, 0)} MB of {self.memory_mb} MB left",
@@ -181,7 +181,7 @@ class Instances:
         """What happened has happened, whether the disk has room for it or not: it is written later."""
         try:
             self._store(slot)
-        except DiskFull as problem:
+        except Problem as problem:
             if not slot.unsaved:
                 log.warning("instance-not-saved", instance=slot.id, detail=problem.detail, fix=problem.fix)
             slot.unsaved = True

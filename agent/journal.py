@@ -10,6 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import structlog
@@ -17,9 +18,8 @@ from msgspec import Struct, structs
 
 from agent.lifecycle import Instance
 from agent.runtime import Workload
-from dht.database import opened_database
+from dht.database import database_problem, opened_database
 from protocol.instances import PortBinding
-from protocol.problems import DiskFull
 from protocol.service import ServiceDescriptor
 
 log = structlog.get_logger(__name__)
@@ -47,13 +47,16 @@ class Entry(Struct, frozen=True, kw_only=True):
 
 
 class Journal:
-    def __init__(self, database: sqlite3.Connection) -> None:
+    """Use `open_journal`. Every method raises DiskFull, Unavailable (another process holds the file), ConfigError."""
+
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._database = database
+        self._path = path
 
     def entries(self) -> list[Entry]:
         """Everything kept. An entry that cannot be read (of another version) is dropped, and its container with it."""
         found = []
-        for instance, blob in self._database.execute("SELECT instance, record FROM instances").fetchall():
+        for instance, blob in self._run("SELECT instance, record FROM instances"):
             try:
                 found.append(msgspec.msgpack.decode(blob, type=Entry))
             except msgspec.MsgspecError as error:
@@ -62,41 +65,39 @@ class Journal:
         return found
 
     def keep(self, entry: Entry) -> None:
-        self._write(
+        self._run(
             "INSERT OR REPLACE INTO instances VALUES (?, ?)", entry.instance.instance, msgspec.msgpack.encode(entry)
         )
 
     def forget(self, instance: str) -> None:
-        self._write("DELETE FROM instances WHERE instance = ?", instance)
+        self._run("DELETE FROM instances WHERE instance = ?", instance)
 
     def descriptor(self, digest: str) -> ServiceDescriptor | None:
         """The description of an archive that was read before: a built service needs its archive no more."""
-        row = self._database.execute("SELECT descriptor FROM descriptors WHERE digest = ?", (digest,)).fetchone()
-        if row is None:
+        rows = self._run("SELECT descriptor FROM descriptors WHERE digest = ?", digest)
+        if not rows:
             return None
         try:
-            return msgspec.msgpack.decode(row[0], type=ServiceDescriptor)
+            return msgspec.msgpack.decode(rows[0][0], type=ServiceDescriptor)
         except msgspec.MsgspecError:
             return None  # written by another version: the archive is read again
 
     def described(self) -> list[str]:
         """Digests whose description is kept."""
-        return [digest for (digest,) in self._database.execute("SELECT digest FROM descriptors").fetchall()]
+        return [digest for (digest,) in self._run("SELECT digest FROM descriptors")]
 
     def keep_descriptor(self, digest: str, descriptor: ServiceDescriptor) -> None:
-        self._write("INSERT OR REPLACE INTO descriptors VALUES (?, ?)", digest, msgspec.msgpack.encode(descriptor))
+        self._run("INSERT OR REPLACE INTO descriptors VALUES (?, ?)", digest, msgspec.msgpack.encode(descriptor))
 
-    def _write(self, statement: str, *values: str | bytes) -> None:
+    def _run(self, statement: str, *values: str | bytes) -> list[tuple[Any, ...]]:
         try:
-            self._database.execute(statement, values)
-        except sqlite3.OperationalError as error:
-            raise DiskFull(
-                f"the agent's journal cannot be written: {error}", fix="Make room on the disk of the data directory."
-            ) from error
+            return self._database.execute(statement, values).fetchall()
+        except sqlite3.Error as error:
+            raise database_problem(error, self._path) from error
 
 
 @contextmanager
 def open_journal(path: Path) -> Iterator[Journal]:
     """Raises ConfigError if the file cannot be opened."""
     with opened_database(path, _SCHEMA) as database:
-        yield Journal(database)
+        yield Journal(database, path)

@@ -22,7 +22,6 @@ from protocol.problems import Conflict
 RETENTION_S = 3600.0
 """A stopped or failed instance keeps its identity this long."""
 
-HOLDS_MEMORY = frozenset({State.FETCHING, State.BUILDING, State.STARTING, State.RUNNING, State.PAUSED, State.UNKNOWN})
 UNBORN = frozenset({State.FETCHING, State.BUILDING})
 LIVE = frozenset({State.RUNNING, State.PAUSED, State.UNKNOWN})
 ENDED = frozenset({State.STOPPED, State.FAILED})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
 
 import aiohttp
 import structlog
@@ -29,8 +30,28 @@ MAX_BACKOFF_S = 5.0
 OUTBOX = 1024
 """Frames waiting for a slow controller; when it is full the link is given up, and `Hello` makes good for it."""
 
-Locate = Callable[[], Awaitable[Sequence[str]]]
-"""Candidate controllers as `host:port` of their node-to-node listeners, best first."""
+
+class Locator(Protocol):
+    """Where controllers may be, as `host:port` of their node-to-node listeners."""
+
+    async def locate(self) -> Sequence[str]:
+        """Candidates, best first. Raises a Problem if they cannot be looked for."""
+
+    def failed(self, address: str) -> None:
+        """Nobody answers at `address`: the next `locate` need not name it."""
+
+
+class KnownControllers:
+    """A Locator for addresses that somebody named: they are dialled again however often they fail."""
+
+    def __init__(self, *addresses: str) -> None:
+        self._addresses = addresses
+
+    async def locate(self) -> Sequence[str]:
+        return self._addresses
+
+    def failed(self, address: str) -> None:
+        log.debug("known-controller-failed", controller=address)
 
 
 class AgentLink:
@@ -39,7 +60,7 @@ class AgentLink:
     def __init__(
         self,
         http: PeerHttp,
-        locate: Locate,
+        locator: Locator,
         runner: Runner,
         *,
         hello: Callable[[], Awaitable[link.Hello]],
@@ -47,7 +68,7 @@ class AgentLink:
         subscribe: Callable[[Callable[[InstanceReport], None]], Callable[[], None]],
     ) -> None:
         self._http = http
-        self._locate = locate
+        self._locator = locator
         self._runner = runner
         self._hello = hello
         self._resources = resources
@@ -67,7 +88,7 @@ class AgentLink:
     async def _round(self) -> bool:
         """Try each candidate in turn. True if one was linked to for a while."""
         try:
-            candidates = await self._locate()
+            candidates = await self._locator.locate()
         except Problem as problem:
             log.warning("controller-not-located", detail=problem.detail)
             return False
@@ -76,6 +97,8 @@ class AgentLink:
                 await self._session(address)
             except Problem as problem:
                 log.info("link-lost", controller=address, detail=problem.detail)
+                if self.controller is None and isinstance(problem, Unavailable):  # a refusal is an answer
+                    self._locator.failed(address)
             if self.controller is not None:
                 self.controller = None
                 return True
@@ -115,7 +138,7 @@ class _Session:
             async with asyncio.timeout(WELCOME_S):
                 message = await self._receive()
         except TimeoutError:
-            raise ControllerUnreachable(f"no Welcome within {WELCOME_S:g} s") from None
+            raise Unavailable(f"no Welcome within {WELCOME_S:g} s") from None
         if not isinstance(message, link.Welcome):
             raise ControllerUnreachable("the controller sent a command before its Welcome")
         return message

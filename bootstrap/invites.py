@@ -21,10 +21,10 @@ from msgspec import Struct
 from bootstrap.certificates import check_roles, fingerprint, founder_of
 from bootstrap.identity import Identity
 from bootstrap.tokens import INVITE_BYTES, SECRET_BYTES, Token, TokenAddresses, check_ports, encode_token
-from dht.database import transaction
+from dht.database import database_problem, transaction
 from protocol.identifiers import check_region
 from protocol.peers import Role
-from protocol.problems import BadRequest, Conflict, DiskFull, Forbidden, JoinRefused, Problem, Unavailable
+from protocol.problems import BadRequest, Forbidden, JoinRefused
 
 FILE = "invites.sqlite"
 MAX_TTL_S = 30 * 86_400
@@ -166,7 +166,7 @@ class InviteStore:
             finally:
                 db.close()
         except (sqlite3.Error, OSError) as error:
-            raise _storage_problem(error, self._path) from error
+            raise database_problem(error, self._path) from error
 
 
 def create_invite(
@@ -234,12 +234,3 @@ def _admitted(db: sqlite3.Connection, invite_id: bytes, secret: bytes, node: str
     spent_by = [r[0] for r in db.execute("SELECT node FROM spent WHERE invite = ?", (invite_id,))]
     check_admission(invite, spent_by=spent_by, node=node, now=now)
     return invite
-
-
-def _storage_problem(error: Exception, path: Path) -> Problem:
-    text = str(error)
-    if "full" in text or "No space" in text:
-        return DiskFull(f"{path} cannot be written: {text}", fix="Free some disk space.")
-    if "locked" in text:
-        return Unavailable(f"{path} is in use by another process", fix="Try again.")
-    return Conflict(f"{path} cannot be used: {text}", fix="Check its permissions; delete it to void all invitations.")

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from dht.database import transaction
+from dht.database import database_problem, open_problem, transaction
 from protocol.manifest import Manifest
-from protocol.problems import ConfigError, DiskFull
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blob (
@@ -28,11 +27,18 @@ CREATE TEMP TABLE chosen (name TEXT PRIMARY KEY) WITHOUT ROWID;
 @contextmanager
 def opened_index(path: Path) -> Iterator[BlobIndex]:
     """Raises ConfigError if another process has it open, DiskFull."""
-    with _translated(path), closing(sqlite3.connect(path, check_same_thread=False, isolation_level=None)) as db:
-        db.execute("PRAGMA locking_mode = EXCLUSIVE")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.executescript(_SCHEMA)
+    try:
+        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+    except sqlite3.Error as error:
+        raise open_problem(error, path) from error
+    with closing(db):
+        try:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            raise open_problem(error, path) from error
         yield BlobIndex(path, db)
 
 
@@ -45,8 +51,11 @@ class BlobIndex:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        with _translated(self._path), transaction(self._db):
-            yield
+        try:
+            with transaction(self._db):
+                yield
+        except sqlite3.Error as error:
+            raise database_problem(error, self._path) from error
 
     # --- blobs ----------------------------------------------------------------------------------------------------
 
@@ -133,17 +142,3 @@ class BlobIndex:
 
     def _number(self, query: str, *parameters: str) -> int:
         return int(self._db.execute(query, parameters).fetchone()[0] or 0)
-
-
-@contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise DiskFull("writing the content index: no space left", fix="Free disk space.") from error
-        if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            raise ConfigError(
-                f"another process uses {path.parent}", fix="Stop it, or give this node its own data directory."
-            ) from error
-        raise

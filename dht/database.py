@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from protocol.problems import ConfigError
+from protocol.problems import ConfigError, DiskFull, Problem, Unavailable
+
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 @contextmanager
@@ -30,21 +33,55 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 @contextmanager
 def opened_database(path: Path, schema: str, *, check_same_thread: bool = True) -> Iterator[sqlite3.Connection]:
     """The database at `path`, made if absent, in autocommit mode: write-ahead log, so that a commit waits for no disk
-    and a power cut loses at most the last moments. Raises ConfigError if it cannot be opened."""
+    and a power cut loses at most the last moments. Raises ConfigError if it cannot be opened, DiskFull."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=check_same_thread)
     except (sqlite3.Error, OSError) as error:
-        raise _cannot_open(path, error) from error
+        raise open_problem(error, path) from error
     with closing(db):
         try:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = NORMAL")
             db.executescript(schema)
         except sqlite3.Error as error:
-            raise _cannot_open(path, error) from error
+            raise open_problem(error, path) from error
         yield db
 
 
-def _cannot_open(path: Path, error: Exception) -> ConfigError:
+def database_problem(error: sqlite3.Error | OSError, path: Path | None) -> Problem:
+    """What an error of SQLite, or of the file system below it, means to the owner of the database at `path`.
+
+    DiskFull; Unavailable where another process holds a lock, which passes; else ConfigError, which does not.
+    """
+    name = path if path is not None else "the database in memory"
+    if _no_room(error):
+        return DiskFull(f"{name} cannot be written: {error}", fix="Make room on the disk.")
+    if _locked(error):
+        return Unavailable(f"{name} is in use by another process", fix="Stop that process, or try again.")
+    return ConfigError(f"{name} cannot be used: {error}", fix="Check its permissions, or move the file away.")
+
+
+def open_problem(error: sqlite3.Error | OSError, path: Path) -> Problem:
+    """As `database_problem`, at the opening: a database that another process holds then is the wrong one."""
+    if _no_room(error):
+        return database_problem(error, path)
+    if _locked(error):
+        return ConfigError(
+            f"another process uses {path.parent}", fix="Stop it, or give this node its own data directory."
+        )
     return ConfigError(f"{path} cannot be opened: {error}", fix="Check the data directory, or move the file away.")
+
+
+def _no_room(error: sqlite3.Error | OSError) -> bool:
+    return _code(error) == sqlite3.SQLITE_FULL or (isinstance(error, OSError) and error.errno in NO_ROOM)
+
+
+def _locked(error: sqlite3.Error | OSError) -> bool:
+    return _code(error) in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def _code(error: sqlite3.Error | OSError) -> int | None:
+    """SQLite's primary result code (https://sqlite.org/rescode.html), without the bits of the extended one."""
+    code = getattr(error, "sqlite_errorcode", None)
+    return None if code is None else int(code) & 0xFF

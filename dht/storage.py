@@ -15,8 +15,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from dht.database import transaction
-from protocol.problems import ConfigError, DiskFull
+from dht.database import database_problem, transaction
+from protocol.problems import ConfigError
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS dht_records (
@@ -61,7 +61,7 @@ class KnownContact(NamedTuple):
 
 
 class Storage:
-    """Open with `opened_storage`. Raises ConfigError for a damaged file, DiskFull when a write finds no room."""
+    """Open with `opened_storage`. Raises ConfigError for a damaged file, DiskFull, Unavailable while it is locked."""
 
     def __init__(self, connection: sqlite3.Connection, database: Path | None) -> None:
         self._db = connection
@@ -197,10 +197,10 @@ def _translated(database: Path | None) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if isinstance(error, sqlite3.OperationalError) and "full" in str(error):
-            raise DiskFull(f"{database}: {error}", fix="Make room on the disk.") from error
-        raise ConfigError(
-            f"{database} cannot be used: {error}",
-            fix="Move the file away and start again: the mesh still holds the records, only what was published "
-            "while nobody else was in reach must be published anew.",
-        ) from error
+        problem = database_problem(error, database)
+        if isinstance(problem, ConfigError):
+            problem.fix = (
+                "Move the file away and start again: the mesh still holds the records, only what was published "
+                "while nobody else was in reach must be published anew."
+            )
+        raise problem from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,17 @@ from pathlib import Path
 import aiohttp
 import structlog
 
-from agent import Agent, AgentConfig, BuildSettings, DockerConfig, DockerRuntime, running_agent, running_docker
+from agent import (
+    Agent,
+    AgentConfig,
+    BuildSettings,
+    DockerConfig,
+    DockerRuntime,
+    KnownControllers,
+    Locator,
+    running_agent,
+    running_docker,
+)
 from bootstrap import (
     ENROL_PATHS,
     Contacts,
@@ -228,7 +238,7 @@ class _Parts:
                 # The bytes are what their digest promises by now: no need to read them once more.
                 describe=partial(self._parser.describe, verify_contents=False),
                 http=self._http,
-                locate=await self._locator(),
+                locator=await self._locator(),
             )
         )
 
@@ -248,22 +258,18 @@ class _Parts:
         runtime = running_docker(config, self._identity.node, unpack=self._parser)
         return (await self._stack.enter_async_context(runtime),)
 
-    async def _locator(self) -> Callable[[], Awaitable[Sequence[str]]]:
+    async def _locator(self) -> Locator:
         """How the agent finds its controller: the one it is told, the one in this process, or by mDNS."""
         known = self._config.agent.controller or (self.peer if self.rest else "")
         if known:
-
-            async def told() -> Sequence[str]:
-                return (known,)
-
-            return told
+            return KnownControllers(known)
         browser = ControllerBrowser(
             mesh=self._config.mesh,
             root=mesh_mark(self._identity.root),
             region=self._config.region,
             interfaces=(self._host,),
         )
-        return (await self._stack.enter_async_context(browser)).locate
+        return await self._stack.enter_async_context(browser)
 
     @property
     def _max_archive_bytes(self) -> int:

@@ -29,6 +29,10 @@ class State(StrEnum):
     UNKNOWN = "unknown"
 
 
+HOLDS_MEMORY = frozenset({State.FETCHING, State.BUILDING, State.STARTING, State.RUNNING, State.PAUSED, State.UNKNOWN})
+"""States whose memory nobody else may use. An instance of an engine that is away still has its own."""
+
+
 class PortBinding(Struct, frozen=True):
     """`container_port` of the service is reached at `port` of the agent's host."""
 

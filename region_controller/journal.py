@@ -20,7 +20,7 @@ from typing import Any
 import msgspec
 import structlog
 
-from dht.database import opened_database, transaction
+from dht.database import database_problem, opened_database, transaction
 from region_controller.leases import Held, LeaseRow
 
 log = structlog.get_logger(__name__)
@@ -37,8 +37,9 @@ CREATE INDEX IF NOT EXISTS leases_of ON leases (instance);
 class Journal:
     """Use `open_journal`. All methods but `flush` and `load` only queue."""
 
-    def __init__(self, database: sqlite3.Connection) -> None:
+    def __init__(self, database: sqlite3.Connection, path: Path) -> None:
         self._database = database
+        self._path = path
         self._queue: list[tuple[str, tuple[Any, ...]]] = []
         # One thread: writes stay in order, and sqlite is never used by two at once.
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="journal")
@@ -58,15 +59,22 @@ class Journal:
         self._put("DELETE FROM leases WHERE instance = ?", instance)
 
     def load(self) -> tuple[list[Held], list[LeaseRow]]:
-        """Everything known when the controller stopped. A row that cannot be read is left out and logged."""
+        """Everything known when the controller stopped. A row that cannot be read is left out and logged.
+
+        Raises ConfigError for a damaged file, Unavailable while another process holds it.
+        """
+        try:
+            instances = self._database.execute("SELECT instance, held FROM instances").fetchall()
+            rows = self._database.execute("SELECT instance, token_sha256, deadline FROM leases").fetchall()
+        except sqlite3.Error as error:
+            raise database_problem(error, self._path) from error
         held = []
-        for instance, blob in self._database.execute("SELECT instance, held FROM instances"):
+        for instance, blob in instances:
             try:
                 held.append(msgspec.msgpack.decode(blob, type=Held))
             except msgspec.MsgspecError as error:
                 log.warning("journal-row-unreadable", instance=instance, error=str(error))
         known = {h.instance for h in held}
-        rows = self._database.execute("SELECT instance, token_sha256, deadline FROM leases")
         return held, [LeaseRow(*row) for row in rows if row[0] in known]
 
     async def flush(self) -> None:
@@ -94,14 +102,14 @@ class Journal:
                     self._database.execute(statement, values)
         except sqlite3.Error as error:
             self._queue[:0] = batch
-            log.error("journal-write-failed", rows=len(batch), error=str(error))
+            log.error("journal-write-failed", rows=len(batch), problem=database_problem(error, self._path).detail)
 
 
 @asynccontextmanager
 async def open_journal(path: Path) -> AsyncIterator[Journal]:
     """The journal at `path`, made if absent; flushed and closed on exit. Raises ConfigError if it cannot be opened."""
     with opened_database(path, _SCHEMA, check_same_thread=False) as database:
-        journal = Journal(database)
+        journal = Journal(database, path)
         try:
             yield journal
         finally:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from protocol.instances import AgentView, InstanceReport, State
+from protocol.instances import HOLDS_MEMORY, AgentView, InstanceReport, State
 from protocol.link import HEARTBEAT_S, Hello, Resources
 from region_controller.placement import AgentState, Running
 
@@ -19,8 +19,6 @@ SUSPECT_AFTER_S = 3 * HEARTBEAT_S
 """Three missed heartbeats: nothing new is placed there."""
 FORGET_AFTER_S = 3600.0
 """How long an agent without a link, and its instances, are remembered."""
-
-HOLDS_MEMORY = frozenset({State.FETCHING, State.BUILDING, State.STARTING, State.RUNNING, State.PAUSED})
 
 FlavourOf = Callable[[str], str | None]
 """The flavour of an instance by its id, None if nobody knows."""

@@ -22,11 +22,11 @@ from protocol.records import RegionRecord
 from region_controller.catalogue import Catalogue
 from region_controller.flights import Flights
 from region_controller.handoff import HandoffRequest, RemoteRegions
+from region_controller.idempotency import Answered, IdempotencyKeys
 from region_controller.leases import Held, lease_deadline
 from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote
 from region_controller.placement import Nobody, Placement, choose
 from region_controller.region import Region, first_address
-from region_controller.repeats import Answered, Repeats
 from region_controller.wanted import Route, Wanted, flavour_of, loop_time, since
 
 log = structlog.get_logger(__name__)
@@ -65,12 +65,12 @@ class Starts:
         self._passing_on = PassingOn(region, remote, region_records)
         self._labels_of = labels_of
         self._flights: Flights[Local | Remote] = Flights(region.tasks)
-        self._repeats = Repeats(region.tasks)
+        self._keys = IdempotencyKeys(region.tasks, region.clock)
 
     async def start(self, request: StartRequest, on_progress: OnProgress) -> Answered:
         """A phone's request. The second value: True if the instance was started for this very request."""
         route = Route(deadline=loop_time() + request.wait_s)
-        return await self._repeats.once("", request, on_progress, lambda step: self._start(request, step, route))
+        return await self._keys.once("", request, on_progress, lambda step: self._start(request, step, route))
 
     async def receive(self, body: HandoffRequest, peer: str, on_progress: OnProgress) -> Answered:
         """A request that the controller `peer` handed over."""
@@ -85,7 +85,7 @@ class Starts:
         )
         visited = frozenset({*body.visited, peer})
         route = Route(deadline=loop_time() + body.deadline_s, origin=peer, visited=visited, hops=body.hops)
-        answered = await self._repeats.once(peer, request, on_progress, lambda step: self._start(request, step, route))
+        answered = await self._keys.once(peer, request, on_progress, lambda step: self._start(request, step, route))
         self._region.stats.starts["received"] += 1
         return answered
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from agent import AgentConfig, running_agent
+from agent import AgentConfig, KnownControllers, running_agent
 from agent.memory_runtime import MemoryRuntime
 from dht.peer_http import PeerHttp
 from protocol.instances import StartRequest, State
@@ -36,9 +36,6 @@ async def linked_agent(folder: Path, site: Site, runtime: MemoryRuntime) -> Asyn
     region = site.controller.config.region
     address = site.peer.removeprefix("http://")
 
-    async def locate() -> list[str]:
-        return [address]
-
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         alive_port = probe.getsockname()[1]
@@ -53,7 +50,7 @@ async def linked_agent(folder: Path, site: Site, runtime: MemoryRuntime) -> Asyn
             content=site.content,
             describe=describe,
             http=PeerHttp(session, None),
-            locate=locate,
+            locator=KnownControllers(address),
         ),
     ):
         await until(site.controller.agents)

@@ -65,6 +65,19 @@ class PlayedController:
                     return said
 
 
+class Heard:
+    """A Locator that tells what it was told: the way of `ControllerBrowser`, without multicast."""
+
+    def __init__(self, *addresses: str) -> None:
+        self.addresses = list(addresses)
+
+    async def locate(self) -> list[str]:
+        return list(self.addresses)
+
+    def failed(self, address: str) -> None:
+        self.addresses.remove(address)
+
+
 @asynccontextmanager
 async def linked(tmp_path: Path) -> AsyncIterator[tuple[PlayedController, Agent, MemoryRuntime, Shelf]]:
     controller, shelf = PlayedController(), Shelf(tmp_path)
@@ -76,9 +89,7 @@ async def linked(tmp_path: Path) -> AsyncIterator[tuple[PlayedController, Agent,
     await site.start()
     address = f"127.0.0.1:{runner.addresses[0][1]}"
 
-    async def locate() -> list[str]:
-        return ["127.0.0.1:1", address]
-
+    locator = Heard("127.0.0.1:1", address)
     config = AgentConfig(host="127.0.0.1", database=tmp_path / "agent.sqlite", alive_port=0, labels={"gpu": "no"})
     async with (
         running_memory_runtime(NODE) as runtime,
@@ -92,10 +103,11 @@ async def linked(tmp_path: Path) -> AsyncIterator[tuple[PlayedController, Agent,
             content=shelf,
             describe=shelf.describe,
             http=PeerHttp(session, None),
-            locate=locate,
+            locator=locator,
         ) as agent,
     ):
         yield controller, agent, runtime, shelf
+        assert locator.addresses == [address], "the address where nobody listens is dropped, the other is not"
     await runner.cleanup()
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -7,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dht.database import opened_database, transaction
-from protocol.problems import ConfigError
+from dht.database import database_problem, open_problem, opened_database, transaction
+from protocol.problems import ConfigError, DiskFull, Unavailable
 
 
 @pytest.fixture
@@ -62,3 +63,30 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, damage: bytes | N
     path.mkdir() if damage is None else path.write_bytes(damage)
     with pytest.raises(ConfigError, match=r"state\.sqlite cannot be opened"), opened_database(path, ""):
         pass
+
+
+def test_an_error_means_what_its_code_says(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    with (
+        closing(sqlite3.connect(path, isolation_level=None)) as holder,
+        closing(sqlite3.connect(path, isolation_level=None, timeout=0)) as other,
+    ):
+        holder.execute("CREATE TABLE full (value BLOB)")
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(sqlite3.OperationalError) as locked:
+            other.execute("INSERT INTO full VALUES (1)")
+        holder.execute("ROLLBACK")
+        with pytest.raises(sqlite3.OperationalError) as missing:
+            other.execute("SELECT * FROM disk_is_full")
+        other.execute("PRAGMA max_page_count = 2")
+        with pytest.raises(sqlite3.OperationalError) as full:
+            other.execute("INSERT INTO full VALUES (zeroblob(100000))")
+    problems = [database_problem(error.value, path) for error in (locked, missing, full)]
+    assert [type(problem) for problem in problems] == [Unavailable, ConfigError, DiskFull]
+    assert all("state.sqlite" in problem.detail for problem in problems)
+    assert type(open_problem(locked.value, path)) is ConfigError
+
+
+def test_the_file_systems_errors_are_told_apart_too(tmp_path: Path) -> None:
+    assert type(database_problem(OSError(errno.ENOSPC, "No space left"), tmp_path)) is DiskFull
+    assert type(database_problem(PermissionError(errno.EACCES, "no"), tmp_path)) is ConfigError

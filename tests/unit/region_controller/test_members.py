@@ -130,3 +130,10 @@ def test_news_of_an_unknown_agent_changes_nothing() -> None:
     members.lost("bob", 0)
     members.release("bob", "i1")
     assert members.instances() == []
+
+
+def test_an_instance_of_an_engine_that_is_away_keeps_its_memory() -> None:
+    members = Members()
+    members.hello(a_hello(a_report(), free=700), 0)
+    members.changed("ann", a_report(state=State.UNKNOWN, reason="engine-away"), 1)
+    assert free(members) == 700

@@ -1,8 +1,10 @@
-"""A repeated request is the same request: one piece of work and one answer per request key."""
+"""Idempotency keys: a repeated request is the same request, one piece of work and one answer per `request_key`.
+
+The term is that of draft-ietf-httpapi-idempotency-key-header.
+"""
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
@@ -21,10 +23,11 @@ Answered = tuple[StartAnswer, bool]
 """The answer, and whether the instance was started for this very request."""
 
 
-class Repeats:
-    """Keys are scoped by who sends them: the node id of a controller, empty for phones."""
+class IdempotencyKeys:
+    """Keys are scoped by who sends them: the node id of a controller, empty for phones. `clock` in s."""
 
-    def __init__(self, tasks: OwnedTasks) -> None:
+    def __init__(self, tasks: OwnedTasks, clock: Callable[[], float]) -> None:
+        self._clock = clock
         self._flights: Flights[Answered] = Flights(tasks)
         self._answered: OrderedDict[tuple[str, str], tuple[StartRequest, Answered, float]] = OrderedDict()
 
@@ -40,7 +43,7 @@ class Repeats:
         key = (who, request.request_key)
         if known := self._answered.get(key):
             first, answered, at = known
-            if time.monotonic() - at <= REMEMBER_S:
+            if self._clock() - at <= REMEMBER_S:
                 if _content(first) == _content(request):
                     return answered
                 raise Conflict("the request key was used for another request", fix="Use a new key for each request.")
@@ -49,7 +52,7 @@ class Repeats:
 
     async def _remember(self, key: tuple[str, str], request: StartRequest, work: Awaitable[Answered]) -> Answered:
         answered = await work
-        self._answered[key] = (request, answered, time.monotonic())
+        self._answered[key] = (request, answered, self._clock())
         self._answered.move_to_end(key)
         while len(self._answered) > MAX_REMEMBERED:
             self._answered.popitem(last=False)
