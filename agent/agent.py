@@ -140,7 +140,7 @@ async def running_agent(
         )
         commands = OwnedTasks()
         operations = Operations(instances, runtimes, provision, concurrent_starts=config.concurrent_starts)
-        runner = Runner(instances, operations, provision, commands)
+        runner = Runner(instances, operations, provision, commands, labels=config.labels)
         operations.proxy = await stack.enter_async_context(running_proxy(config.host, runner.on_traffic))
         operations.alive = await stack.enter_async_context(
             running_alive_endpoint(config.alive_port, runner.addresses_of, runner.on_alive)

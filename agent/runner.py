@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 
 import structlog
 from msgspec import Struct
@@ -20,7 +21,7 @@ from agent.operations import Operations
 from agent.provision import Provision, Timings
 from agent.runtime import OnProgress, Runtime, Workload
 from agent.tasks import OwnedTasks
-from agent.workloads import environment_of, memory_of
+from agent.workloads import check_labels, environment_of, memory_of
 from protocol import link
 from protocol.instances import InstanceReport, PortBinding, Progress, State
 from protocol.problems import (
@@ -65,11 +66,14 @@ class Runner:
         operations: Operations,
         provision: Provision,
         tasks: OwnedTasks,
+        *,
+        labels: Mapping[str, str],
     ) -> None:
         self._instances = instances
         self._operations = operations
         self._provision = provision
         self._tasks = tasks
+        self._labels = labels
         self._launches: dict[str, _Launch] = {}
 
     # --- commands ---------------------------------------------------------------------------------------------------
@@ -236,6 +240,7 @@ class Runner:
             command.digest, deadline_s=command.deadline_s, timings=timings, on_progress=progress
         )
         environment = environment_of(descriptor, command)
+        check_labels(descriptor, self._labels)
         runtime = await self._operations.runtime_for(descriptor)
         self._instances.reserve(slot, memory_of(descriptor, command.variant))
         self._instances.update(slot, runtime=runtime.name, service_id=descriptor.id, service_name=descriptor.name)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from agent.lifecycle import Instance
 from protocol.link import Start
-from protocol.problems import BadRequest, EngineUnavailable, Problem, StartFailed
+from protocol.problems import BadRequest, EngineUnavailable, NoCapacity, Problem, StartFailed
 from protocol.service import ServiceDescriptor
 
 
@@ -25,6 +27,19 @@ def environment_of(descriptor: ServiceDescriptor, command: Start) -> dict[str, s
         raise BadRequest(f"the service has no variant {command.variant[:80]!r}", fix=f"Its variants: {known}.")
     defaults = {name: parameter.default for name, parameter in descriptor.parameters.items()}
     return {**defaults, **command.parameters, **(variant.environment if variant is not None else {})}
+
+
+def check_labels(descriptor: ServiceDescriptor, labels: Mapping[str, str]) -> None:
+    """Raises NoCapacity unless the agent has every label that the service's placement policy requires.
+
+    A controller asks only agents that fit its record of the service; the archive itself has the last word.
+    """
+    required = sorted(descriptor.placement.required_labels.items())
+    missing = ", ".join(f"{name}={value}" for name, value in required if labels.get(name) != value)
+    if missing:
+        raise NoCapacity(
+            f"label {missing} is required", fix="Set it under [agent.labels] in config.toml of a machine that fits."
+        )
 
 
 def memory_of(descriptor: ServiceDescriptor, variant: str | None) -> int:

@@ -17,7 +17,8 @@ from csar.strict_yaml import Path
 from csar.template import Vetted
 from protocol.identifiers import check_category
 from protocol.parameters import Constraint, Parameter
-from protocol.problems import BadRequest
+from protocol.problems import BadRequest, InvalidRecord
+from protocol.records import check_publishable
 from protocol.service import (
     Artifact,
     BridgeNetwork,
@@ -52,7 +53,7 @@ class _Builder:
         artifacts = self._artifacts()
         container = self._node["type"] == CONTAINER
         timeout = given.get("timeout")
-        return ServiceDescriptor(
+        descriptor = ServiceDescriptor(
             id=given["id"],
             name=given["name"],
             kind="docker_container" if container else "wasm_module",
@@ -78,6 +79,12 @@ class _Builder:
             fuel=given.get("fuel"),
             timeout=None if timeout is None else float(timeout),
         )
+        try:
+            check_publishable(descriptor)
+        except InvalidRecord as error:
+            fix = "Use fewer or shorter inputs, outputs and labels, or a shorter name or category."
+            raise self._refuse("not-publishable", self._at, error.detail, fix) from None
+        return descriptor
 
     def _refuse(self, code: str, path: Path, detail: str, fix: str) -> Exception:
         return as_problem(self._document, [Finding(code, path, detail, fix)])

@@ -89,6 +89,7 @@ REFUSALS: Mapping[str, str] = {
     "artifact-missing": "An artifact's file is not in the archive.",
     "unknown-artifact": "A variant names an artifact that its node does not have.",
     "module-missing": "A wasm_module names no module, or one that is not WebAssembly.",
+    "not-publishable": "The service's names, types and labels are more than a record of the mesh holds.",
     # the worker
     "parse-timeout": "Checking the template took too long.",
     "parse-failed": "The checking process gave up on the template (memory, processor time or a crash).",

@@ -8,12 +8,24 @@ import re
 from protocol.problems import BadRequest
 
 DIGEST_PREFIX = "sha256:"
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
-_REGION = re.compile(r"[a-z0-9][a-z0-9-]{0,31}(/[a-z0-9][a-z0-9-]{0,31}){0,7}")
+
+# What names look like, for every part that reads one: requests, records of the mesh, the TOSCA profile.
+DIGEST = r"sha256:[0-9a-f]{64}"
+NODE = r"[0-9a-f]{40}"
+REGION = r"[a-z0-9][a-z0-9-]{0,31}(/[a-z0-9][a-z0-9-]{0,31}){0,7}"
+CATEGORY = r"(/[A-Za-z0-9_.-]{1,64}){1,8}|/"
+MAX_CATEGORY = 160
+SERVICE_ID = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}"
+SERVICE_NAME = r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}"
+TYPE_NAME = r"[A-Za-z0-9_.+/-]{1,64}"
+MAX_TYPE_NAMES = 8
+
+_DIGEST = re.compile(DIGEST)
+_REGION = re.compile(REGION)
 _MESH = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_NODE = re.compile(r"[0-9a-f]{40}")
+_NODE = re.compile(NODE)
 _CATEGORY = re.compile(r"(/[A-Za-z0-9_.-]{1,64}){0,8}/?")
-_SERVICE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_ID_OR_NAME = re.compile(f"{SERVICE_ID}|{SERVICE_NAME}")
 
 KEY_BYTES = 20
 """Kademlia's identifier space: 160 bits."""
@@ -61,11 +73,13 @@ def parent_region(region: str) -> str:
 
 def check_category(text: str) -> str:
     """The category without its trailing slash; `/` is the root. Raises BadRequest for anything else."""
-    if not text.startswith("/") or not _CATEGORY.fullmatch(text):
+    category = text.rstrip("/") or "/"
+    if not text.startswith("/") or not _CATEGORY.fullmatch(text) or len(category) > MAX_CATEGORY:
         raise BadRequest(
-            f"{text[:80]!r} is not a category", fix="A category is a path such as /image/object_detection."
+            f"{text[:80]!r} is not a category",
+            fix=f"A category is a path such as /image/object_detection, of at most {MAX_CATEGORY} characters.",
         )
-    return text.rstrip("/") or "/"
+    return category
 
 
 def category_ancestors(category: str) -> list[str]:
@@ -80,7 +94,7 @@ def in_category(category: str, subtree: str) -> bool:
 
 
 def check_service_id(text: str) -> str:
-    if not _SERVICE_ID.fullmatch(text):
+    if not _ID_OR_NAME.fullmatch(text):
         raise BadRequest(
             f"{text[:80]!r} is neither a service id, a name nor a digest",
             fix="Use the id (od01), the name, or sha256: and 64 hex digits.",

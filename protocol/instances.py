@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from protocol.identifiers import MAX_CATEGORY, MAX_TYPE_NAMES
 from protocol.service import Transport
 
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
@@ -76,9 +77,9 @@ class StartRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
     service: Name | None = None
-    category: Annotated[str, Meta(max_length=160)] | None = None
-    inputs: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
-    outputs: Annotated[tuple[Name, ...], Meta(max_length=8)] = ()
+    category: Annotated[str, Meta(max_length=MAX_CATEGORY + 1)] | None = None
+    inputs: Annotated[tuple[Name, ...], Meta(max_length=MAX_TYPE_NAMES)] = ()
+    outputs: Annotated[tuple[Name, ...], Meta(max_length=MAX_TYPE_NAMES)] = ()
     alive_time: AliveTime | None = None
     force_rebuild: bool = False
     wait_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0

@@ -13,6 +13,7 @@ signed it. Who may replace what is decided in `dht.rules`.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import msgspec
@@ -21,7 +22,20 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import Meta, Struct
 
-from protocol.identifiers import category_ancestors, node_id, parent_region
+from protocol.identifiers import (
+    CATEGORY,
+    DIGEST,
+    MAX_CATEGORY,
+    MAX_TYPE_NAMES,
+    NODE,
+    REGION,
+    SERVICE_ID,
+    SERVICE_NAME,
+    TYPE_NAME,
+    category_ancestors,
+    node_id,
+    parent_region,
+)
 from protocol.problems import InvalidRecord
 from protocol.service import Kind, ServiceDescriptor
 
@@ -33,37 +47,52 @@ RECORD_HEADER = "Cornerstore-Record"
 CLOCK_SKEW_S = 300
 """How far ahead of our clock a peer's may be."""
 
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$", max_length=71)]
-NodeId = Annotated[str, Meta(pattern=r"^[0-9a-f]{40}$", max_length=40)]
+MAX_DESCRIPTION = 160
+MAX_VERSION = 32
+"""Both in bytes of UTF-8: an archive may say more, its record is cut."""
+MAX_LABELS = 8
+
+
+def _reads(pattern: str, max_length: int | None = None) -> Meta:
+    """Texts that match as a whole."""
+    return Meta(pattern=rf"^(?:{pattern})\Z", max_length=max_length)
+
+
+Digest = Annotated[str, _reads(DIGEST, max_length=71)]
+NodeId = Annotated[str, _reads(NODE, max_length=40)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]
-TypeName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.+/-]{1,64}$", max_length=64)]
-TypeNames = Annotated[tuple[TypeName, ...], Meta(max_length=8)]
+TypeName = Annotated[str, _reads(TYPE_NAME)]
+TypeNames = Annotated[tuple[TypeName, ...], Meta(max_length=MAX_TYPE_NAMES)]
+LabelText = Annotated[str, Meta(min_length=1, max_length=64)]
+Labels = Annotated[tuple[tuple[LabelText, LabelText], ...], Meta(max_length=MAX_LABELS)]
 Address = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,80}:[0-9]{1,5}$", max_length=90)]
 Addresses = Annotated[tuple[Address, ...], Meta(min_length=1, max_length=4)]
-Region = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9/-]*$", max_length=256)]
+Region = Annotated[str, _reads(REGION)]
 Seconds = Annotated[int, Meta(ge=0, le=2**40)]
 Millis = Annotated[int, Meta(ge=0, le=2**53)]
 
 
 class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_unknown_fields=True):
     """One published service. `seq` is the publisher's clock in ms: the highest per (publisher, id, name) counts.
-    `expiry` is in Unix seconds. With `withdrawn`, a tombstone. `kind` lets a controller place it unseen."""
+    `expiry` is in Unix seconds. With `withdrawn`, a tombstone. `kind` and `labels` (those that its agent must have,
+    sorted) let a controller place it unseen."""
 
     digest: Digest
-    id: Annotated[str, Meta(min_length=1, max_length=64)]
-    name: Annotated[str, Meta(min_length=1, max_length=128)]
-    description: Annotated[str, Meta(max_length=160)]
-    category: Annotated[str, Meta(pattern=r"^/", max_length=160)]
+    id: Annotated[str, _reads(SERVICE_ID)]
+    name: Annotated[str, _reads(SERVICE_NAME)]
+    description: Annotated[str, Meta(max_length=MAX_DESCRIPTION)]
+    category: Annotated[str, _reads(CATEGORY, max_length=MAX_CATEGORY)]
     inputs: TypeNames
     outputs: TypeNames
     size: Annotated[int, Meta(ge=0, le=2**48)]
     mem: Annotated[int, Meta(ge=1, le=2**20)]
     publisher: Key
-    version: Annotated[str, Meta(max_length=32)]
+    version: Annotated[str, Meta(max_length=MAX_VERSION)]
     seq: Millis
     expiry: Seconds
     withdrawn: bool = False
     kind: Kind = "docker_container"
+    labels: Labels = ()
 
     @property
     def names(self) -> list[str]:
@@ -151,9 +180,9 @@ def verify(envelope: bytes) -> Signed:
         outer = _envelope_decoder.decode(envelope)
         if outer.version != RECORD_VERSION:
             raise InvalidRecord(f"record version {outer.version}; this node speaks {RECORD_VERSION}")
-        record = _record_decoder.decode(outer.payload)
     except msgspec.MsgspecError as error:
         raise InvalidRecord(f"malformed record: {error}") from None
+    record = _decoded(outer.payload)
     if _owner(record) != (outer.public_key if isinstance(record, ServiceRecord) else node_id(outer.public_key)):
         raise InvalidRecord("the record is signed by a key that does not own it")
     try:
@@ -161,6 +190,13 @@ def verify(envelope: bytes) -> Signed:
     except (InvalidSignature, ValueError):
         raise InvalidRecord("the signature does not match") from None
     return Signed(record, outer.public_key, envelope)
+
+
+def _decoded(payload: bytes) -> Record:
+    try:
+        return _record_decoder.decode(payload)
+    except msgspec.MsgspecError as error:
+        raise InvalidRecord(f"malformed record: {error}") from None
 
 
 def _owner(record: Record) -> bytes | str:
@@ -182,16 +218,49 @@ def service_record(
         digest=digest,
         id=descriptor.id,
         name=descriptor.name,
-        description=descriptor.description[:160],
+        description=_cut(descriptor.description, MAX_DESCRIPTION),
         category=descriptor.category,
         inputs=descriptor.inputs,
         outputs=descriptor.outputs,
         size=size,
         mem=descriptor.mem_requirement,
         publisher=publisher,
-        version=descriptor.version[:32],
+        version=_cut(descriptor.version, MAX_VERSION),
         seq=seq,
         expiry=expiry,
         withdrawn=withdrawn,
         kind=descriptor.kind,
+        labels=tuple(sorted(descriptor.placement.required_labels.items())),
     )
+
+
+def check_publishable(descriptor: ServiceDescriptor) -> None:
+    """Raises InvalidRecord, naming the field, if no key at any time could sign a record of the service."""
+    largest = service_record(
+        descriptor,
+        digest="sha256:" + "0" * 64,
+        size=2**48,
+        publisher=bytes(32),
+        seq=2**53,
+        expiry=2**40,
+        withdrawn=True,
+    )
+    payload = msgspec.msgpack.encode(largest)
+    try:
+        _record_decoder.decode(payload)
+    except msgspec.ValidationError as error:
+        raise InvalidRecord(f"the service's {_field_of(error)} cannot be published: {error}") from None
+    size = len(msgspec.msgpack.encode(_Envelope(RECORD_VERSION, payload, bytes(32), bytes(64))))
+    if size > MAX_ENVELOPE:
+        raise InvalidRecord(f"the record of the service would have {size} bytes; a record has at most {MAX_ENVELOPE}")
+
+
+def _field_of(error: msgspec.ValidationError) -> str:
+    """The field that msgspec names by its place in the array, whose first element is the kind."""
+    place = re.search(r"`\$\[(\d+)\]", str(error))
+    return ServiceRecord.__struct_fields__[int(place[1]) - 1] if place else "description"
+
+
+def _cut(text: str, limit: int) -> str:
+    """The beginning of `text`, at most `limit` bytes of UTF-8."""
+    return text.encode()[:limit].decode(errors="ignore")

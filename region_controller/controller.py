@@ -92,7 +92,7 @@ class Controller:
         )
         remote = RemoteRegions(http, directory)
         self._operations = Operations(self._region, remote)
-        self._starts = Starts(self._region, self.catalogue, remote, self._region_records, self.publishing.labels_of)
+        self._starts = Starts(self._region, self.catalogue, remote, self._region_records)
         self.links = self._region.links
         self._announcement_wanted = asyncio.Event()
         self._announced = (-1, 0, 0)

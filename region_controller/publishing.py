@@ -76,11 +76,6 @@ class Publishing:
         self._describe = describe
         self._key = key
         self._clock = clock
-        self._labels: dict[str, dict[str, str]] = {}
-
-    def labels_of(self, digest: str) -> dict[str, str]:
-        """Labels that a service asks of its agent, if it was published here since the start; else none are known."""
-        return self._labels.get(digest, {})
 
     async def show(self, digest: str) -> ServiceView:
         """The newest record of a service. Raises NoMatchingService."""
@@ -103,7 +98,6 @@ class Publishing:
             if signed is None:
                 signed = sign(record, self._key)
             await self._keep(path, signed, record)
-        self._labels[digest] = descriptor.placement.required_labels
         self._catalogue.published(record)
         log.info("service-published", digest=digest, id=record.id, publisher=record.publisher.hex()[:16])
         return service_view(record)

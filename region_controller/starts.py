@@ -50,20 +50,16 @@ class Local(Struct, frozen=True):
 
 
 class Starts:
-    """`labels_of`: labels that a service asks of its agent, as far as this node has read its archive."""
-
     def __init__(
         self,
         region: Region,
         catalogue: Catalogue,
         remote: RemoteRegions,
         region_records: Callable[[], Awaitable[list[RegionRecord]]],
-        labels_of: Callable[[str], dict[str, str]],
     ) -> None:
         self._region = region
         self._catalogue = catalogue
         self._passing_on = PassingOn(region, remote, region_records)
-        self._labels_of = labels_of
         self._flights: Flights[Local | Remote] = Flights(region.tasks)
         self._keys = IdempotencyKeys(region.tasks, region.clock)
 
@@ -119,7 +115,7 @@ class Starts:
 
     def _choose(self, wanted: Wanted, without: frozenset[str] = frozenset()) -> Placement | Nobody:
         agents = [a for a in self._region.agents() if a.node not in without]
-        return choose(wanted.need(self._labels_of(wanted.record.digest)), agents, self._region.clock())
+        return choose(wanted.need(), agents, self._region.clock())
 
     async def _warm(self, wanted: Wanted) -> Answered | None:
         """Share a running instance; None if there is none, or it ends before it can be extended."""

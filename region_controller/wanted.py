@@ -34,12 +34,12 @@ class Wanted(Struct, frozen=True, kw_only=True):
     began: float
     resolve_ms: float
 
-    def need(self, labels: dict[str, str]) -> Need:
+    def need(self) -> Need:
         return Need(
             digest=self.record.digest,
             mem=self.record.mem,
             kind=self.record.kind,
-            labels=labels,
+            labels=dict(self.record.labels),
             flavour=self.flavour,
             fresh=self.request.force_rebuild,
         )

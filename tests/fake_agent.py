@@ -21,8 +21,9 @@ PATH = "/peer/agent-link"
 class FakeAgent:
     """`gate` cleared: starts wait for it. `failures`: raised by the next starts, one each."""
 
-    def __init__(self, node: str, region: str, *, memory: int = 1000, mesh: str = "demo") -> None:
+    def __init__(self, node: str, region: str, *, memory: int = 1000, mesh: str = "demo", **labels: str) -> None:
         self.node, self.region, self.mesh, self.memory = node, region, mesh, memory
+        self.labels = labels
         self.instances: dict[str, InstanceReport] = {}
         self.commands: list[link.Command] = []
         self.failures: list[Problem] = []
@@ -50,7 +51,7 @@ class FakeAgent:
             mesh=self.mesh,
             region=self.region,
             host="127.0.0.1",
-            labels={},
+            labels=self.labels,
             resources=self.resources,
             instances=tuple(self.instances.values()),
         )

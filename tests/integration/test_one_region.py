@@ -6,6 +6,7 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from protocol.instances import StartRequest, State
@@ -121,6 +122,22 @@ async def test_refusal_moves_on_to_the_next_agent(tmp_path: Path) -> None:
         answer, _ = await start(site)
         assert answer.agent == small.node
         assert len(big.starts) == 1
+
+
+async def test_required_labels_hold_wherever_and_whenever_the_service_was_published(tmp_path: Path) -> None:
+    async with (
+        running_site(tmp_path) as site,
+        an_agent("big", memory=4000).linked(site.peer) as big,
+        an_agent("campus", site="campus").linked(site.peer) as campus,
+    ):
+        await site.publish(msgspec.structs.replace(a_service(), labels=(("site", "campus"),)))
+        answer, _ = await start(site)
+        assert answer.agent == campus.node
+        await site.publish(msgspec.structs.replace(a_service("gpu"), labels=(("gpu", "yes"),)))
+        with pytest.raises(NoCapacity) as caught:
+            await start(site, service="gpu")
+        assert "label gpu=yes is required" in caught.value.extra["regions"]["eu/de"]
+        assert not big.starts
 
 
 async def test_no_capacity_names_each_region_and_agent(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from protocol.problems import (
     StartFailed,
     UnknownInstance,
 )
-from protocol.service import ContainerPort, ServiceDescriptor, Variant
+from protocol.service import ContainerPort, PlacementPolicy, ServiceDescriptor, Variant
 from tests.agent_stage import Clock, Shelf, an_agent, start_command
 from tests.waiting import until
 
@@ -122,6 +122,17 @@ async def test_memory_is_never_promised_twice(tmp_path: Path) -> None:
         await agent.runner.start(start_command("late", digest))
         with pytest.raises(NoCapacity):
             await agent.runner.restart(link.Restart("c", running))
+
+
+async def test_a_required_label_is_the_agents_own_to_check(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(labels={"site": "campus"}) as agent:
+        await agent.runner.start(
+            start_command("here", s.put(placement=PlacementPolicy(required_labels={"site": "campus"})))
+        )
+        elsewhere = s.put(placement=PlacementPolicy(required_labels={"gpu": "yes", "site": "campus"}))
+        with pytest.raises(NoCapacity, match="label gpu=yes is required"):
+            await agent.runner.start(start_command("elsewhere", elsewhere))
+        assert s.runtime.builds == 1
 
 
 async def test_one_archive_is_built_once_for_many(tmp_path: Path) -> None:

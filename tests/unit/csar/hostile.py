@@ -260,6 +260,15 @@ HOSTILE: dict[str, tuple[str, Build]] = {
     "a missing property": ("missing-property", _template(edited("        mem_requirement: 50\n", ""))),
     "a port above 65535": ("property-value", _template(edited("8080", "70000"))),
     "an id with a slash": ("property-value", _template(edited("wc01", "../wc"))),
+    "nine inputs": ("not-publishable", _template(with_lines(f"inputs: {[f'type{n}' for n in range(9)]}"))),
+    "names that fill a record": (
+        "not-publishable",
+        _template(
+            with_lines(
+                f"inputs: [{', '.join('i' * 60 for _ in range(8))}]\noutputs: [{', '.join('o' * 60 for _ in range(8))}]"
+            )
+        ),
+    ),
     "a list of 19,000 bad names": ("property-value", _template(with_lines("inputs: [" + "'!'," * 19_000 + "]"))),
     "get_property": ("function-not-allowed", _template(edited("50", "{get_property: [SELF, id]}"))),
     "get_input for the id": ("function-not-allowed", _template(edited("wc01", "{get_input: x}"))),

@@ -9,6 +9,7 @@ import pytest
 
 from csar import REFUSALS, describe_sync
 from csar.profile import PROFILE
+from protocol import identifiers
 from tests.unit.csar.samples import META, META_TEXT, write_zip
 
 TEXT = (Path(__file__).resolve().parents[3] / "docs/csar.md").read_text(encoding="utf-8")
@@ -42,3 +43,17 @@ def test_every_type_and_property_of_the_profile_is_named(section: str) -> None:
             assert short in TEXT
         for key in definition.get("properties", {}):
             assert f"`{key}`" in TEXT, f"{short}.{key}"
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [
+        ("id", {"pattern": identifiers.SERVICE_ID}),
+        ("name", {"pattern": identifiers.SERVICE_NAME}),
+        ("category", {"max_length": identifiers.MAX_CATEGORY}),
+    ],
+)
+def test_the_profile_and_the_protocol_draw_the_same_bounds(name: str, bound: dict[str, object]) -> None:
+    properties = PROFILE["node_types"]["tosca.nodes.microservices.Microservice"]["properties"]
+    assert properties[name]["constraints"] == [bound]
+    assert properties["inputs"]["entry_schema"]["constraints"] == [{"pattern": identifiers.TYPE_NAME}]
