@@ -40,9 +40,10 @@ from bootstrap.identity import (
 )
 from bootstrap.tls import joining_context, unverified_context
 from bootstrap.tokens import Token, decode_token
-from dht.peer_http import PeerHttp
+from dht.peer_http import WRONG_PORT_FIX, PeerHttp
 from protocol.bounded import read_bounded
 from protocol.identifiers import node_id
+from protocol.network_errors import network_cause, speaks_no_tls
 from protocol.peers import Role
 from protocol.problems import BadRequest, JoinRefused, Problem, TooLarge, Unavailable
 from protocol.records import raw_public_key
@@ -166,7 +167,7 @@ async def _ask_root(address: str, token: Token, now: Callable[[], float]) -> _Fo
             answer = await _call(peer, "GET", address, ROOT_PATH, RootAnswer, FIND_TIMEOUT_S)
         root = parse_certificate(answer.root.encode())
     except (Problem, ValueError) as error:
-        raise _unreachable(f"no enrolling node answers at {address}: {error}") from error
+        raise _unreachable(f"no enrolling node answers at {address}: {_why(error)}", error) from error
     if fingerprint(root) != token.fingerprint:
         raise JoinRefused(
             f"the node at {address} belongs to another mesh than the token",
@@ -191,7 +192,7 @@ async def _enrol(found: _Found, request: EnrolRequest, data_dir: Path) -> EnrolA
             discard_unfinished(data_dir)
         raise
     except (Unavailable, TooLarge, BadRequest) as error:
-        raise _unreachable(f"the node at {found.address} did not enrol this machine: {error}") from error
+        raise _unreachable(f"the node at {found.address} did not enrol this machine: {_why(error)}", error) from error
 
 
 def _keep(
@@ -234,10 +235,17 @@ async def _call(
         raise Unavailable(f"node {address} answered something else than Cornerstore does: {error}") from None
 
 
-def _unreachable(detail: str) -> JoinRefused:
+def _why(error: Exception) -> str:
+    """What kept the connection from working, if that is it; the address is named already."""
+    return network_cause(error.__cause__) if error.__cause__ is not None else str(error)
+
+
+def _unreachable(detail: str, error: Exception) -> JoinRefused:
     return JoinRefused(
         detail,
-        fix="Check that the inviting node is up (`cornerstore status` there) and that no firewall blocks the port; "
+        fix=WRONG_PORT_FIX
+        if speaks_no_tls(error.__cause__)
+        else "Check that the inviting node is up (`cornerstore status` there) and that no firewall blocks the port; "
         "then join again with the same token.",
         code="unreachable",
     )

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import html
+import re
+import textwrap
+
 import aiohttp
 import stamina
 
 from client.rest import CONNECT_TIMEOUT_S
 from protocol.bounded import read_bounded
 from protocol.instances import StartAnswer
+from protocol.network_errors import network_cause
 from protocol.problems import BadRequest, Conflict, DeadlineExceeded, ServiceError, Unavailable
 
 MAX_REPLY_BYTES = 256 << 20
 MAX_ERROR_BYTES = 4 << 10
+MAX_LINE = 160
 PATIENCE_S = 3.0
 """How long a refused connection is tried again: an instance that was just restarted needs a moment."""
+
+_NO_WORDS = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
 async def invoke(
@@ -55,7 +63,7 @@ async def invoke(
         raise DeadlineExceeded(f"the service at {url} did not reply within {timeout_s:g} s") from None
     except (aiohttp.ClientError, ValueError) as error:
         raise Unavailable(
-            f"the service at {url} cannot be reached: {error}",
+            f"the service at {url} cannot be reached: {network_cause(error)}",
             fix="See its state with `cornerstore ps`; start it again if it was stopped.",
         ) from error
 
@@ -65,5 +73,13 @@ async def _error(response: aiohttp.ClientResponse, url: str) -> ServiceError:
     return ServiceError(
         f"the service at {url} answered {response.status} {response.reason}",
         answered=response.status,
-        reply=reply.decode("utf-8", "replace"),
+        reply=plain_reply(reply.decode("utf-8", "replace"), response.content_type),
     )
+
+
+def plain_reply(text: str, content_type: str) -> str:
+    """The text of an error; of an HTML page, which a person cannot read in a terminal, one line of its words."""
+    if content_type != "text/html" and not text.lstrip()[:9].lower().startswith(("<!doctype", "<html")):
+        return text
+    words = html.unescape(_NO_WORDS.sub(" ", text)).split()
+    return textwrap.shorten(" ".join(words), MAX_LINE, placeholder=" …")

@@ -11,6 +11,7 @@ import msgspec
 import stamina
 
 from protocol.bounded import read_bounded
+from protocol.network_errors import network_cause
 from protocol.problems import ConfigError, ControllerUnreachable, DeadlineExceeded, Problem
 
 CONNECT_TIMEOUT_S = 3.0
@@ -55,8 +56,12 @@ class Rest:
                     fix="Ask again, or allow more time.",
                 ) from None
             raise self._unreachable(f"no answer within {timeout_s:g} s") from None
-        except aiohttp.ClientError as error:
-            raise self._unreachable(str(error) or type(error).__name__) from error
+        except aiohttp.ServerDisconnectedError as error:
+            raise self._unreachable("it closed the connection without an answer") from error
+        except aiohttp.ClientResponseError as error:
+            raise self._unreachable("what listens there does not speak HTTP") from error
+        except (aiohttp.ClientError, OSError) as error:
+            raise self._unreachable(network_cause(error)) from error
 
     async def call(
         self, method: str, path: str, answer: type[T], *, timeout_s: float = CALL_TIMEOUT_S, **kwargs: Any

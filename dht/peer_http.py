@@ -13,12 +13,14 @@ import msgspec
 from aiohttp import web
 
 from protocol.bounded import read_bounded
+from protocol.network_errors import network_cause, speaks_no_tls
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem, Unavailable
 
 PEER: web.RequestKey[PeerIdentity] = web.RequestKey("peer", PeerIdentity)
 """Where a handler of the node-to-node listener finds who asks."""
 
+WRONG_PORT_FIX = "Check the port: it must be the node-to-node port (7401 by default), not the one for phones."
 MAX_PROBLEM_BYTES = 64 << 10
 _NETWORK_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError, ssl.SSLError)
 """What a broken connection raises while a body is read. TimeoutError is an OSError: a total or idle timeout."""
@@ -77,8 +79,10 @@ class PeerHttp:
 
 def _unreachable(address: str, error: Exception) -> Unavailable:
     return Unavailable(
-        f"node {address} cannot be reached: {str(error) or type(error).__name__}",
-        fix="Check that the node is up and that its node-to-node port is open.",
+        f"node {address} cannot be reached: {network_cause(error)}",
+        fix=WRONG_PORT_FIX
+        if speaks_no_tls(error)
+        else "Check that the node is up and that its node-to-node port is open.",
     )
 
 

@@ -154,7 +154,9 @@ class Transfer:
         if kept is not None and digest_of(kept.encode()) not in self._refuted and kept.size <= self._limit():
             return kept
         await self._find_sources()
-        self._on_progress(Progress("fetch", f"asking {len(self._sources)} peers"))
+        self._on_progress(
+            Progress("fetch", f"asking {len(self._sources)} {'peer' if len(self._sources) == 1 else 'peers'}")
+        )
         waiting = list(self._sources.values())
         asked: set[asyncio.Task[Manifest | Problem]] = set()
         problems: list[Problem] = []

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from dht.peer_http import PEER
 from protocol.peers import PeerIdentity
-from protocol.problems import BadRequest, KeyNeeded, NotFound, PortTaken, Problem, TooLarge
+from protocol.problems import BadRequest, KeyNeeded, MethodNotAllowed, NotFound, PortTaken, Problem, TooLarge
 
 log = structlog.get_logger(__name__)
 
@@ -60,12 +60,17 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return problem_response(NotFound(f"{request.path} is not served here", fix="See /openapi.json."))
     except web.HTTPRequestEntityTooLarge as error:
         return problem_response(TooLarge(error.text or f"at most {MAX_BODY} bytes"))
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        response = problem_response(
+            MethodNotAllowed(f"{request.path} does not take {request.method}", fix=f"It takes {allowed}.")
+        )
+        response.headers["Allow"] = allowed
+        return response
     except web.HTTPException as error:
         if error.status < 400:
             raise
-        response = problem_response(BadRequest(error.reason))
-        response.set_status(error.status)
-        return response
+        return _foreign(error)
     except web.RequestPayloadError as error:
         return problem_response(BadRequest(f"the body cannot be read: {error}"))
     except ConnectionResetError:
@@ -74,6 +79,12 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
     except Exception:
         log.exception("unforeseen-failure", method=request.method, path=request.path)
         return problem_response(Problem("This node met a fault of its own.", fix="Its log has the details."))
+
+
+def _foreign(error: web.HTTPException) -> web.Response:
+    """What the HTTP library refuses by itself: the status says it all (RFC 9457 section 4.2.1)."""
+    body = {"type": "about:blank", "title": error.reason, "status": error.status, "detail": error.reason}
+    return web.Response(status=error.status, body=msgspec.json.encode(body), content_type="application/problem+json")
 
 
 def _sole_problem(group: ExceptionGroup[Exception]) -> Problem | None:

@@ -99,6 +99,10 @@ class NotFound(Problem):
     status, slug, title = 404, "not-found", "There is no such thing here"
 
 
+class MethodNotAllowed(Problem):
+    status, slug, title = 405, "method-not-allowed", "This path does not take that method"
+
+
 class NoMatchingService(NotFound):
     slug, title = "no-matching-service", "No published service matches the request"
 

@@ -86,7 +86,8 @@ class Catalogue:
             record = resolution.by_name(text, await self._lookup(f"service:{text}"))
             if record is None:
                 raise NoMatchingService(
-                    f"nothing published has the digest {text}", fix="GET /v1/services lists what is."
+                    f"nothing published has the digest {text}",
+                    fix="`cornerstore search` (GET /v1/services) lists what is.",
                 )
             return record, "named by digest"
         if len(text) > 128 or not text.strip():

@@ -116,7 +116,9 @@ class Publishing:
             )
         record = _service(signed)
         if record.withdrawn:
-            raise InvalidRecord("the record is a tombstone", fix="Withdraw with DELETE /v1/services/{digest}.")
+            raise InvalidRecord(
+                "the record is a tombstone", fix="Withdraw with `cornerstore withdraw` (DELETE /v1/services/{digest})."
+            )
         rules.accept(record, now)
         true = service_record(
             descriptor, digest=digest, size=size, publisher=record.publisher, seq=record.seq, expiry=record.expiry
@@ -223,7 +225,9 @@ class Publishing:
 
 
 def _not_published(digest: str) -> NoMatchingService:
-    return NoMatchingService(f"nothing published has the digest {digest}", fix="GET /v1/services lists what is.")
+    return NoMatchingService(
+        f"nothing published has the digest {digest}", fix="`cornerstore search` (GET /v1/services) lists what is."
+    )
 
 
 def service_view(record: ServiceRecord) -> ServiceView:

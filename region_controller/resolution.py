@@ -82,7 +82,11 @@ def newest_versions(records: Iterable[ServiceRecord]) -> list[ServiceRecord]:
 def no_such_service(text: str, all_records: Iterable[ServiceRecord]) -> NoMatchingService:
     names = sorted({n for r in all_records for n in (r.id, r.name)})
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    fix = f"Did you mean {', '.join(near)}?" if near else "GET /v1/services lists what is published."
+    fix = (
+        f"Did you mean {', '.join(near)}?"
+        if near
+        else "`cornerstore search` (GET /v1/services) lists what is published."
+    )
     return NoMatchingService(f"nothing published is called {text!r}", fix=fix, near=near)
 
 
@@ -106,7 +110,7 @@ def no_such_meaning(request: StartRequest, category: str, all_records: Iterable[
         categories = sorted({r.category for r in records})
         close = difflib.get_close_matches(category, categories, n=3, cutoff=0.5)
         near = [f"category {c} exists" for c in close]
-    fix = "; ".join(near[:5]) or "GET /v1/categories shows what is published."
+    fix = "; ".join(near[:5]) or "`cornerstore search` (GET /v1/categories) shows what is published."
     return NoMatchingService(f"no published service has {asked}", fix=fix, near=near[:5])
 
 

@@ -25,17 +25,17 @@ async def failing(request: web.Request) -> web.Response:
     if kind == "gone":
         raise ConnectionResetError("Cannot write to closing transport")
     if kind == "http":
-        raise web.HTTPMethodNotAllowed("GET", ["POST"])
+        raise web.HTTPExpectationFailed
     raise ZeroDivisionError("a secret path")
 
 
-async def ask(path: str, **kwargs: object) -> tuple[int, dict[str, object], aiohttp.typedefs.LooseHeaders]:
+async def ask(path: str, *, method: str = "GET") -> tuple[int, dict[str, object], aiohttp.typedefs.LooseHeaders]:
     sock = bind("127.0.0.1", None, 0)
     port = sock.getsockname()[1]
     async with (
         serving(sock, [web.get("/fail", failing)]),
         aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{port}{path}") as response,
+        session.request(method, f"http://127.0.0.1:{port}{path}") as response,
     ):
         assert response.content_type == "application/problem+json"
         return response.status, await response.json(content_type=None), response.headers
@@ -54,6 +54,13 @@ async def test_a_problem_inside_exception_groups_is_unwrapped_with_retry_after()
     assert (status, body["detail"], headers["Retry-After"]) == (503, "full", "2")  # type: ignore[index]
 
 
+async def test_a_method_that_is_not_served_is_answered_with_those_that_are() -> None:
+    status, body, headers = await ask("/fail?kind=http", method="PATCH")
+    assert (status, body["status"]) == (405, 405)
+    assert body["type"].endswith("/method-not-allowed")  # type: ignore[attr-defined]
+    assert headers["Allow"] == "GET, HEAD"  # type: ignore[index, call-overload]
+
+
 async def test_an_unforeseen_failure_tells_nothing_of_its_inside() -> None:
     status, body, _ = await ask("/fail?kind=bug")
     assert status == 500
@@ -61,7 +68,8 @@ async def test_an_unforeseen_failure_tells_nothing_of_its_inside() -> None:
 
 
 async def test_foreign_http_errors_become_problems() -> None:
-    assert (await ask("/fail?kind=http"))[0] == 405
+    status, body, _ = await ask("/fail?kind=http")
+    assert (status, body["status"], body["type"]) == (417, 417, "about:blank")
     assert (await ask("/nowhere"))[0] == 404
 
 

@@ -57,6 +57,23 @@ def test_the_exit_status_of_the_command_is_given_back(engine: str) -> None:
     assert call("sh", "-c", "kill -KILL $$", docker_host=engine).returncode == 128 + signal.SIGKILL
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_it_alone_reaches_the_command(engine: str, number: signal.Signals) -> None:
+    report = 'trap "echo got it; exit 3" INT TERM; echo ready; while :; do sleep 0.05; done'
+    with subprocess.Popen(
+        [sys.executable, str(SCRIPTS / "with-docker"), "sh", "-c", report],
+        env={**os.environ, "DOCKER_HOST": engine},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # no terminal that would send Ctrl-C to both
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(number)
+        assert process.stdout.readline() == "got it\n"
+        assert process.wait(10) == 3
+
+
 def test_a_command_that_does_not_exist_is_named(engine: str) -> None:
     done = call("no-such-command", docker_host=engine)
     assert done.returncode == 127
