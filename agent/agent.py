@@ -37,7 +37,9 @@ MAX_LISTED = 2048
 
 
 class AgentConfig(Struct, frozen=True, kw_only=True):
-    """`host` is the address that clients use; port proxies listen on it. `memory_mb` is what services may use."""
+    """`host` is the address that clients use; port proxies listen on it. `memory_mb` is what services may use.
+    `pause_after_s`: a service that nobody used for so long is frozen until a client connects or sends; 0: never.
+    """
 
     host: str
     database: Path
@@ -47,6 +49,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     max_archive_bytes: int = 2 << 30
     concurrent_builds: int = 2
     concurrent_starts: int = 4
+    pause_after_s: float = 0.0
 
 
 class Agent:
@@ -140,8 +143,12 @@ async def running_agent(
         )
         commands = OwnedTasks()
         operations = Operations(instances, runtimes, provision, concurrent_starts=config.concurrent_starts)
-        runner = Runner(instances, operations, provision, commands, labels=config.labels)
-        operations.proxy = await stack.enter_async_context(running_proxy(config.host, runner.on_traffic))
+        runner = Runner(
+            instances, operations, provision, commands, labels=config.labels, pause_after_s=config.pause_after_s
+        )
+        operations.proxy = await stack.enter_async_context(
+            running_proxy(config.host, runner.on_traffic, runner.on_knock)
+        )
         operations.alive = await stack.enter_async_context(
             running_alive_endpoint(config.alive_port, runner.addresses_of, runner.on_alive)
         )

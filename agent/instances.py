@@ -30,6 +30,7 @@ class Slot:
     """One instance in memory. `lock` orders the engine calls for it; `changed` is set at each event.
 
     `seen` is the engine's last word on it; None while a start was decided and the engine not yet asked.
+    `used_at`: when a client's traffic or the service's own message was last noticed, Unix s.
     """
 
     def __init__(self, entry: Entry) -> None:
@@ -40,6 +41,7 @@ class Slot:
         self.persisted_expiry = entry.instance.expires_at
         self.unsaved = False
         """The disk (full, or locked) refused to keep the entry as it is now."""
+        self.used_at = 0.0
 
     @property
     def id(self) -> str:
@@ -52,6 +54,12 @@ class Slot:
     @property
     def addresses(self) -> frozenset[str]:
         return frozenset(a.address for a in self.seen.attachments) if self.seen is not None else frozenset()
+
+    def idle_s(self, now: float) -> float | None:
+        """Seconds that it has been running unused. None where use cannot be seen: not running, or not TCP alone."""
+        if self.state is not State.RUNNING or {port.protocol for port in self.entry.ports} != {"tcp"}:
+            return None
+        return now - max(self.used_at, self.entry.instance.since)
 
     def upstream(self, container_port: int) -> tuple[str, int] | None:
         """Where the container itself answers; None while it does not run."""

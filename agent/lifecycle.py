@@ -3,7 +3,8 @@
 `step(instance, event)` returns the next instance and the effects that the caller performs. Nothing here awaits,
 reads a clock or knows an engine: every event carries `now` (Unix s), deadlines are absolute.
 
-    fetching -> building -> starting -> running <-> paused      running, paused <-> unknown (engine away)
+    fetching -> building -> starting -> running <-> paused (idle, woken)
+    running, paused <-> unknown (engine away)
     running, paused, unknown -> stopped (asked, expired, exited 0) or failed (exited 1, out-of-memory, ...)
     stopped, failed -> starting (restart), -> removed (retention over)
     any -> removed (asked); fetching, building, first starting -> failed, and then nothing of it is kept
@@ -45,10 +46,11 @@ class Instance(Struct, frozen=True, kw_only=True):
 
 
 class Effect(StrEnum):
-    """STOP, START, RESUME, REMOVE act on the engine, in the order given. REMOVE also forgets the instance."""
+    """All but REPORT act on the engine, in the order given. REMOVE also forgets the instance."""
 
     STOP = "stop"
     START = "start"
+    PAUSE = "pause"
     RESUME = "resume"
     REMOVE = "remove"
     REPORT = "report"
@@ -79,6 +81,14 @@ class AliveReceived(Event, frozen=True, kw_only=True):
 
 class Traffic(Event, frozen=True, kw_only=True):
     """Bytes went through the port proxy."""
+
+
+class Idle(Event, frozen=True, kw_only=True):
+    """Nobody used it for as long as the operator lets a service run unused."""
+
+
+class Woken(Event, frozen=True, kw_only=True):
+    """Someone connects to it, or sends to it."""
 
 
 class Extended(Event, frozen=True, kw_only=True):
@@ -135,6 +145,8 @@ AnyEvent = (
     | Answered
     | AliveReceived
     | Traffic
+    | Idle
+    | Woken
     | Extended
     | Tick
     | StopAsked
@@ -160,6 +172,14 @@ def step(was: Instance, event: AnyEvent) -> Step:
             return _enter(was, State.STARTING, event) if was.state is State.BUILDING else (was, ())
         case Answered() | AliveReceived() | Traffic():
             return _life_sign(was, event)
+        case Idle():
+            return (
+                _enter(was, State.PAUSED, event, Effect.PAUSE, reason="idle")
+                if was.state is State.RUNNING
+                else (was, ())
+            )
+        case Woken():
+            return _enter(was, State.RUNNING, event, Effect.RESUME) if was.state is State.PAUSED else (was, ())
         case Extended():
             alive_time = was.alive_time if event.alive_time is None else event.alive_time
             return _let_go(was, event.now, alive_time) if event.exact else _extend(was, event.now, alive_time)

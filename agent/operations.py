@@ -135,6 +135,11 @@ class Operations:
         if effect is Effect.STOP and runtime is not None:
             await self.proxy.cut(slot.id)
             await runtime.stop(slot.id)
+        elif effect is Effect.PAUSE and runtime is not None:
+            if slot.state is State.PAUSED:  # nobody woke it meanwhile
+                await runtime.pause(slot.id)
+        elif effect is Effect.RESUME and runtime is not None:
+            await runtime.resume(slot.id)
         elif effect is Effect.REMOVE:
             await self.proxy.close(slot.id)
             self._instances.forget(slot)

@@ -101,6 +101,7 @@ class _Pair:
         if half is not self.client:
             return
         half.transport.pause_reading()
+        self._listener.knock()
         upstream = self._listener.upstream()
         if upstream is None or len(self._listener.pairs) >= MAX_CONNECTIONS:
             _reset(half.transport)
@@ -125,6 +126,8 @@ class _Pair:
 
     def passed(self, half: _Half) -> None:
         self.awaiting = half is self.client
+        if self.awaiting:
+            self._listener.knock()
         self._listener.traffic()
 
     def lost(self, half: _Half, exc: Exception | None) -> None:
@@ -152,8 +155,11 @@ class _Pair:
 class _Listener:
     """`traffic` is counted at most once per `interval_s`: an activity signal, not an account."""
 
-    def __init__(self, upstream: Upstream, on_traffic: Callable[[], None], interval_s: float) -> None:
+    def __init__(
+        self, upstream: Upstream, on_traffic: Callable[[], None], on_knock: Callable[[], None], interval_s: float
+    ) -> None:
         self.upstream = upstream
+        self.knock = on_knock
         self.pairs: set[_Pair] = set()
         self.server: asyncio.Server | None = None
         self._on_traffic = on_traffic
@@ -177,11 +183,20 @@ class _Listener:
 
 
 class PortProxy:
-    """Forwards host ports to instances. `on_traffic` is called with the instance, at most once a second each port."""
+    """Forwards host ports to instances. `on_traffic` is called with the instance, at most once a second each port;
+    `on_knock` whenever a client connects or sends, before the service hears of it."""
 
-    def __init__(self, host: str, on_traffic: Callable[[str], None], *, interval_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        host: str,
+        on_traffic: Callable[[str], None],
+        on_knock: Callable[[str], None] = lambda _: None,
+        *,
+        interval_s: float = 1.0,
+    ) -> None:
         self._host = host
         self._on_traffic = on_traffic
+        self._on_knock = on_knock
         self._interval_s = interval_s
         self._listeners: dict[tuple[str, int], _Listener] = {}
 
@@ -190,7 +205,9 @@ class PortProxy:
         key = (instance, container_port)
         if key in self._listeners:
             return _port_of(self._listeners[key])
-        listener = _Listener(upstream, lambda: self._on_traffic(instance), self._interval_s)
+        listener = _Listener(
+            upstream, lambda: self._on_traffic(instance), lambda: self._on_knock(instance), self._interval_s
+        )
         loop = asyncio.get_running_loop()
         try:
             listener.server = await loop.create_server(lambda: _Pair(listener).client, self._host, port, backlog=512)
@@ -223,9 +240,13 @@ class PortProxy:
 
 @asynccontextmanager
 async def running_proxy(
-    host: str, on_traffic: Callable[[str], None], *, interval_s: float = 1.0
+    host: str,
+    on_traffic: Callable[[str], None],
+    on_knock: Callable[[str], None] = lambda _: None,
+    *,
+    interval_s: float = 1.0,
 ) -> AsyncIterator[PortProxy]:
-    proxy = PortProxy(host, on_traffic, interval_s=interval_s)
+    proxy = PortProxy(host, on_traffic, on_knock, interval_s=interval_s)
     try:
         yield proxy
     finally:

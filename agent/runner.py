@@ -68,12 +68,15 @@ class Runner:
         tasks: OwnedTasks,
         *,
         labels: Mapping[str, str],
+        pause_after_s: float = 0.0,
     ) -> None:
+        """`pause_after_s`: how long a service may run unused before it is frozen; 0: for ever."""
         self._instances = instances
         self._operations = operations
         self._provision = provision
         self._tasks = tasks
         self._labels = labels
+        self._pause_after_s = pause_after_s
         self._launches: dict[str, _Launch] = {}
 
     # --- commands ---------------------------------------------------------------------------------------------------
@@ -132,12 +135,21 @@ class Runner:
     def on_alive(self, instance: str) -> None:
         slot = self._instances.find(instance)
         if slot is not None:
-            self._instances.apply(slot, lifecycle.AliveReceived(now=self._instances.now()))
+            slot.used_at = self._instances.now()
+            self._instances.apply(slot, lifecycle.AliveReceived(now=slot.used_at))
 
     def on_traffic(self, instance: str) -> None:
         slot = self._instances.find(instance)
         if slot is not None:
-            self._instances.apply(slot, lifecycle.Traffic(now=self._instances.now()))
+            slot.used_at = self._instances.now()
+            self._instances.apply(slot, lifecycle.Traffic(now=slot.used_at))
+
+    def on_knock(self, instance: str) -> None:
+        """A client connects or sends. What it says waits in the kernel until a frozen service is awake."""
+        slot = self._instances.find(instance)
+        if slot is not None and slot.state is State.PAUSED:
+            slot.used_at = self._instances.now()
+            self._later(slot, self._instances.apply(slot, lifecycle.Woken(now=slot.used_at)))
 
     async def addresses_of(self, instance: str) -> frozenset[str] | None:
         """The addresses that may speak for the instance. A message may come before its start call has returned."""
@@ -153,8 +165,11 @@ class Runner:
         """Let the time pass for every instance."""
         self._instances.store_pending()
         for slot in self._instances:
-            event = lifecycle.Tick(now=self._instances.now(), busy=self._operations.proxy.busy(slot.id))
-            self._later(slot, self._instances.apply(slot, event))
+            now, busy = self._instances.now(), self._operations.proxy.busy(slot.id)
+            self._later(slot, self._instances.apply(slot, lifecycle.Tick(now=now, busy=busy)))
+            idle_s = slot.idle_s(now)
+            if self._pause_after_s and not busy and idle_s is not None and idle_s >= self._pause_after_s:
+                self._later(slot, self._instances.apply(slot, lifecycle.Idle(now=now)))
 
     # --- what the engine says ---------------------------------------------------------------------------------------
 

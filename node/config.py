@@ -69,12 +69,15 @@ class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`memory_mb` 0: half of the machine's memory. `controller`: skip mDNS and dial this host:port."""
+    """`memory_mb` 0: half of the machine's memory. `controller`: skip mDNS and dial this host:port.
+    `pause_after_s`: freeze services that nobody used for so long; 0: never.
+    """
 
     memory_mb: Annotated[int, Meta(ge=0)] = 0
     alive_port: Port = DEFAULT_ALIVE_PORT
     labels: dict[str, str] = {}
     controller: str = ""
+    pause_after_s: Annotated[float, Meta(ge=0)] = 0.0
     docker: Docker = Docker()
 
 

@@ -228,6 +228,7 @@ class _Parts:
                     memory_mb=settings.memory_mb or _half_of_memory_mb(),
                     alive_port=settings.alive_port,
                     labels=settings.labels,
+                    pause_after_s=settings.pause_after_s,
                     max_archive_bytes=self._max_archive_bytes,
                 ),
                 node=self._identity.node,

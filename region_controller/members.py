@@ -143,7 +143,7 @@ class Members:
                 running=tuple(
                     Running(r.instance, r.digest, flavour_of(r.instance), r.expires_at)
                     for r in m.instances.values()
-                    if r.state == State.RUNNING
+                    if r.state in (State.RUNNING, State.PAUSED)  # a paused one wakes with the first byte
                 ),
                 silent_s=max(0.0, now - m.heard) if m.connected else None,
                 suspect_s=SUSPECT_AFTER_S,

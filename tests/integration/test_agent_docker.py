@@ -322,6 +322,17 @@ async def test_sandboxes_that_nobody_joined_before_kill_9_are_removed(tmp_path: 
         assert not set(before) & await asyncio.to_thread(container_ids)
 
 
+async def test_a_frozen_service_answers_the_request_that_wakes_it(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(pause_after_s=0.5) as agent:
+        started = await agent.runner.start(start_command("one", s.shelf.put(WEB, WEB_FILES)))
+        for _ in range(2):
+            await until(lambda: agent.reports()[0].state is State.PAUSED)
+            assert (await get(started.report.ports[0].port)).endswith(b"hello")
+        await until(lambda: agent.reports()[0].state is State.PAUSED)
+        await agent.runner.stop(link.Stop("c", "one"))
+        assert agent.reports()[0].state is State.STOPPED
+
+
 async def test_a_service_in_a_sandbox_may_listen_below_1024_and_resolves_the_agent(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         descriptor, files = service("exec busybox httpd -f -p 80 -h /etc", ports=(ContainerPort(80),))

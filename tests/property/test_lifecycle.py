@@ -37,7 +37,9 @@ class Life(RuleBasedStateMachine):
         for effect in effects:
             if effect is Effect.STOP and self.container is not Condition.GONE:
                 self.container = Condition.EXITED
-            elif effect is Effect.START:
+            elif effect is Effect.PAUSE and self.container is Condition.RUNNING:
+                self.container = Condition.PAUSED
+            elif (effect is Effect.RESUME and self.container is Condition.PAUSED) or effect is Effect.START:
                 self.container = Condition.RUNNING
             elif effect is Effect.REMOVE:
                 self.container = Condition.GONE
@@ -69,6 +71,19 @@ class Life(RuleBasedStateMachine):
     @rule(kind=st.sampled_from([lifecycle.Answered, lifecycle.AliveReceived, lifecycle.Traffic]))
     def sign(self, kind: type[lifecycle.Answered]) -> None:
         self.happen(kind(now=self.now))
+
+    @rule()
+    def nobody_uses_it(self) -> None:
+        before = self.instance.state
+        self.happen(lifecycle.Idle(now=self.now))
+        assert self.instance.state is (State.PAUSED if before is State.RUNNING else before)
+
+    @rule()
+    def someone_connects(self) -> None:
+        before = self.instance.state
+        self.happen(lifecycle.Woken(now=self.now))
+        assert self.instance.state is (State.RUNNING if before is State.PAUSED else before)
+        assert before is not State.PAUSED or self.container is not Condition.PAUSED, "who connects finds it awake"
 
     @rule(alive_time=st.none() | st.integers(0, 50), exact=st.booleans())
     def extend(self, alive_time: int | None, exact: bool) -> None:

@@ -269,6 +269,49 @@ async def test_traffic_and_extension_prolong_life(tmp_path: Path) -> None:
         assert agent.reports()[0].expires_at == s.clock.now + 100
 
 
+async def test_an_unused_service_is_frozen_and_woken_by_whoever_connects_or_sends(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(pause_after_s=5.0) as agent:
+        report = (await agent.runner.start(start_command("one", s.put(alive_time=0)))).report
+        reader, writer = await asyncio.open_connection(report.host, report.ports[0].port)
+        for _ in range(2):
+            s.clock.now += 6
+            await until(lambda: agent.reports()[0].state is State.PAUSED)
+            await until(lambda: condition(s) is Condition.PAUSED)
+            assert b"one" in await call(report)
+            await until(lambda: agent.reports()[0].state is State.RUNNING)
+        s.clock.now += 6
+        await until(lambda: condition(s) is Condition.PAUSED)
+        writer.write(b"ping")
+        assert await reader.readexactly(4) == b"ping", "a connection of before wakes it too"
+        writer.close()
+        s.clock.now += 3
+        agent.runner.tick()
+        assert agent.reports()[0].state is State.RUNNING, "it was used"
+
+
+async def test_a_frozen_service_still_expires(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(pause_after_s=5.0) as agent:
+        await agent.runner.start(start_command("one", s.put()))
+        s.clock.now += 6
+        await until(lambda: condition(s) is Condition.PAUSED)
+        s.clock.now += 5
+        await until(lambda: agent.reports()[0].state is State.STOPPED)
+        assert agent.reports()[0].reason == "expired"
+
+
+async def test_a_service_whose_use_cannot_be_seen_is_not_frozen(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(pause_after_s=5.0) as agent:
+        both = (ContainerPort(8080), ContainerPort(8081, "udp"))
+        await agent.runner.start(start_command("one", s.put(alive_time=0, ports=both)))
+        s.clock.now += 60
+        agent.runner.tick()
+        assert agent.reports()[0].state is State.RUNNING
+
+
+def condition(s: Stage) -> Condition:
+    return s.runtime._containers["one"].condition
+
+
 async def test_an_end_by_itself_is_told_with_its_log(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         await agent.runner.start(start_command("one", s.put()))
