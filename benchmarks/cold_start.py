@@ -1,7 +1,12 @@
-"""Cold start with the image present: from the request to the first answered byte, beside `docker run`.
+"""Cold start, from the request to the first answered byte, beside `docker run` of the same image until it answers.
 
-Ours: `POST /v1/instances` at the controller, then `GET /` of the service until it answers, new instance each time.
+Ours: `POST /v1/instances` at the controller, then `GET /` of the service until it answers, a new instance each time.
 Reference: `docker run -d` of the same image, then `GET /` at the container's own address until it answers.
+
+`minimal` (busybox httpd), `word_count`, `flask`: the image is present. `from_pause`: the Flask service is frozen, the
+reference is its `docker run`. `from_archive`: nothing is present but a local CSAR with an image archive; the reference
+is `docker load` and `docker run`. `thin_bytes`: the Flask service's image archive without the layers of a base image
+that is present, over the whole one.
 """
 
 from __future__ import annotations
@@ -9,18 +14,28 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import aiohttp
 
+from benchmarks.cold_start_services import archived, flask, minimal
 from benchmarks.one_site import one_site
 from benchmarks.report import finish, median_ratio, summary
 from client.controller import ControllerClient
-from protocol.instances import PHASES, StartAnswer, StartRequest
+from node.local_mesh import Site
+from protocol.instances import StartAnswer, StartRequest, State
 
-RUNS = 12
+RUNS = 10
+ARCHIVE_RUNS = 5
 PATIENCE_S = 30.0
+PAUSE_AFTER_S = 0.4
+SETTLE_S = 2.0
+"""Between two measurements: what the one before left to be done (a sandbox to be made) is done."""
+
+PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 
 
 async def until_answered(session: aiohttp.ClientSession, url: str) -> None:
@@ -36,6 +51,7 @@ async def until_answered(session: aiohttp.ClientSession, url: str) -> None:
 
 
 async def measured(action: Callable[[], Awaitable[None]]) -> float:
+    """Milliseconds."""
     began = time.perf_counter()
     await action()
     return (time.perf_counter() - began) * 1e3
@@ -45,51 +61,144 @@ def docker(*arguments: str) -> str:
     return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
-async def main() -> None:
-    ours: list[float] = []
-    reference: list[float] = []
-    phases: dict[str, list[float]] = {p: [] for p in PHASES}
-    async with one_site() as (_, client), aiohttp.ClientSession() as session:
-        first = await client.start(StartRequest(service="wc01"))
-        print(f"first start, building the image: {first.timings_ms}", file=sys.stderr)
-        await client.remove(first.instance, first.lease.token)
+class Bench:
+    """The samples, by scenario, in ms; `phases` of our starts."""
+
+    def __init__(self, site: Site, client: ControllerClient, session: aiohttp.ClientSession, folder: Path) -> None:
+        self.site, self.client, self.session, self.folder = site, client, session, folder
+        self.ours: dict[str, list[float]] = {}
+        self.reference: dict[str, list[float]] = {}
+        self.phases: dict[str, dict[str, list[float]]] = {}
+
+    async def publish(self, folder: Path) -> None:
+        await self.site.cornerstore("--controller", self.site.running.rest, "publish", str(folder))
+
+    async def with_image(self, name: str, service: str, *, paused: bool = False) -> str:
+        """Measure a service whose image is present, and from a pause too if asked. Returns the image."""
+        first = await self.client.start(StartRequest(service=service))
+        print(f"{name}, building the image: {first.timings_ms}", file=sys.stderr)
+        await self.client.remove(first.instance, first.lease.token)
         image = f"cornerstore/svc:{first.service.digest.removeprefix('sha256:')[:32]}"
-        for run in range(RUNS):
-            last: list[StartAnswer] = []
-            ours.append(await measured(lambda last=last: _ours(client, session, last)))
-            for phase in PHASES:
-                phases[phase].append(last[0].timings_ms.get(phase, 0.0))
-            await client.remove(last[0].instance, last[0].lease.token)
-            started: list[str] = []
-            reference.append(await measured(lambda started=started: _docker_run(session, image, started)))
-            docker("rm", "-f", started[0])
-            print(f"run {run}: ours {ours[-1]:.0f} ms, docker run {reference[-1]:.0f} ms", file=sys.stderr)
+        for _ in range(RUNS):
+            await asyncio.sleep(SETTLE_S)
+            answer = await self.measure(name, service)
+            if paused:
+                await self.measure_paused(service, answer)
+            await self.client.remove(answer.instance, answer.lease.token)
+            await asyncio.sleep(SETTLE_S)
+            await self.measure_docker_run(name, image)
+            self.tell(name)
+        if paused:
+            self.reference["from_pause"] = self.reference[name]
+        return image
+
+    async def from_archive(self, packed: Path, image: str) -> None:
+        """`packed` is `docker save` of `image`, of which nothing is in the engine."""
+        for run in range(ARCHIVE_RUNS):
+            service = f"archived{run}"
+            await self.publish(archived(self.folder / service, service, packed))
+            await asyncio.sleep(SETTLE_S)
+            answer = await self.measure("from_archive", service)
+            await self.client.remove(answer.instance, answer.lease.token)
+            docker("rmi", f"cornerstore/svc:{answer.service.digest.removeprefix('sha256:')[:32]}")
+            await asyncio.sleep(SETTLE_S)
+            await self.measure_docker_run("from_archive", image, load=packed)
+            docker("rmi", image)
+            self.tell("from_archive")
+
+    async def measure(self, name: str, service: str) -> StartAnswer:
+        answers: list[StartAnswer] = []
+
+        async def start() -> None:
+            answer = await self.client.start(StartRequest(service=service, wait_s=PATIENCE_S))
+            await until_answered(self.session, f"http://{answer.host}:{answer.port}/")
+            answers.append(answer)
+
+        self.ours.setdefault(name, []).append(await measured(start))
+        if answers[0].start != "cold":
+            raise RuntimeError(f"a {answers[0].start} start was measured")
+        for phase in PHASES:
+            self.phases.setdefault(name, {}).setdefault(phase, []).append(answers[0].timings_ms.get(phase, 0.0))
+        return answers[0]
+
+    async def measure_paused(self, service: str, running: StartAnswer) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            while (await self.client.instance(running.instance)).state != State.PAUSED:
+                await asyncio.sleep(0.05)
+        await asyncio.sleep(SETTLE_S / 4)
+
+        async def wake() -> None:
+            answer = await self.client.start(StartRequest(service=service))
+            await until_answered(self.session, f"http://{answer.host}:{answer.port}/")
+            if answer.instance != running.instance:
+                raise RuntimeError("another instance was started")
+            answers.append(answer)
+
+        answers: list[StartAnswer] = []
+        self.ours.setdefault("from_pause", []).append(await measured(wake))
+        await self.client.remove(running.instance, answers[0].lease.token)  # that lease; the first one holds on
+
+    async def measure_docker_run(self, name: str, image: str, *, load: Path | None = None) -> None:
+        started: list[str] = []
+
+        async def run() -> None:
+            if load is not None:
+                await asyncio.to_thread(docker, "load", "-i", str(load))
+            command = ["run", "-d", "--init", "--memory", "64m", "-e", "name=reference", image]
+            started.append(await asyncio.to_thread(docker, *command))
+            address = await asyncio.to_thread(
+                docker, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", started[0]
+            )
+            await until_answered(self.session, f"http://{address}:8080/")
+
+        self.reference.setdefault(name, []).append(await measured(run))
+        docker("rm", "-f", started[0])
+
+    def tell(self, name: str) -> None:
+        print(f"{name}: ours {self.ours[name][-1]:.0f} ms, docker {self.reference[name][-1]:.0f} ms", file=sys.stderr)
+
+
+def flattened(image: str, folder: Path) -> tuple[Path, str]:
+    """`docker save` of the image with all its files in one layer that the engine has nowhere else; and its name."""
+    name = "cornerstore/bench:flat"
+    container = docker("create", image)
+    files, packed = folder / "files.tar", folder / "image.tar"
+    try:
+        docker("export", "-o", str(files), container)
+        changes = ("-c", "EXPOSE 8080", "-c", 'CMD ["python3", "app.py"]')
+        docker("import", *changes, str(files), name)
+        docker("save", "-o", str(packed), name)
+    finally:
+        docker("rm", container)
+        files.unlink(missing_ok=True)
+        docker("rmi", name)
+    return packed, name
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory(prefix="cornerstore-bench-") as scratch:
+        folder = Path(scratch)
+        async with one_site(pause_after_s=PAUSE_AFTER_S) as (site, client), aiohttp.ClientSession() as session:
+            bench = Bench(site, client, session, folder)
+            await bench.publish(minimal(folder / "minimal"))
+            await bench.publish(flask(folder / "flask"))
+            await bench.with_image("minimal", "minimal")
+            await bench.with_image("word_count", "wc01")
+            image = await bench.with_image("flask", "flask", paused=True)
+            await bench.from_archive(*flattened(image, folder))
     finish(
         "cold-start",
         runs=RUNS,
-        ours={"word_count_ms": summary(ours), "phases_ms": {p: summary(v)["p50"] for p, v in phases.items()}},
-        reference={"docker_run_ms": summary(reference)},
-        ratios={"word_count": median_ratio(ours, reference)},
+        ours={
+            "ms": {name: summary(samples) for name, samples in bench.ours.items()},
+            "phases_ms": {
+                name: {phase: summary(samples)["p50"] for phase, samples in phases.items()}
+                for name, phases in bench.phases.items()
+            },
+        },
+        reference={"docker_ms": {name: summary(samples) for name, samples in bench.reference.items()}},
+        ratios={name: median_ratio(samples, bench.reference[name]) for name, samples in bench.ours.items()},
     )
-
-
-async def _ours(client: ControllerClient, session: aiohttp.ClientSession, out: list[StartAnswer]) -> None:
-    answer = await client.start(StartRequest(service="wc01"))
-    await until_answered(session, f"http://{answer.host}:{answer.port}/")
-    out.append(answer)
-
-
-async def _docker_run(session: aiohttp.ClientSession, image: str, out: list[str]) -> None:
-    run = ["run", "-d", "--init", "--memory", "64m", "-e", "name=reference", image]
-    container = await asyncio.to_thread(docker, *run)
-    address = await asyncio.to_thread(
-        docker, "inspect", "-f", "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}", container
-    )
-    port = await asyncio.to_thread(
-        docker, "inspect", "-f", "{{range $p, $_ := .Config.ExposedPorts}}{{$p}} {{end}}", image
-    )
-    await until_answered(session, f"http://{address}:{port.split('/')[0]}/")
-    out.append(container)
 
 
 if __name__ == "__main__":

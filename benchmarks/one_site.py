@@ -7,18 +7,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from client.controller import ControllerClient
+from node.config import NodeConfig
 from node.local_mesh import Site, up
 
 WORD_COUNT = Path(__file__).resolve().parent.parent / "services" / "word_count"
 
 
 @asynccontextmanager
-async def one_site() -> AsyncIterator[tuple[Site, ControllerClient]]:
-    """A mesh of one site on loopback, `wc01` published, nothing built yet."""
+async def one_site(*, pause_after_s: float = 0.0) -> AsyncIterator[tuple[Site, ControllerClient]]:
+    """A mesh of one site on loopback, `wc01` published, nothing built yet. `pause_after_s`: see the agent's."""
     with tempfile.TemporaryDirectory(prefix="cornerstore-bench-") as folder:
         site = Site("bench", "bench", Path(folder) / "site")
         await site.found("bench")
+        config = NodeConfig.load(site.data_dir)
+        replace(config, agent=replace(config.agent, pause_after_s=pause_after_s)).save(site.data_dir)
         async with up(site), ControllerClient(site.running.rest) as client:
             await site.cornerstore("--controller", site.running.rest, "publish", str(WORD_COUNT))
             yield site, client
