@@ -10,7 +10,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from msgspec import Struct
 import csar
 from agent.docker_engine import Api, DockerEngine, StreamingClient
 from agent.dockerfile import rewrite_from
-from agent.image_archive import without_tags
+from agent.image_archive import NamelessArchive
 from agent.runtime import OnProgress, Source, artifact_of, last_lines
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.instances import Progress
@@ -47,11 +47,11 @@ class BuildSettings(Struct, frozen=True, kw_only=True):
 
 
 class Unpack(Protocol):
-    """The two functions of `csar` that take files out of a vetted archive."""
+    """What of `csar` takes files out of a vetted archive."""
 
     def extract_directory(self, path: Path, folder: str, dest: Path) -> None: ...
 
-    def extract_file(self, path: Path, member: str, dest: Path) -> None: ...
+    def file_pieces(self, path: Path, member: str) -> Iterator[bytes]: ...
 
 
 def image_tag(digest: str, artifact: str | None) -> str:
@@ -188,19 +188,20 @@ class _Make:
                 self._heard(said)
 
     def load(self, member: str) -> None:
-        with self._scratch() as scratch, self._connected() as client:
-            packed = Path(scratch) / "image.tar"
-            self._unpack.extract_file(self._source.archive, member, packed)
+        with self._connected() as client:
             # An archive must not say which name its image gets here: it could replace a base image of other services.
-            nameless = Path(scratch) / "nameless.tar"
-            image = without_tags(packed, nameless)
-            packed.unlink()
-            with nameless.open("rb") as archive:
-                api: Api = client
-                for said in api.load_image(archive):
-                    self._heard(said)
+            archive = NamelessArchive(self._unpack.file_pieces(self._source.archive, member))
+            api: Api = client
+            for said in api.load_image(self._until_cancelled(archive)):
+                self._heard(said)
             repository, _, tag = self.tag.partition(":")
-            client.tag(image, repository, tag, force=True)
+            client.tag(archive.image, repository, tag, force=True)
+
+    def _until_cancelled(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            if self._cancelled:
+                raise BuildFailed("the build was cancelled", log=[])
+            yield piece
 
     def _scratch(self) -> tempfile.TemporaryDirectory[str]:
         return tempfile.TemporaryDirectory(prefix="cornerstore-build-", dir=self._settings.scratch)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from csar.archive import Archive, open_archive
@@ -46,6 +46,12 @@ def extract_file(path: Path, member: str, dest: Path, limits: Limits = DEFAULT_L
             partial.replace(dest)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def file_pieces(path: Path, member: str, limits: Limits = DEFAULT_LIMITS) -> Iterator[bytes]:
+    """One file of the archive, at most 1 MiB at a time. Raises InvalidArchive, at the latest with the last piece."""
+    with open_archive(path, limits) as archive:
+        yield from archive.pieces(member)
 
 
 def _claim(dest: Path) -> None:

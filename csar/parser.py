@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from csar.archive import Archive, open_archive
 from csar.descriptor import build_descriptor
-from csar.extract import extract_directory, extract_file
+from csar.extract import extract_directory, extract_file, file_pieces
 from csar.findings import as_problem
 from csar.frames import Complaint
 from csar.limits import DEFAULT_LIMITS, Limits
@@ -73,6 +74,10 @@ class Parser:
     def extract_file(self, path: Path, member: str, dest: Path) -> None:
         """`csar.extract_file` with this parser's limits. Blocks."""
         extract_file(path, member, dest, self._limits)
+
+    def file_pieces(self, path: Path, member: str) -> Iterator[bytes]:
+        """`csar.file_pieces` with this parser's limits. Blocks."""
+        return file_pieces(path, member, self._limits)
 
     def _judge(self, vetted: Vetted) -> None:
         found = self._worker.complaints(vetted.topology)

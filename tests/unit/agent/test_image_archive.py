@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.image_archive import without_tags
+from agent.image_archive import NamelessArchive
 from protocol.problems import BuildFailed
 
 IMAGE = {"Config": "c0ffee.json", "RepoTags": ["python:3.11"], "Layers": ["1/layer.tar"]}
@@ -30,10 +30,16 @@ def archive(path: Path, manifest: Any) -> Path:
     return path
 
 
+def pieces(path: Path, size: int = 700) -> list[bytes]:
+    whole = path.read_bytes()
+    return [whole[at : at + size] for at in range(0, len(whole), size)]
+
+
 def test_the_copy_is_nameless(tmp_path: Path) -> None:
-    copy = tmp_path / "copy.tar"
-    assert without_tags(archive(tmp_path / "image.tar", [IMAGE]), copy) == "sha256:c0ffee"
-    with tarfile.open(copy) as tar:
+    archived = NamelessArchive(pieces(archive(tmp_path / "image.tar", [IMAGE])))
+    copy = b"".join(archived)
+    assert archived.image == "sha256:c0ffee"
+    with tarfile.open(fileobj=io.BytesIO(copy)) as tar:
         assert sorted(tar.getnames()) == ["1/layer.tar", "c0ffee.json", "manifest.json"]
         opened = tar.extractfile("manifest.json")
         assert opened is not None
@@ -43,10 +49,20 @@ def test_the_copy_is_nameless(tmp_path: Path) -> None:
 @pytest.mark.parametrize("manifest", [[], [IMAGE, IMAGE], {}, [1], [{"RepoTags": []}]])
 def test_anything_but_one_image_is_refused(tmp_path: Path, manifest: Any) -> None:
     with pytest.raises(BuildFailed):
-        without_tags(archive(tmp_path / "image.tar", manifest), tmp_path / "copy.tar")
+        b"".join(NamelessArchive(pieces(archive(tmp_path / "image.tar", manifest))))
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "image.tar").write_bytes(b"not a tar")
     with pytest.raises(BuildFailed):
-        without_tags(tmp_path / "image.tar", tmp_path / "copy.tar")
+        b"".join(NamelessArchive([b"not a tar"]))
+
+
+def test_an_archive_that_ends_too_early_is_refused(tmp_path: Path) -> None:
+    whole = archive(tmp_path / "image.tar", [IMAGE]).read_bytes()
+    with pytest.raises(BuildFailed):
+        b"".join(NamelessArchive([whole[:1100]]))
+
+
+def test_pieces_may_be_cut_anywhere(tmp_path: Path) -> None:
+    path = archive(tmp_path / "image.tar", [IMAGE])
+    assert b"".join(NamelessArchive(pieces(path, 1))) == b"".join(NamelessArchive(pieces(path, 1 << 20)))
