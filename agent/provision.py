@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from agent.journal import Journal
@@ -41,6 +41,20 @@ class Timings:
         return {**self._phases, "total": round((time.perf_counter() - self._begin) * 1000, 3)}
 
 
+class Archive:
+    """One archive as a file, made once for all who read it: writing it out costs as much as reading it."""
+
+    def __init__(self, make: Callable[[], Awaitable[Path]]) -> None:
+        self._make = make
+        self._file: Path | None = None
+
+    async def file(self) -> Path:
+        """Raises ContentNotFound, DiskFull."""
+        if self._file is None:
+            self._file = await self._make()
+        return self._file
+
+
 class Provision:
     def __init__(
         self,
@@ -58,8 +72,14 @@ class Provision:
         self._builds = asyncio.Semaphore(concurrent_builds)
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
 
+    @asynccontextmanager
+    async def archive(self, digest: str) -> AsyncIterator[Archive]:
+        """The archive for as long as the block needs it; it is made a file at the first use, if ever."""
+        async with AsyncExitStack() as stack:
+            yield Archive(lambda: stack.enter_async_context(self._content.materialized(digest)))
+
     async def descriptor(
-        self, digest: str, *, deadline_s: float, timings: Timings, on_progress: OnProgress
+        self, digest: str, archive: Archive, *, deadline_s: float, timings: Timings, on_progress: OnProgress
     ) -> ServiceDescriptor:
         """What the archive says of the service. Raises what `Content.fetch` raises, and InvalidArchive."""
         known = self._journal.descriptor(digest)
@@ -69,8 +89,7 @@ class Provision:
             await self._fetch(digest, deadline_s, timings, on_progress)
             on_progress(Progress("verify", "reading the archive"))
             with timings.phase("verify"):
-                async with self._content.materialized(digest) as archive:
-                    descriptor = await self._describe(archive)
+                descriptor = await self._describe(await archive.file())
             self._journal.keep_descriptor(digest, descriptor)
         return descriptor
 
@@ -79,6 +98,7 @@ class Provision:
         runtime: Runtime,
         digest: str,
         descriptor: ServiceDescriptor,
+        archive: Archive,
         *,
         variant: str | None,
         force_rebuild: bool,
@@ -93,9 +113,10 @@ class Provision:
                 if ready is not None:
                     return ready
             await self._fetch(digest, deadline_s, timings, on_progress)
-            async with self._builds, self._content.materialized(digest) as archive:
+            async with self._builds:
                 on_progress(Progress("build", "building the image"))
-                source = Source(descriptor=descriptor, digest=digest, archive=archive, variant=variant)
+                file = await archive.file()
+                source = Source(descriptor=descriptor, digest=digest, archive=file, variant=variant)
                 with timings.phase("build"):
                     return await runtime.prepare(source, force_rebuild=force_rebuild, on_progress=on_progress)
 

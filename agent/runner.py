@@ -18,7 +18,7 @@ from agent import lifecycle
 from agent.instances import Instances, Slot
 from agent.lifecycle import Effect
 from agent.operations import Operations
-from agent.provision import Provision, Timings
+from agent.provision import Archive, Provision, Timings
 from agent.runtime import OnProgress, Runtime, Workload
 from agent.tasks import OwnedTasks
 from agent.workloads import check_labels, environment_of, memory_of
@@ -251,8 +251,22 @@ class Runner:
 
     async def _bring_up(self, slot: Slot, launch: _Launch) -> None:
         command, timings, progress = launch.command, launch.timings, launch.progress
+        async with self._provision.archive(command.digest) as archive:
+            await self._make_ready(slot, launch, archive)
+        await self._operations.open_ports(slot)
+        self._instances.apply(slot, lifecycle.Built(now=self._instances.now()))
+        progress(Progress("start", "starting the instance"))
+        with timings.phase("start"):
+            await self._operations.run(slot)
+        progress(Progress("ready", "waiting until it answers"))
+        with timings.phase("ready"):
+            await self._operations.until_ready(slot)
+
+    async def _make_ready(self, slot: Slot, launch: _Launch, archive: Archive) -> None:
+        """Fetched, read, admitted, built: after this the engine can start it."""
+        command, timings, progress = launch.command, launch.timings, launch.progress
         descriptor = await self._provision.descriptor(
-            command.digest, deadline_s=command.deadline_s, timings=timings, on_progress=progress
+            command.digest, archive, deadline_s=command.deadline_s, timings=timings, on_progress=progress
         )
         environment = environment_of(descriptor, command)
         check_labels(descriptor, self._labels)
@@ -270,6 +284,7 @@ class Runner:
             runtime,
             command.digest,
             descriptor,
+            archive,
             variant=command.variant,
             force_rebuild=command.force_rebuild,
             deadline_s=command.deadline_s,
@@ -290,14 +305,6 @@ class Runner:
                 networks=descriptor.networks,
             ),
         )
-        await self._operations.open_ports(slot)
-        self._instances.apply(slot, lifecycle.Built(now=self._instances.now()))
-        progress(Progress("start", "starting the instance"))
-        with timings.phase("start"):
-            await self._operations.run(slot)
-        progress(Progress("ready", "waiting until it answers"))
-        with timings.phase("ready"):
-            await self._operations.until_ready(slot)
 
     async def _restart(self, slot: Slot, effects: tuple[Effect, ...]) -> Started:
         timings = Timings()
