@@ -39,6 +39,7 @@ MAX_LISTED = 2048
 class AgentConfig(Struct, frozen=True, kw_only=True):
     """`host` is the address that clients use; port proxies listen on it. `memory_mb` is what services may use.
     `pause_after_s`: a service that nobody used for so long is frozen until a client connects or sends; 0: never.
+    `ready_timeout_s`: a service that runs and is not ready after so long has failed.
     """
 
     host: str
@@ -50,6 +51,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     concurrent_builds: int = 2
     concurrent_starts: int = 4
     pause_after_s: float = 0.0
+    ready_timeout_s: float = 300.0
 
 
 class Agent:
@@ -144,7 +146,13 @@ async def running_agent(
         commands = OwnedTasks()
         operations = Operations(instances, runtimes, provision, concurrent_starts=config.concurrent_starts)
         runner = Runner(
-            instances, operations, provision, commands, labels=config.labels, pause_after_s=config.pause_after_s
+            instances,
+            operations,
+            provision,
+            commands,
+            labels=config.labels,
+            ready_timeout_s=config.ready_timeout_s,
+            pause_after_s=config.pause_after_s,
         )
         operations.proxy = await stack.enter_async_context(
             running_proxy(config.host, runner.on_traffic, runner.on_knock)

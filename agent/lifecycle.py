@@ -7,11 +7,13 @@ reads a clock or knows an engine: every event carries `now` (Unix s), deadlines 
     running, paused <-> unknown (engine away)
     running, paused, unknown -> stopped (asked, expired, exited 0) or failed (exited 1, out-of-memory, ...)
     stopped, failed -> starting (restart), -> removed (retention over)
+    starting -> failed (not-ready) when its time is over
     any -> removed (asked); fetching, building, first starting -> failed, and then nothing of it is kept
 """
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 
 from msgspec import Struct, structs
@@ -22,6 +24,9 @@ from protocol.problems import Conflict
 
 RETENTION_S = 3600.0
 """A stopped or failed instance keeps its identity this long."""
+
+NOT_READY = "not-ready"
+OUT_OF_MEMORY = "out-of-memory"
 
 UNBORN = frozenset({State.FETCHING, State.BUILDING})
 LIVE = frozenset({State.RUNNING, State.PAUSED, State.UNKNOWN})
@@ -102,9 +107,21 @@ class Extended(Event, frozen=True, kw_only=True):
 
 
 class Tick(Event, frozen=True, kw_only=True):
-    """Time passed. `busy`: a client's request is known to be in flight."""
+    """Time passed. `busy`: a client's request is known to be in flight. `ready_timeout_s`: how long a start may take."""
 
     busy: bool = False
+    ready_timeout_s: float = math.inf
+
+
+class Awaiting(Event, frozen=True, kw_only=True):
+    """The engine started it, and it is not ready yet: `reason` says what is awaited, `log` what it wrote."""
+
+    reason: str
+    log: tuple[str, ...] = ()
+
+
+class Resumed(Event, frozen=True, kw_only=True):
+    """The agent is back after an end of its own: a start that it interrupted has all its time again."""
 
 
 class StopAsked(Event, frozen=True, kw_only=True):
@@ -149,6 +166,8 @@ AnyEvent = (
     | Woken
     | Extended
     | Tick
+    | Awaiting
+    | Resumed
     | StopAsked
     | RestartAsked
     | RemoveAsked
@@ -185,6 +204,10 @@ def step(was: Instance, event: AnyEvent) -> Step:
             return _let_go(was, event.now, alive_time) if event.exact else _extend(was, event.now, alive_time)
         case Tick():
             return _tick(was, event)
+        case Awaiting():
+            return _awaiting(was, event)
+        case Resumed():
+            return (structs.replace(was, since=event.now) if was.state is State.STARTING else was), ()
         case StopAsked():
             return _stop(was, event)
         case RestartAsked():
@@ -248,11 +271,23 @@ def _let_go(was: Instance, now: float, alive_time: int) -> Step:
 def _tick(was: Instance, event: Tick) -> Step:
     if was.state in ENDED and event.now >= was.since + RETENTION_S:
         return _enter(was, State.REMOVED, event, Effect.REMOVE, reason=was.reason)
+    if was.state is State.STARTING and event.now >= was.since + event.ready_timeout_s:
+        return _fail(was, event, NOT_READY, was.log)
     over = was.expires_at is not None and event.now >= was.expires_at
     # While the engine is away a container can neither be stopped nor serve: judge again when it is back.
     if was.state in {State.RUNNING, State.PAUSED} and over and not event.busy:
         return _enter(was, State.STOPPED, event, Effect.STOP, reason="expired")
     return was, ()
+
+
+def _awaiting(was: Instance, event: Awaiting) -> Step:
+    if (
+        was.state is not State.STARTING
+        or was.reason == OUT_OF_MEMORY
+        or (was.reason, was.log) == (event.reason, event.log)
+    ):
+        return was, ()
+    return structs.replace(was, reason=event.reason, log=event.log), (Effect.REPORT,)
 
 
 def _stop(was: Instance, event: StopAsked) -> Step:
@@ -289,9 +324,9 @@ def _seen(was: Instance, event: Seen) -> Step:
 
 
 def _seen_alive(was: Instance, event: Seen) -> Step:
-    if event.out_of_memory and was.reason != "out-of-memory":
+    if event.out_of_memory and was.reason != OUT_OF_MEMORY:
         # Only a child process died: the service may go on, and its owner should know.
-        was = structs.replace(was, reason="out-of-memory")
+        was = structs.replace(was, reason=OUT_OF_MEMORY)
         if was.state not in {State.UNKNOWN, State.PAUSED}:
             return was, (Effect.REPORT,)
     if was.state is State.STARTING:
@@ -303,7 +338,7 @@ def _seen_alive(was: Instance, event: Seen) -> Step:
 
 
 def _exited(was: Instance, event: Seen) -> Step:
-    reason = "out-of-memory" if event.out_of_memory else f"exited {event.exit_code}"
+    reason = OUT_OF_MEMORY if event.out_of_memory else f"exited {event.exit_code}"
     if event.exit_code == 0 and not event.out_of_memory and not _is_new(was):
         return _enter(was, State.STOPPED, event, reason=reason, log=event.log)
     return _fail(was, event, reason, event.log)

@@ -38,10 +38,11 @@ ALL_KINDS: frozenset[Kind] = frozenset({"docker_container", "wasm_module"})
 
 class Behaviour(Struct, kw_only=True):
     """Knobs, changed at any time. Latencies in s, drawn around the mean; `fails` holds, per call, the problems that its
-    next calls raise."""
+    next calls raise. `deaf`: what is started from now on listens nowhere."""
 
     build_s: float = 0.0
     start_s: float = 0.0
+    deaf: bool = False
     fails: dict[str, deque[Problem]] = {}
 
 
@@ -152,7 +153,8 @@ class MemoryRuntime:
         if container is None:
             container = self._containers[workload.instance] = _Container(workload, self._new_address())
         if container.condition is Condition.EXITED:
-            await container.listen()
+            if not self.behaviour.deaf:
+                await container.listen()
             container.condition, container.exit_code, container.out_of_memory = Condition.RUNNING, None, False
             container.awake.set()
             container.log.append("started")

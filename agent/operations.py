@@ -19,7 +19,7 @@ from agent.provision import Provision
 from agent.proxy import PortProxy, free_udp_port
 from agent.readiness import Pace, answers
 from agent.runtime import Condition, Publication, Runtime
-from agent.workloads import not_started
+from agent.workloads import awaited, not_started, probed_port
 from protocol.instances import PortBinding, State
 from protocol.problems import EngineUnavailable, NoCapacity, PortTaken, Problem
 from protocol.service import ServiceDescriptor
@@ -70,7 +70,7 @@ class Operations:
     async def until_ready(self, slot: Slot) -> None:
         """Probe the container's own address (a published port answers before the service does), and look at the engine
         now and then, until the lifecycle says that it runs or not."""
-        port = next((p.container_port for p in slot.entry.ports if p.protocol == "tcp"), None)
+        port = probed_port(slot.entry.ports)
         pace = Pace()
         while slot.state is State.STARTING:
             slot.changed.clear()
@@ -79,11 +79,22 @@ class Operations:
                 self._instances.apply(slot, lifecycle.Answered(now=self._instances.now()))
             elif pace.look_due():
                 await self.observe(slot)
+                if pace.tell_due():
+                    await self._tell_what_is_awaited(slot)
             else:
                 await pace.wait(slot.changed)
         instance = slot.entry.instance
         if instance.state is not State.RUNNING:
-            raise not_started(instance)
+            raise not_started(instance, slot.entry.ports)
+
+    async def _tell_what_is_awaited(self, slot: Slot) -> None:
+        try:
+            lines = await self.runtimes[slot.entry.runtime].logs(slot.id)
+        except EngineUnavailable as problem:
+            log.debug("log-not-read", instance=slot.id, detail=problem.detail)
+            return
+        reason = awaited(slot.entry.instance, slot.entry.ports)
+        self._instances.apply(slot, lifecycle.Awaiting(now=self._instances.now(), reason=reason, log=lines))
 
     async def observe(self, slot: Slot) -> None:
         """Inspect one instance and let the lifecycle judge."""

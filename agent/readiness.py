@@ -12,6 +12,8 @@ SHARE = 0.02
 costs 0.2 ms of the processor."""
 
 LOOK_S = 0.5
+TELL_S = 2.0
+"""Between two words to the controller of what is awaited, with the last lines of the log."""
 CONNECT_S = 1.0
 
 
@@ -40,12 +42,20 @@ class Pace:
         self._loop = asyncio.get_running_loop()
         self._begin = self._loop.time()
         self._look_at = self._begin + LOOK_S
+        self._tell_at = self._begin + LOOK_S
 
     def look_due(self) -> bool:
         now = self._loop.time()
         if now < self._look_at:
             return False
         self._look_at = now + LOOK_S
+        return True
+
+    def tell_due(self) -> bool:
+        now = self._loop.time()
+        if now < self._tell_at:
+            return False
+        self._tell_at = now + TELL_S
         return True
 
     async def wait(self, changed: asyncio.Event) -> None:

@@ -68,14 +68,16 @@ class Runner:
         tasks: OwnedTasks,
         *,
         labels: Mapping[str, str],
+        ready_timeout_s: float,
         pause_after_s: float = 0.0,
     ) -> None:
-        """`pause_after_s`: how long a service may run unused before it is frozen; 0: for ever."""
+        """`ready_timeout_s`: how long a service that runs may take to be ready. `pause_after_s`: how long a service may run unused before it is frozen; 0: for ever."""
         self._instances = instances
         self._operations = operations
         self._provision = provision
         self._tasks = tasks
         self._labels = labels
+        self._ready_timeout_s = ready_timeout_s
         self._pause_after_s = pause_after_s
         self._launches: dict[str, _Launch] = {}
 
@@ -166,7 +168,10 @@ class Runner:
         self._instances.store_pending()
         for slot in self._instances:
             now, busy = self._instances.now(), self._operations.proxy.busy(slot.id)
-            self._later(slot, self._instances.apply(slot, lifecycle.Tick(now=now, busy=busy)))
+            self._later(
+                slot,
+                self._instances.apply(slot, lifecycle.Tick(now=now, busy=busy, ready_timeout_s=self._ready_timeout_s)),
+            )
             idle_s = slot.idle_s(now)
             if self._pause_after_s and not busy and idle_s is not None and idle_s >= self._pause_after_s:
                 self._later(slot, self._instances.apply(slot, lifecycle.Idle(now=now)))
@@ -203,6 +208,7 @@ class Runner:
                 self._instances.forget(slot)
                 continue
             await self._operations.open_ports(slot)
+            self._instances.apply(slot, lifecycle.Resumed(now=self._instances.now()))
             if slot.entry.runtime not in self._operations.runtimes:
                 self._instances.apply(slot, lifecycle.EngineAway(now=self._instances.now()))
 
@@ -233,10 +239,7 @@ class Runner:
                 raise _abandoned(slot) from None
             raise
         except TimeoutError:
-            problem = DeadlineExceeded(
-                f"instance {slot.id} was {slot.state} when its {launch.command.deadline_s:g} s were over",
-                fix="Give the start more time (wait_s).",
-            )
+            problem = _too_late(slot, launch.command.deadline_s)
             await self._abandon(slot, problem, discard=True)
             raise problem from None
         except Exception as error:
@@ -317,7 +320,7 @@ class Runner:
                 with timings.phase("ready"):
                     await self._operations.until_ready(slot)
         except TimeoutError:
-            problem = DeadlineExceeded(f"instance {slot.id} did not become ready within {RESTART_S:g} s")
+            problem = _too_late(slot, RESTART_S)
             await self._abandon(slot, problem)
             raise problem from None
         except Exception as error:
@@ -340,8 +343,11 @@ class Runner:
             self._tasks.run(self._operations.perform(slot, effects), name=f"effects of {slot.id}")
 
     async def _abandon(self, slot: Slot, error: Exception, *, discard: bool = False) -> None:
-        reason = error.slug if isinstance(error, Problem) else type(error).__name__
+        reason = str(error.extra.get("reason", error.slug)) if isinstance(error, Problem) else type(error).__name__
         lines = error.extra.get("log", ()) if isinstance(error, Problem) else ()
+        said = error.detail if isinstance(error, Problem) else str(error)
+        tell = log.info if isinstance(error, BadRequest) else log.warning
+        tell("start-failed", instance=slot.id, service=slot.entry.service_id, reason=reason, detail=said)
         event = lifecycle.WorkFailed(now=self._instances.now(), reason=reason, log=tuple(lines))
         effects = self._instances.apply(slot, event)
         # Another task may have seen the end first and be about to remove it: the caller shall find nothing left.
@@ -349,6 +355,16 @@ class Runner:
 
     def _of(self, runtime: str) -> list[Slot]:
         return [slot for slot in self._instances if slot.entry.runtime == runtime]
+
+
+def _too_late(slot: Slot, limit_s: float) -> DeadlineExceeded:
+    instance = slot.entry.instance
+    awaited = f": {instance.reason}" if instance.reason else ""
+    return DeadlineExceeded(
+        f"instance {slot.id} was {slot.state} when its {limit_s:g} s were over{awaited}",
+        fix="Read the log; a slow service needs more time: `--wait SECONDS` (`wait_s`).",
+        log=list(instance.log),
+    )
 
 
 def _abandoned(slot: Slot) -> Conflict:

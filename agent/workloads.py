@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from agent.lifecycle import Instance
+from agent.lifecycle import NOT_READY, Instance
+from protocol.instances import PortBinding
 from protocol.link import Start
 from protocol.problems import BadRequest, EngineUnavailable, NoCapacity, Problem, StartFailed
 from protocol.service import ServiceDescriptor
@@ -48,12 +49,34 @@ def memory_of(descriptor: ServiceDescriptor, variant: str | None) -> int:
     return descriptor.mem_requirement if special is None else special
 
 
-def not_started(instance: Instance) -> Problem:
+def probed_port(ports: Sequence[PortBinding]) -> int | None:
+    """The container port at which the service must answer to be ready; None if it has no TCP port."""
+    return next((p.container_port for p in ports if p.protocol == "tcp"), None)
+
+
+def awaited(instance: Instance, ports: Sequence[PortBinding]) -> str:
+    """What an instance lacks to be ready."""
+    return "no alive message yet" if instance.wait_for_start else f"port {probed_port(ports)}/tcp does not answer"
+
+
+def not_started(instance: Instance, ports: Sequence[PortBinding]) -> Problem:
     """Why an instance that was starting is now in another state than running."""
     if instance.reason == "engine-away":
         return EngineUnavailable(
             f"the container engine went away while instance {instance.instance} was starting",
             fix="Start the engine again (systemctl start docker) and repeat the request.",
+        )
+    if instance.reason == NOT_READY:
+        return StartFailed(
+            f"instance {instance.instance} was not ready in time: {awaited(instance, ports)}",
+            fix=(
+                "With `wait_for_start` the service must send the alive message; see docs/csar.md."
+                if instance.wait_for_start
+                else "Let the description name the port that the service listens on, on all addresses (0.0.0.0)."
+            )
+            + " A slow service needs a longer `ready_timeout_s` of the agent and more `--wait` (`wait_s`).",
+            reason=instance.reason,
+            log=list(instance.log),
         )
     return StartFailed(
         f"instance {instance.instance} ended before it was ready: {instance.reason}",

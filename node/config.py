@@ -71,6 +71,7 @@ class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`memory_mb` 0: half of the machine's memory. `controller`: skip mDNS and dial this host:port.
     `pause_after_s`: freeze services that nobody used for so long; 0: never.
+    `ready_timeout_s`: how long a service that was started may take until it is ready.
     """
 
     memory_mb: Annotated[int, Meta(ge=0)] = 0
@@ -78,6 +79,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     labels: dict[str, str] = {}
     controller: str = ""
     pause_after_s: Annotated[float, Meta(ge=0)] = 0.0
+    ready_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     docker: Docker = Docker()
 
 

@@ -229,6 +229,7 @@ class _Parts:
                     alive_port=settings.alive_port,
                     labels=settings.labels,
                     pause_after_s=settings.pause_after_s,
+                    ready_timeout_s=settings.ready_timeout_s,
                     max_archive_bytes=self._max_archive_bytes,
                 ),
                 node=self._identity.node,

@@ -51,7 +51,7 @@ class Life(RuleBasedStateMachine):
     def time_passes(self, seconds: float, busy: bool) -> None:
         self.now += seconds
         deadline, state = self.instance.expires_at, self.instance.state
-        self.happen(lifecycle.Tick(now=self.now, busy=busy))
+        self.happen(lifecycle.Tick(now=self.now, busy=busy, ready_timeout_s=300))
         due = deadline is not None and self.now >= deadline and state in {State.RUNNING, State.PAUSED}
         if state in {State.RUNNING, State.PAUSED}:
             assert (self.instance.state is State.STOPPED) == (due and not busy)

@@ -9,6 +9,7 @@ from agent.lifecycle import (
     AliveReceived,
     Answered,
     AnyEvent,
+    Awaiting,
     Built,
     Described,
     Effect,
@@ -17,6 +18,7 @@ from agent.lifecycle import (
     Instance,
     RemoveAsked,
     RestartAsked,
+    Resumed,
     Seen,
     StopAsked,
     Tick,
@@ -184,3 +186,18 @@ def test_timers_survive_an_engine_that_was_away() -> None:
 def test_only_what_ran_can_be_restarted(was: Instance) -> None:
     with pytest.raises(Conflict):
         step(was, RestartAsked(now=9))
+
+
+def test_a_start_has_a_limit_and_an_interrupted_one_has_it_anew() -> None:
+    starting = live(Described(now=1, alive_time=10, wait_for_start=False), Built(now=2))
+    told, effects = step(starting, Awaiting(now=4, reason="port 80/tcp does not answer", log=("hello",)))
+    assert (told.reason, told.log, effects) == ("port 80/tcp does not answer", ("hello",), (Effect.REPORT,))
+    assert step(told, Awaiting(now=5, reason=told.reason, log=told.log)) == (told, ()), "nothing new, nothing to report"
+    assert step(told, Tick(now=31, ready_timeout_s=30))[0] == told
+    failed, effects = step(told, Tick(now=32, ready_timeout_s=30))
+    assert (failed.state, failed.reason, failed.log) == (State.FAILED, "not-ready", ("hello",))
+    assert effects == (Effect.REPORT, Effect.REMOVE)
+    resumed, _ = step(told, Resumed(now=1000))
+    assert step(resumed, Tick(now=1029, ready_timeout_s=30))[0].state is State.STARTING
+    ready, _ = step(told, Answered(now=6))
+    assert (ready.state, ready.reason, ready.log) == (State.RUNNING, "", ())

@@ -161,7 +161,10 @@ async def test_a_start_that_fails_leaves_nothing(tmp_path: Path, call_that_fails
         agent.instances.subscribe(reports.append)
         with pytest.raises(type(problem)):
             await agent.runner.start(start_command("one", digest))
-        assert (reports[-1].state, reports[-1].reason) == (State.FAILED, problem.slug)
+        assert (reports[-1].state, reports[-1].reason) == (
+            State.FAILED,
+            problem.extra.get("reason", problem.slug),
+        )
         assert agent.reports() == ()
         assert agent.instances.free == 2048
         assert await s.runtime.adopt() == []
@@ -212,6 +215,49 @@ async def test_a_start_has_a_deadline(tmp_path: Path) -> None:
         with pytest.raises(DeadlineExceeded):
             await agent.runner.start(start_command("one", s.put(wait_for_start=True), deadline_s=0.1))
         assert await s.runtime.adopt() == []
+
+
+@pytest.mark.parametrize(
+    ("wait_for_start", "awaited"), [(False, "port 8080/tcp does not answer"), (True, "no alive message yet")]
+)
+async def test_a_start_that_is_never_ready_says_what_it_awaits_and_fails(
+    tmp_path: Path, wait_for_start: bool, awaited: str
+) -> None:
+    async with stage(tmp_path) as s, s.agent(ready_timeout_s=30) as agent:
+        s.runtime.behaviour.deaf = True
+        reports: list[InstanceReport] = []
+        agent.instances.subscribe(reports.append)
+        start = asyncio.create_task(agent.runner.start(start_command("one", s.put(wait_for_start=wait_for_start))))
+        await until(lambda: any(r.reason == awaited and r.log == ("started",) for r in reports))
+        assert agent.reports()[0].state is State.STARTING
+        s.clock.now += 31
+        with pytest.raises(StartFailed, match=awaited) as failed:
+            await start
+        assert (failed.value.extra["reason"], failed.value.extra["log"]) == ("not-ready", ["started"])
+        assert "--wait" in failed.value.fix
+        assert (reports[-1].state, reports[-1].reason) == (State.FAILED, "not-ready")
+        assert (agent.reports(), await s.runtime.adopt(), agent.instances.free) == ((), [], 2048)
+
+
+async def test_the_deadline_of_a_start_tells_what_was_awaited(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        with pytest.raises(DeadlineExceeded, match="no alive message yet") as late:
+            await agent.runner.start(start_command("one", s.put(wait_for_start=True), deadline_s=1.5))
+        assert late.value.extra["log"] == ["started"]
+        assert "--wait" in late.value.fix
+
+
+async def test_a_restart_that_is_never_ready_keeps_its_identity(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.put()))
+        await agent.runner.stop(link.Stop("c", "one"))
+        s.runtime.behaviour.deaf = True
+        restart = asyncio.create_task(agent.runner.restart(link.Restart("c", "one")))
+        await until(lambda: agent.reports()[0].state is State.STARTING)
+        s.clock.now += 301
+        with pytest.raises(StartFailed):
+            await restart
+        assert (agent.reports()[0].state, agent.reports()[0].reason) == (State.FAILED, "not-ready")
 
 
 async def test_the_alive_message_means_ready_where_described(tmp_path: Path) -> None:
