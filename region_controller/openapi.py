@@ -150,7 +150,7 @@ OPERATIONS: tuple[Operation, ...] = (
         method="POST",
         path="/v1/services",
         summary="Publish a CSAR: the body is its bytes. Signed by the developer's key in the header, "
-        "or, with the operator's token, by the site's.",
+        "or, with the operator's token, by the site's; what another key published is then only kept and served.",
         body="application/zip",
         answers={201: ServiceView},
         parameters=(_RECORD,),

@@ -53,6 +53,8 @@ log = structlog.get_logger(__name__)
 SITE_RECORD_S = 180 * 86_400
 """How long a record signed with the site's key lives."""
 FETCH_S = 300.0
+SEEDED = "seeded"
+"""Why an archive is pinned that another published and an operator asked to keep."""
 
 Describe = Callable[[Path], Awaitable[ServiceDescriptor]]
 
@@ -85,7 +87,11 @@ class Publishing:
         return service_view(records[0])
 
     async def publish(self, body: AsyncIterator[bytes], header: str | None, *, operator: bool) -> ServiceView:
-        """Raises KeyNeeded, TooLarge, DiskFull, InvalidArchive, InvalidRecord, Forbidden."""
+        """Keep the archive, announce its record, and return it.
+
+        Without a record of its own, what somebody published already is only kept: no second record is made of it.
+        Raises KeyNeeded, TooLarge, DiskFull, InvalidArchive, InvalidRecord, Forbidden.
+        """
         signed = _envelope(header) if header is not None else None
         if signed is None and not operator:
             raise KeyNeeded(
@@ -96,6 +102,10 @@ class Publishing:
             descriptor = await self._describe(path)
             record = self._checked(signed, descriptor, digest, size)
             if signed is None:
+                if published := await self._published_by_others(digest):
+                    await self._content.add(path, pin=SEEDED)
+                    log.info("service-seeded", digest=digest, id=record.id)
+                    return service_view(published)
                 signed = sign(record, self._key)
             await self._keep(path, signed, record)
         self._catalogue.published(record)
@@ -169,6 +179,15 @@ class Publishing:
         await self._drop(record)
         log.info("service-withdrawn", digest=digest, id=record.id)
         return service_view(record)
+
+    async def _published_by_others(self, digest: str) -> ServiceRecord | None:
+        """The newest record, if none is signed with our own key, which would rather be renewed."""
+        try:
+            records = await self._catalogue.by_digest(digest)
+        except Unavailable:
+            return None
+        ours = raw_public_key(self._key)
+        return None if not records or any(r.publisher == ours for r in records) else records[0]
 
     async def _published_by(self, publisher: bytes, digest: str) -> ServiceRecord:
         """Raises NoMatchingService if nobody published it, Forbidden if only others did."""

@@ -63,6 +63,7 @@ class StubController:
     problem: Problem | None = None
     instances: tuple[InstanceView, ...] = (INSTANCE,)
     other_holders: int = 0
+    further_services: tuple[ServiceView, ...] = ()
     operator_token: str = ""
     content: bytes = ARCHIVE
     cut_streams: int = 0
@@ -101,8 +102,8 @@ class StubController:
     async def start(self, request: web.Request) -> web.StreamResponse:
         self.starts.append(msgspec.json.decode(await request.read(), type=StartRequest))
         if "text/event-stream" not in request.headers.get("Accept", ""):
-            if self.problem:
-                raise self.problem
+            if problem := self.problem or _unknown(self.starts[-1]):
+                raise problem
             return _json(self.answer(), 201)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
@@ -111,8 +112,8 @@ class StubController:
             self.cut_streams -= 1
             return response
         await _event(response, "progress", Progress("fetch", "archive", 5, 10))
-        if self.problem:
-            await _event(response, "problem", self.problem.to_dict())
+        if problem := self.problem or _unknown(self.starts[-1]):
+            await _event(response, "problem", problem.to_dict())
         else:
             await _event(response, "result", self.answer())
         return response
@@ -134,7 +135,8 @@ class StubController:
 
     async def services(self, request: web.Request) -> web.StreamResponse:
         self.queries.append({key: request.query.getall(key) for key in request.query})
-        return _json([SERVICE])
+        known = request.query.get("id", SERVICE.id) == SERVICE.id
+        return _json([SERVICE, *self.further_services] if known else [])
 
     async def service(self, request: web.Request) -> web.StreamResponse:
         if request.match_info["digest"] != SERVICE.digest:
@@ -233,6 +235,12 @@ def _fixed(value: object) -> Any:
 
 async def _event(response: web.StreamResponse, name: str, data: object) -> None:
     await response.write(b"event: %s\ndata: %s\n\n" % (name.encode(), msgspec.json.encode(data)))
+
+
+def _unknown(request: StartRequest) -> Problem | None:
+    if request.service in (None, SERVICE.id, SERVICE.name, SERVICE.digest):
+        return None
+    return NoMatchingService(f"nothing published is called {request.service}")
 
 
 def _envelope(request: web.Request) -> bytes | None:

@@ -14,10 +14,11 @@ import click
 from node.cli.framework import Command
 from node.cli.leases import MIN_PREFIX, LeaseBook
 from node.cli.output import facts, remaining, styled, table
+from node.cli.services import whole_digest
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_category
 from protocol.instances import MAX_ALIVE_S, PHASES, InstanceView, StartAnswer, StartRequest, State
-from protocol.problems import BadRequest, ConfigError, Conflict, Forbidden, UnknownInstance
+from protocol.problems import BadRequest, ConfigError, Conflict, Forbidden, NoMatchingService, UnknownInstance
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -156,7 +157,13 @@ async def _start(session: Session, client: ControllerClient, request: StartReque
     book = LeaseBook(session.data_dir)
     request = msgspec.structs.replace(request, leases=book.tokens(client.url))
     with session.output.progress() as on_progress:
-        answer = await client.start(request, on_progress)
+        try:
+            answer = await client.start(request, on_progress)
+        except NoMatchingService:
+            digest = await whole_digest(client, request.service or "")
+            if digest is None:
+                raise
+            answer = await client.start(msgspec.structs.replace(request, service=digest), on_progress)
     book.remember(answer, client.url)
     return answer
 

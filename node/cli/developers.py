@@ -13,10 +13,11 @@ import click
 
 from node.cli.framework import Command
 from node.cli.output import facts, remaining, short_digest, size, styled, table
+from node.cli.services import candidates, whole_digest
 from node.cli.session import Session, command_session
-from protocol.identifiers import check_category, check_service_id, is_digest
+from protocol.identifiers import DIGEST_PREFIX, check_category, check_service_id, is_digest
 from protocol.instances import ServiceView
-from protocol.problems import AmbiguousService, NoMatchingService
+from protocol.problems import AmbiguousService, BadRequest, NoMatchingService
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -119,7 +120,11 @@ def _signed(session: Session, archive: Path, descriptor: ServiceDescriptor) -> S
 @click.command(cls=Command)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def seed(files: tuple[Path, ...]) -> None:
-    """Serve FILES from this machine, as a store node of its mesh, until Ctrl-C."""
+    """Serve FILES from this machine, as a store node of its mesh, until Ctrl-C.
+
+    What nobody has published yet is published with this machine's key. That record stays in the mesh when seeding
+    ends; `cornerstore withdraw` takes it off. Of what is published already no second record is made.
+    """
     from csar import describe_sync
     from node.cli.serving import seed_files
 
@@ -155,23 +160,28 @@ def search(
     session.output.give(
         services,
         table(
-            ("ID", "NAME", "CATEGORY", "TAKES", "GIVES", "SIZE", "DIGEST"),
+            ("ID", "NAME", "CATEGORY", "TAKES", "GIVES", "SIZE", "DIGEST", "PUBLISHER"),
             [
-                (s.id, s.name, s.category, ", ".join(s.inputs), ", ".join(s.outputs), size(s.size), _short(s))
+                (
+                    s.id,
+                    s.name,
+                    s.category,
+                    ", ".join(s.inputs),
+                    ", ".join(s.outputs),
+                    size(s.size),
+                    short_digest(s.digest),
+                    s.publisher[:8],
+                )
                 for s in services
             ],
         ),
     )
 
 
-def _short(service: ServiceView) -> str:
-    return short_digest(service.digest)
-
-
 @click.command(cls=Command)
 @click.argument("service")
 def show(service: str) -> None:
-    """Show the published SERVICE (an id, a name or a digest)."""
+    """Show the published SERVICE (an id, a name, a digest or the beginning of one)."""
     session = command_session()
 
     async def work() -> ServiceView:
@@ -180,6 +190,10 @@ def show(service: str) -> None:
 
     view = asyncio.run(work())
     session.output.give(view, _shown(view))
+    session.output.note(
+        f"Ports, parameters and variants are in the archive: cornerstore fetch {short_digest(view.digest)} -o FILE, "
+        "then cornerstore validate FILE."
+    )
 
 
 def _shown(view: ServiceView) -> RenderableType:
@@ -203,21 +217,37 @@ def _shown(view: ServiceView) -> RenderableType:
 
 async def resolve(client: ControllerClient, service: str) -> ServiceView:
     """The one service that `service` names. Raises NoMatchingService, or AmbiguousService with its candidates."""
+    return _sole(await named(client, service), service)
+
+
+async def named(client: ControllerClient, service: str) -> list[ServiceView]:
+    """All records of the services with that id or name, or with the digest that `service` is or begins.
+
+    Raises NoMatchingService if there are none.
+    """
     if is_digest(service):
-        return await client.service(service)
-    check_service_id(service)
-    found = await client.services(id=service)
+        newest = await client.service(service)
+        found = [s for s in await client.services(id=newest.id) if s.digest == service]
+        return found or [newest]
+    found = []
+    if DIGEST_PREFIX not in service:
+        check_service_id(service)
+        found = await client.services(id=service)
+        found = found or [s for s in await client.services(q=service) if s.name == service]
+    if not found and (digest := await whole_digest(client, service)):
+        return await named(client, digest)
     if not found:
-        found = [s for s in await client.services(q=service) if s.name == service]
+        raise NoMatchingService(f"nothing published is called {service}", fix="Look with `cornerstore search`.")
+    return found
+
+
+def _sole(found: Sequence[ServiceView], service: str) -> ServiceView:
+    """The newest version, if all are of one service. Raises AmbiguousService."""
     newest = _newest(found)
     if len(newest) == 1:
         return newest[0]
-    if not found:
-        raise NoMatchingService(f"nothing published is called {service}", fix="Look with `cornerstore search`.")
     raise AmbiguousService(
-        f"{len(newest)} services are called {service}",
-        fix="Name one by its digest.",
-        candidates=[{"digest": s.digest, "id": s.id, "name": s.name, "publisher": s.publisher[:16]} for s in newest],
+        f"{len(newest)} services are called {service}", fix="Name one by its digest.", candidates=candidates(newest)
     )
 
 
@@ -232,7 +262,8 @@ def _newest(services: Sequence[ServiceView]) -> list[ServiceView]:
 @click.command(cls=Command)
 @click.argument("service")
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Default: the service's id + .csar")
-def fetch(service: str, out: Path | None) -> None:
+@click.option("--force", is_flag=True, help="Overwrite the file if it is there already.")
+def fetch(service: str, out: Path | None, force: bool) -> None:
     """Download the archive of SERVICE, verified against its digest."""
     session = command_session()
 
@@ -240,6 +271,8 @@ def fetch(service: str, out: Path | None) -> None:
         async with session.connected() as client:
             view = await resolve(client, service)
             target = out or Path(_file_name(view))
+            if target.exists() and not force:
+                raise BadRequest(f"{target} is there already", fix="Name another file with -o, or add --force.")
             with session.output.progress() as on_progress:
                 return view, target, await client.fetch(view.digest, target, on_progress)
 
@@ -257,18 +290,28 @@ def _file_name(view: ServiceView) -> str:
     return (safe or "service") + SUFFIX
 
 
+def own_record(found: Sequence[ServiceView], service: str, publisher: str) -> ServiceView:
+    """Among the records that `service` names, the publisher's own; where it has none, one of another.
+
+    Raises AmbiguousService if several services are meant.
+    """
+    own = [s for s in found if s.publisher == publisher]
+    return _sole(own or found, service)
+
+
 @click.command(cls=Command)
 @click.argument("service")
 def withdraw(service: str) -> None:
     """Take SERVICE (a digest, an id or a name), published by this machine's key, off the mesh."""
     from node.cli.publisher import publisher_key, signed_tombstone
+    from protocol.records import raw_public_key
 
     session = command_session()
     key = publisher_key(session.data_dir)
 
     async def work() -> ServiceView:
         async with session.connected(changing=True) as client:
-            view = await resolve(client, service)
+            view = own_record(await named(client, service), service, raw_public_key(key).hex())
             await client.withdraw(view.digest, signed_tombstone(view, key).envelope)
             return view
 

@@ -6,20 +6,23 @@ import asyncio
 import contextlib
 import logging
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import uvloop
 
+from client import ControllerClient
 from dht.traffic import ContentStats
 from node.cli.output import facts, short_digest, size, styled
 from node.cli.session import Session
 from node.config import NodeConfig
 from node.runtime import Node, running_node
 from protocol.instances import ServiceView
-from protocol.records import Signed
+from protocol.problems import NoMatchingService
+from protocol.records import ServiceRecord, Signed
 
 SHOW_EVERY_S = 1.0
 
@@ -51,10 +54,14 @@ def seed_files(session: Session, signed: Sequence[tuple[Path, Signed]]) -> None:
         async with running_node(config, session.data_dir) as node:
             for path, record in signed:
                 digest = await node.content.add(path, pin="seeded")
-                await node.directory.publish(record)
+                publisher = await publisher_of(node.directory, digest)
+                if publisher is None:
+                    await node.directory.publish(record)
                 session.output.give(
-                    {"file": str(path), "digest": digest}, styled(f"{path} is served as {digest}", "bold")
+                    {"file": str(path), "digest": digest, "published": publisher is None},
+                    styled(f"{path} is served as {digest}", "bold"),
                 )
+                session.output.note(_record_note(publisher))
             session.output.note("This machine serves it until Ctrl-C.")
             await _show_fetches(session, node, stop)
 
@@ -95,17 +102,51 @@ async def _show_fetches(session: Session, node: Node, stop: asyncio.Event) -> No
             await asyncio.wait_for(stop.wait(), SHOW_EVERY_S)
 
 
-def _publish_through(session: Session, url: str, signed: Sequence[tuple[Path, Signed]]) -> None:
-    async def work() -> list[ServiceView]:
-        async with session.connected(url) as client:
-            return [await client.publish(path, record.envelope) for path, record in signed]
+class Services(Protocol):
+    """Of a directory, the one question that is asked here."""
 
-    views = asyncio.run(work())
+    async def services(self, name: str) -> list[Signed]: ...
+
+
+async def publisher_of(directory: Services, digest: str) -> str | None:
+    """Whose key published the archive already, if one did: a second record would only be a twin of the first."""
+    now = time.time()
+    for found in await directory.services(f"service:{digest}"):
+        record = found.record
+        if isinstance(record, ServiceRecord) and not record.withdrawn and record.expiry > now:
+            return record.publisher.hex()
+    return None
+
+
+def _record_note(publisher: str | None) -> str:
+    if publisher is not None:
+        return f"It is published already, by key {publisher[:8]}; no second record was made."
+    return "Its record stays in the mesh when seeding ends; `cornerstore withdraw` takes it off."
+
+
+def _publish_through(session: Session, url: str, signed: Sequence[tuple[Path, Signed]]) -> None:
+    async def work() -> list[tuple[ServiceView, str | None]]:
+        async with session.connected(url) as client:
+            return [await _seed_through(client, path, record) for path, record in signed]
+
+    seeded = asyncio.run(work())
     session.output.give(
-        views,
-        *(styled(f"{view.id} ({view.name}) is served as {short_digest(view.digest)}", "bold") for view in views),
+        [view for view, _ in seeded],
+        *(styled(f"{view.id} ({view.name}) is served as {short_digest(view.digest)}", "bold") for view, _ in seeded),
     )
+    for _, publisher in seeded:
+        session.output.note(_record_note(publisher))
     session.output.note(f"This machine's node at {url} keeps it and serves it for as long as it runs.")
+
+
+async def _seed_through(client: ControllerClient, path: Path, record: Signed) -> tuple[ServiceView, str | None]:
+    """What the controller serves now, and whose key had published it before, if any."""
+    assert isinstance(record.record, ServiceRecord)
+    try:
+        before = await client.service(record.record.digest)
+    except NoMatchingService:
+        return await client.publish(path, record.envelope), None
+    return await client.publish(path), before.publisher
 
 
 def _welcome(config: NodeConfig, node: Node) -> list[Any]:

@@ -219,6 +219,22 @@ async def test_the_sites_own_key_publishes_for_operators(tmp_path: Path) -> None
         assert (await call(site, "GET", "/v1/services"))[1] == []
 
 
+async def test_what_is_published_already_is_kept_without_a_second_record(tmp_path: Path) -> None:
+    data = an_archive(tmp_path, WORD_COUNT)
+    async with running_site(tmp_path) as site:
+        header = signed_header(data)
+        _, first, _ = await call(site, "POST", "/v1/services", data=data, headers=header)
+        status, view, _ = await call(site, "POST", "/v1/services", data=data, headers=OPERATES)
+        assert (status, view) == (201, first)
+        assert (await call(site, "GET", "/v1/services"))[1] == [first]
+        gone = await call(
+            site, "DELETE", f"/v1/services/{first['digest']}", headers=signed_header(data, withdrawn=True)
+        )
+        assert gone[0] == 200, "its publisher can still withdraw it"
+        assert (await call(site, "GET", "/v1/services"))[1] == []
+        assert site.content.held() == [first["digest"]], "but who seeds it keeps it"
+
+
 async def test_uploads_that_are_refused(tmp_path: Path) -> None:
     data = an_archive(tmp_path, WORD_COUNT)
     async with running_site(tmp_path) as site:

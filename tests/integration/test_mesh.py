@@ -48,6 +48,18 @@ async def test_publish_search_show_fetch_withdraw_from_any_site(tmp_path: Path) 
         assert slug(await refusal(a, "show", digest)) == "no-matching-service"
 
 
+async def test_seeding_what_is_published_makes_no_second_record(tmp_path: Path) -> None:
+    a, b = store_site(tmp_path, "a"), store_site(tmp_path, "b")
+    async with running_sites(a, b):
+        published = await ask(a, "publish", str(WORD_COUNT))
+        copy = tmp_path / "copy.csar"
+        await b.cornerstore("fetch", "wc01", "-o", str(copy))
+        assert [s["digest"] for s in await ask(b, "seed", str(copy))] == [published["digest"]]
+        assert await ask(b, "search") == [published]
+        await a.cornerstore("withdraw", "wc01")
+        assert await ask(a, "search") == []
+
+
 async def test_a_record_and_its_content_outlive_the_publisher_once_another_site_has_it(tmp_path: Path) -> None:
     a, b, c = (store_site(tmp_path, name) for name in "abc")
     async with running_sites(a, b, c):

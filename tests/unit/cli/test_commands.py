@@ -257,6 +257,46 @@ def test_search_show_fetch(shell: Shell, stub: StubController, tmp_path: Path) -
     assert out.read_bytes() == ARCHIVE
 
 
+def test_a_file_that_is_there_is_not_overwritten_unless_asked(shell: Shell, tmp_path: Path) -> None:
+    out = tmp_path / "mine.csar"
+    out.write_bytes(b"mine")
+    refused = shell("fetch", "wc01", "-o", str(out))
+    assert refused.exit_code == 1
+    assert "--force" in refused.stderr
+    assert out.read_bytes() == b"mine"
+    assert shell("fetch", "wc01", "-o", str(out), "--force").exit_code == 0
+    assert out.read_bytes() == ARCHIVE
+
+
+@pytest.mark.parametrize("beginning", [SERVICE.digest[:19], SERVICE.digest.removeprefix("sha256:")[:4]])
+def test_a_digest_may_be_named_by_its_beginning(shell: Shell, stub: StubController, beginning: str) -> None:
+    assert SERVICE.digest in shell("show", beginning).stdout
+    assert shell("start", beginning).exit_code == 0
+    assert stub.starts[-1].service == SERVICE.digest
+    twin = msgspec.structs.replace(SERVICE, id="od01", digest=SERVICE.digest[:30] + "0" * 41)
+    stub.further_services = (twin,)
+    for command in ("show", "start"):
+        refused = shell(command, beginning)
+        assert refused.exit_code == 1
+        assert "begin with" in refused.stderr
+        assert twin.digest in refused.stderr
+    assert shell("start", "sha256:123").exit_code == 1, "too short to mean one"
+
+
+def test_search_and_show_tell_what_the_record_does_not_hold(shell: Shell) -> None:
+    assert SERVICE.publisher[:8] in shell("search").stdout
+    assert "cornerstore validate" in shell("show", "wc01").stderr
+
+
+def test_withdraw_takes_the_record_of_ones_own_key(shell: Shell, stub: StubController) -> None:
+    ours = msgspec.structs.replace(SERVICE, publisher=raw_public_key(publisher_key(shell.data_dir)).hex())
+    stub.further_services = (ours,)
+    for name in ("wc01", SERVICE.digest):
+        assert shell("withdraw", name).exit_code == 0
+    tombstones = [verify(envelope).record for _, envelope in stub.withdrawn if envelope]
+    assert [t.publisher.hex() for t in tombstones if isinstance(t, ServiceRecord)] == [ours.publisher] * 2
+
+
 def test_only_the_publisher_withdraws(shell: Shell, stub: StubController, monkeypatch: pytest.MonkeyPatch) -> None:
     refused = shell("withdraw", "wc01")
     assert refused.exit_code == 1

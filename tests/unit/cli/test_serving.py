@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
 from dht.traffic import ContentStats
-from node.cli.serving import fetched_since
+from node.cli.serving import fetched_since, publisher_of
+from protocol.records import ServiceRecord, Signed, raw_public_key, sign
 
 
 def stats(**sent: int) -> ContentStats:
@@ -25,3 +31,36 @@ def test_only_what_was_added_is_told() -> None:
     seen, added = fetched_since(seen, stats(n1=10, n2=5))
     assert added == [("n2", 5)]
     assert fetched_since(seen, stats(n1=10, n2=5))[1] == []
+
+
+class Records:
+    """A directory that knows these."""
+
+    def __init__(self, *records: Signed) -> None:
+        self._records = records
+
+    async def services(self, name: str) -> list[Signed]:
+        return [r for r in self._records if name in r.record.names]
+
+
+async def test_only_a_record_that_stands_makes_another_needless() -> None:
+    key = Ed25519PrivateKey.generate()
+    standing = ServiceRecord(
+        digest="sha256:" + "1" * 64,
+        id="wc01",
+        name="wordcount",
+        description="",
+        category="/text",
+        inputs=(),
+        outputs=(),
+        size=1,
+        mem=1,
+        publisher=raw_public_key(key),
+        version="",
+        seq=1,
+        expiry=int(time.time()) + 100,
+    )
+    assert await publisher_of(Records(sign(standing, key)), standing.digest) == raw_public_key(key).hex()
+    for over in ({"withdrawn": True}, {"expiry": int(time.time()) - 1}, {"digest": "sha256:" + "2" * 64}):
+        directory = Records(sign(msgspec.structs.replace(standing, **over), key))
+        assert await publisher_of(directory, standing.digest) is None
