@@ -107,7 +107,8 @@ class Extended(Event, frozen=True, kw_only=True):
 
 
 class Tick(Event, frozen=True, kw_only=True):
-    """Time passed. `busy`: a client's request is known to be in flight. `ready_timeout_s`: how long a start may take."""
+    """Time passed. `busy`: a client's request is known to be in flight. `ready_timeout_s`: how long a start may
+    take."""
 
     busy: bool = False
     ready_timeout_s: float = math.inf
@@ -281,13 +282,8 @@ def _tick(was: Instance, event: Tick) -> Step:
 
 
 def _awaiting(was: Instance, event: Awaiting) -> Step:
-    if (
-        was.state is not State.STARTING
-        or was.reason == OUT_OF_MEMORY
-        or (was.reason, was.log) == (event.reason, event.log)
-    ):
-        return was, ()
-    return structs.replace(was, reason=event.reason, log=event.log), (Effect.REPORT,)
+    told = was if was.reason == OUT_OF_MEMORY else structs.replace(was, reason=event.reason, log=event.log)
+    return (was, ()) if was.state is not State.STARTING or told == was else (told, (Effect.REPORT,))
 
 
 def _stop(was: Instance, event: StopAsked) -> Step:

@@ -71,7 +71,8 @@ class Runner:
         ready_timeout_s: float,
         pause_after_s: float = 0.0,
     ) -> None:
-        """`ready_timeout_s`: how long a service that runs may take to be ready. `pause_after_s`: how long a service may run unused before it is frozen; 0: for ever."""
+        """`ready_timeout_s`: how long a service that runs may take to be ready. `pause_after_s`: how long it may then
+        run unused before it is frozen; 0: for ever."""
         self._instances = instances
         self._operations = operations
         self._provision = provision
