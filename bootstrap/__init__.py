@@ -3,7 +3,7 @@
 from bootstrap.certificates import founder_of, mesh_mark, peer_identity, renewal_due
 from bootstrap.enrol import Contacts, Enroller, enrol_routes
 from bootstrap.enrolment import ENROL_PATHS
-from bootstrap.identity import Identity, has_identity, mesh_root
+from bootstrap.identity import Identity, has_identity, has_root_key, mesh_root
 from bootstrap.invites import Invitation, create_invite
 from bootstrap.join import JoinResult, join
 from bootstrap.mesh import create_mesh
@@ -23,6 +23,7 @@ __all__ = [
     "enrol_routes",
     "founder_of",
     "has_identity",
+    "has_root_key",
     "join",
     "mesh_mark",
     "mesh_root",

@@ -119,6 +119,11 @@ class Identity:
         return self.directory / NODE_KEY
 
 
+def has_root_key(data_dir: Path) -> bool:
+    """Whether the mesh began here, so that this node can invite and enrol."""
+    return (data_dir / DIRECTORY / ROOT_KEY).exists()
+
+
 def mesh_root(data_dir: Path) -> x509.Certificate | None:
     """The root of the mesh that this machine belongs to; None if it belongs to none. Raises ConfigError if damaged."""
     path = data_dir / DIRECTORY / ROOT_CERTIFICATE

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from node.cli.framework import Command
+from node.cli.framework import Command, Duration, Seconds
 from node.cli.leases import MIN_PREFIX, LeaseBook
 from node.cli.output import facts, remaining, styled, table
 from node.cli.services import whole_digest
@@ -29,8 +29,8 @@ INSTANCE_ID = re.compile(r"[0-9a-f]{16}")
 STATE_STYLE = {State.RUNNING: "green", State.FAILED: "red", State.STOPPED: "dim", State.UNKNOWN: "yellow"}
 
 
-@click.command(cls=Command)
-@click.option("--wait", type=click.FloatRange(0.1, 60), default=2.0, show_default=True, help="Seconds to listen.")
+@click.command(cls=Command, without=("--controller",))
+@click.option("--wait", type=Duration(0.1, 60), default=2.0, show_default=True, help="Seconds to listen.")
 @click.option("--mesh", help="Only controllers of this mesh.")
 def discover(wait: float, mesh: str | None) -> None:
     """List the controllers that announce themselves on this network."""
@@ -65,14 +65,12 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--output", "outputs", metavar="TYPE", multiple=True, help="A type that it must give."),
         click.option(
             "--alive-time",
-            type=click.IntRange(0, MAX_ALIVE_S),
+            type=Seconds(0, MAX_ALIVE_S),
             metavar="S",
             help="Seconds it lives unheard; 0: for ever.",
         ),
         click.option("--force-rebuild", is_flag=True, help="Build the image anew."),
-        click.option(
-            "--wait", type=click.FloatRange(1, 3600), default=120.0, metavar="S", help="Seconds to wait (120)."
-        ),
+        click.option("--wait", type=Duration(1, 3600), default=120.0, metavar="S", help="Seconds to wait (120)."),
         click.option("--param", "parameters", metavar="K=V", multiple=True, help="A parameter of the service."),
         click.option("--variant", help="A variant that the description names."),
     ]
@@ -310,7 +308,7 @@ def restart(instance: str, token: str | None) -> None:
 
 @click.command(cls=Command)
 @click.argument("instance")
-@click.option("--alive-time", type=click.IntRange(1, MAX_ALIVE_S), metavar="S", help="Seconds from now.")
+@click.option("--alive-time", type=Seconds(1, MAX_ALIVE_S), metavar="S", help="Seconds from now.")
 @_token
 def alive(instance: str, alive_time: int | None, token: str | None) -> None:
     """Say that INSTANCE is still wanted."""

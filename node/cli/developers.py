@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.cli.framework import Command
+from node.cli.framework import ASKS, Command
 from node.cli.output import facts, remaining, short_digest, size, styled, table
 from node.cli.services import candidates, whole_digest
 from node.cli.session import Session, command_session
@@ -30,7 +30,7 @@ SUFFIX = ".csar"
 _existing = click.Path(exists=True, path_type=Path)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, without=ASKS)
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Default: the folder's name + .csar")
 def pack(directory: Path, out: Path | None) -> None:
@@ -49,7 +49,7 @@ def pack(directory: Path, out: Path | None) -> None:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, without=ASKS)
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def validate(file: Path) -> None:
     """Check the archive FILE and show what it describes."""
@@ -117,7 +117,7 @@ def _signed(session: Session, archive: Path, descriptor: ServiceDescriptor) -> S
     return signed_archive(archive, descriptor, publisher_key(session.data_dir))
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, without=ASKS)
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def seed(files: tuple[Path, ...]) -> None:
     """Serve FILES from this machine, as a store node of its mesh, until Ctrl-C.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,26 @@ from protocol.problems import Problem
 class Command(click.Command):
     """A command that also takes the common options, so that `cornerstore ps --json` works as people expect."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, without: Collection[str] = (), **kwargs: Any) -> None:
+        """`without`: common options that mean nothing to this command."""
         super().__init__(*args, **kwargs)
-        _add_common_options(self, with_environment=False)
+        _add_common_options(self, with_environment=False, without=without)
+
+
+ASKS = ("--controller", "--region")
+"""What only commands that ask a controller take."""
+
+
+class WholeNumber(click.IntRange):
+    name = "whole number"
+
+
+class Seconds(click.IntRange):
+    name = "whole number of seconds"
+
+
+class Duration(click.FloatRange):
+    name = "number of seconds"
 
 
 class Group(click.Group):
@@ -85,8 +102,8 @@ def _is_broken_pipe(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EPIPE
 
 
-def _add_common_options(command: click.Command, *, with_environment: bool) -> None:
-    taken = {option for parameter in command.params for option in parameter.opts}
+def _add_common_options(command: click.Command, *, with_environment: bool, without: Collection[str] = ()) -> None:
+    taken = {*without, *(option for parameter in command.params for option in parameter.opts)}
     command.params += [o for o in _common_options(with_environment) if not taken.intersection(o.opts)]
 
 

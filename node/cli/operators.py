@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from node.cli.framework import Command, Group
-from node.cli.output import facts, remaining, styled, table
+from node.cli.framework import ASKS, Command, Group, WholeNumber
+from node.cli.output import facts, lasting, styled, table
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_region
 from protocol.instances import AgentView, Health, InstanceView, RegionView
@@ -41,7 +41,7 @@ def bootstrap() -> None:
     """Found a mesh, invite machines, join."""
 
 
-@bootstrap.command()
+@bootstrap.command(without=ASKS)
 @click.option("--mesh", required=True, help="Name of the new mesh: lower-case letters, digits, dashes.")
 @click.option("--region", required=True, help="Region of this site, such as eu/de/darmstadt.")
 @click.option("--role", "roles", multiple=True, type=_role, help="Default: all of controller, agent, store.")
@@ -61,7 +61,7 @@ def init(mesh: str, region: str, roles: tuple[Role, ...], site: str | None) -> N
     )
 
 
-@bootstrap.command()
+@bootstrap.command(without=ASKS)
 @click.option("--region", help="Region of the machine that joins (default: this one's).")
 @click.option("--role", "roles", multiple=True, type=_role, help="Roles that it may play (default: all).")
 @click.option(
@@ -72,7 +72,7 @@ def init(mesh: str, region: str, roles: tuple[Role, ...], site: str | None) -> N
     callback=read_duration,
     help="How long the invitation is valid.",
 )
-@click.option("--uses", type=click.IntRange(1), default=1, show_default=True, help="How many machines may join.")
+@click.option("--uses", type=WholeNumber(1), default=1, show_default=True, help="How many machines may join.")
 @click.option("--address", "addresses", multiple=True, metavar="HOST:PORT", help="Where the joiner reaches this node.")
 def invite(region: str | None, roles: tuple[Role, ...], ttl: float, uses: int, addresses: tuple[str, ...]) -> None:
     """Print a token with which another machine joins this mesh."""
@@ -92,7 +92,7 @@ def invite(region: str | None, roles: tuple[Role, ...], ttl: float, uses: int, a
         addresses=reached_at,
         now=time.time(),
     )
-    session.output.note(f"On the new machine: cornerstore bootstrap join TOKEN. Valid {remaining(invitation.expires)}.")
+    session.output.note(f"On the new machine: cornerstore bootstrap join TOKEN. Valid for {lasting(ttl)}.")
     if session.local_node is None:
         session.output.note("No node runs here: start it with `cornerstore up` before the other machine joins.")
     session.output.give(
@@ -113,7 +113,7 @@ def _own_addresses(session: Session, config: NodeConfig) -> tuple[str, ...]:
     return (f"{host}:{config.network.peer_port or DEFAULT_PEER_PORT}", *config.network.advertise)
 
 
-@bootstrap.command()
+@bootstrap.command(without=ASKS)
 @click.argument("token")
 @click.option("--role", "roles", multiple=True, type=_role, help="Default: all that the invitation allows.")
 @click.option("--site", help="Name of this site (default: the host name).")
@@ -168,7 +168,7 @@ def write_config(
     return config
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, without=ASKS)
 def up() -> None:
     """Run this machine's node until Ctrl-C."""
     from node.cli.serving import serve_node
@@ -176,7 +176,7 @@ def up() -> None:
     serve_node(command_session())
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, without=ASKS)
 @click.option("--stay", is_flag=True, help="Leave the mesh running until Ctrl-C.")
 def demo(stay: bool) -> None:
     """Run three sites on this machine and tell what happens."""

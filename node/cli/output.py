@@ -175,9 +175,13 @@ def remaining(expires_at: float | None) -> str:
     """How long until a Unix time, as a person says it."""
     if expires_at is None:
         return "until stopped"
-    seconds = round(expires_at - time.time())
-    if seconds <= 0:
-        return "over"
+    seconds = expires_at - time.time()
+    return lasting(seconds) if round(seconds) > 0 else "over"
+
+
+def lasting(duration_s: float) -> str:
+    """A duration as a person says it, at least a second."""
+    seconds = max(1, round(duration_s))
     if seconds < 120:
         return f"{seconds} s"
     if seconds < 7200:
@@ -188,7 +192,9 @@ def remaining(expires_at: float | None) -> str:
 def _details(extra: Mapping[str, Any]) -> Iterator[str]:
     """The further members of a problem, in words."""
     for key, value in extra.items():
-        if isinstance(value, Mapping):
+        if key == "retry_after" and isinstance(value, int | float):
+            yield f"Try again in {lasting(value)}."
+        elif isinstance(value, Mapping):
             yield from (f"{name}: {reason}" for name, reason in value.items())
         elif isinstance(value, list | tuple) and value:
             yield f"{key}:"

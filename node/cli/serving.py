@@ -14,17 +14,21 @@ from typing import Any, Protocol
 import msgspec
 import uvloop
 
+from bootstrap import has_root_key
 from client import ControllerClient
 from dht.traffic import ContentStats
 from node.cli.output import facts, short_digest, size, styled
 from node.cli.session import Session
 from node.config import NodeConfig
+from node.running import Running
 from node.runtime import Node, running_node
 from protocol.instances import ServiceView
 from protocol.problems import NoMatchingService
 from protocol.records import ServiceRecord, Signed
 
 SHOW_EVERY_S = 1.0
+CONTROLLER_WAIT_S = 10.0
+LOOK_EVERY_S = 0.2
 
 
 def serve_node(session: Session) -> None:
@@ -35,7 +39,10 @@ def serve_node(session: Session) -> None:
     async def work() -> None:
         stop = stop_signal()
         async with running_node(config, session.data_dir) as node:
-            session.output.give(node.running, *_welcome(config, node))
+            founder = has_root_key(session.data_dir)
+            session.output.give(node.running, *_welcome(config, node.running, founder=founder))
+            if node.agent is not None and node.agent.link is not None and not node.running.rest:
+                session.output.note(await _controller_note(node.agent.link, config.region, stop))
             await stop.wait()
 
     uvloop.run(work())
@@ -149,8 +156,7 @@ async def _seed_through(client: ControllerClient, path: Path, record: Signed) ->
     return await client.publish(path), before.publisher
 
 
-def _welcome(config: NodeConfig, node: Node) -> list[Any]:
-    running = node.running
+def _welcome(config: NodeConfig, running: Running, *, founder: bool) -> list[Any]:
     lines = {
         "region": config.region,
         "mesh": config.mesh,
@@ -159,7 +165,42 @@ def _welcome(config: NodeConfig, node: Node) -> list[Any]:
         "phones": running.rest,
         "peers": running.peer,
     }
-    next_steps = "Next: cornerstore bootstrap invite --region REGION (another machine joins), cornerstore status"
-    if running.rest:
-        next_steps += f", or open {running.rest}/ in a browser"
-    return [styled("This node is up. Ctrl-C stops it.", "bold green"), facts(lines), styled(next_steps, "dim")]
+    return [
+        styled("This node is up. Ctrl-C stops it.", "bold green"),
+        facts(lines),
+        styled(next_steps(founder=founder, rest=running.rest), "dim"),
+    ]
+
+
+def next_steps(*, founder: bool, rest: str) -> str:
+    """What makes sense on this node: only the founder invites, only a controller has a page."""
+    steps = ["cornerstore status"]
+    if founder:
+        steps.insert(0, "cornerstore bootstrap invite --region REGION (another machine joins)")
+    if rest:
+        steps.append(f"open {rest}/ in a browser")
+    return f"Next: {'; '.join(steps)}."
+
+
+class Link(Protocol):
+    """Of an agent's link: `controller` is the address of the one that it is linked to now."""
+
+    controller: str | None
+
+
+async def _controller_note(link: Link, region: str, stop: asyncio.Event) -> str:
+    """Whether the agent has found its controller within CONTROLLER_WAIT_S."""
+    ends = asyncio.get_running_loop().time() + CONTROLLER_WAIT_S
+    while link.controller is None and not stop.is_set() and asyncio.get_running_loop().time() < ends:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), LOOK_EVERY_S)
+    return controller_note(link.controller, region)
+
+
+def controller_note(controller: str | None, region: str) -> str:
+    if controller is not None:
+        return f"The agent is linked to the controller at {controller}."
+    return (
+        f"No controller of {region}, or of a region above it, has been found yet; the agent goes on looking. "
+        "If multicast is blocked here, name one: `controller` under [agent] in config.toml."
+    )

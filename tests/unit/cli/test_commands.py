@@ -447,8 +447,30 @@ def test_every_command_is_documented_with_an_example_and_nothing_else_is() -> No
         assert f"$ {name}" in section, f"{name} has no example"
 
 
-@pytest.mark.parametrize("name", ["start", "bootstrap init", "seed"])
-def test_every_command_takes_the_common_options(alone: Shell, name: str) -> None:
+@pytest.mark.parametrize(("name", "asks"), [("start", True), ("ps", True), ("up", False), ("bootstrap join", False)])
+def test_every_command_takes_the_common_options_that_mean_something_to_it(alone: Shell, name: str, asks: bool) -> None:
     shown = alone(*name.split(), "--help").stdout
-    for option in ("--json", "--data-dir", "--controller", "--debug"):
+    for option in ("--json", "--data-dir", "--debug"):
         assert option in shown
+    for option in ("--controller", "--region"):
+        assert (option in shown) == asks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("alive", "x", "--alive-time", "abc"), "'abc' is not a valid whole number of seconds"),
+        (("start", "wc01", "--wait", "soon"), "'soon' is not a valid number of seconds"),
+        (("bootstrap", "invite", "--uses", "two"), "'two' is not a valid whole number"),
+    ],
+)
+def test_numbers_are_asked_for_in_words(alone: Shell, arguments: tuple[str, ...], expected: str) -> None:
+    result = alone(*arguments)
+    assert result.exit_code == 2
+    assert expected in result.stderr
+
+
+def test_a_short_invitation_is_valid_for_its_time(alone: Shell) -> None:
+    alone("bootstrap", "init", "--mesh", "home", "--region", "eu/a")
+    invited = alone("bootstrap", "invite", "--ttl", "1s", "--address", "127.0.0.1:1")
+    assert "Valid for 1 s." in invited.stderr

@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from node.cli.output import readable, remaining, size
+from node.cli.output import Output, lasting, readable, remaining, size
+from protocol.problems import NoCapacity
 
 
 def test_control_codes_from_the_network_do_not_reach_the_terminal() -> None:
@@ -20,6 +21,17 @@ def test_control_codes_from_the_network_do_not_reach_the_terminal() -> None:
 )
 def test_sizes_are_decimal(count: int, shown: str) -> None:
     assert size(count) == shown
+
+
+def test_a_duration_is_never_said_to_be_over() -> None:
+    assert [lasting(s) for s in (0.2, 1, 3600, 7200)] == ["1 s", "1 s", "60 min", "2 h"]
+
+
+def test_when_to_try_again_is_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    Output(json=False).fail(NoCapacity("nobody can", retry_after=5))
+    told = capsys.readouterr().err
+    assert "Try again in 5 s." in told
+    assert "retry_after" not in told
 
 
 def test_time_that_remains_is_said_in_one_unit() -> None:

@@ -8,7 +8,7 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.traffic import ContentStats
-from node.cli.serving import fetched_since, publisher_of
+from node.cli.serving import controller_note, fetched_since, next_steps, publisher_of
 from protocol.records import ServiceRecord, Signed, raw_public_key, sign
 
 
@@ -31,6 +31,21 @@ def test_only_what_was_added_is_told() -> None:
     seen, added = fetched_since(seen, stats(n1=10, n2=5))
     assert added == [("n2", 5)]
     assert fetched_since(seen, stats(n1=10, n2=5))[1] == []
+
+
+def test_only_what_this_node_can_do_is_proposed() -> None:
+    founder = next_steps(founder=True, rest="http://10.1.0.10:7400")
+    assert "bootstrap invite" in founder
+    assert "http://10.1.0.10:7400/" in founder
+    agent = next_steps(founder=False, rest="")
+    assert "cornerstore status" in agent
+    assert "invite" not in agent
+    assert "browser" not in agent
+
+
+def test_an_agent_says_whether_it_found_its_controller() -> None:
+    assert "10.1.0.10:7401" in controller_note("10.1.0.10:7401", "eu/a")
+    assert "goes on looking" in controller_note(None, "eu/a")
 
 
 class Records:
