@@ -6,6 +6,7 @@ from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
 from agent.link import KnownControllers, Locator
 from agent.memory_runtime import MemoryRuntime, running_memory_runtime
 from agent.runtime import Runtime
+from agent.wasm_runtime import WasmRuntime, running_wasm
 
 __all__ = [
     "Agent",
@@ -17,7 +18,9 @@ __all__ = [
     "Locator",
     "MemoryRuntime",
     "Runtime",
+    "WasmRuntime",
     "running_agent",
     "running_docker",
     "running_memory_runtime",
+    "running_wasm",
 ]

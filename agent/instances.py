@@ -63,11 +63,9 @@ class Slot:
 
     def upstream(self, container_port: int) -> tuple[str, int] | None:
         """Where the container itself answers; None while it does not run."""
-        if self.seen is None or not self.seen.attachments:
+        if self.seen is None or self.state not in {State.STARTING, State.RUNNING, State.PAUSED}:
             return None
-        if self.state not in {State.STARTING, State.RUNNING, State.PAUSED}:
-            return None
-        return self.seen.attachments[0].address, container_port
+        return self.seen.upstream(container_port)
 
 
 class Instances:

@@ -21,7 +21,7 @@ from agent.operations import Operations
 from agent.provision import Archive, Provision, Timings
 from agent.runtime import OnProgress, Runtime, Workload
 from agent.tasks import OwnedTasks
-from agent.workloads import check_labels, environment_of, memory_of
+from agent.workloads import check_labels, environment_of, memory_of, waits_for_message
 from protocol import link
 from protocol.instances import InstanceReport, PortBinding, Progress, State
 from protocol.problems import (
@@ -281,7 +281,7 @@ class Runner:
         self._instances.apply(
             slot,
             lifecycle.Described(
-                now=self._instances.now(), alive_time=alive_time, wait_for_start=descriptor.wait_for_start
+                now=self._instances.now(), alive_time=alive_time, wait_for_start=waits_for_message(descriptor)
             ),
         )
         image = await self._provision.image(

@@ -8,6 +8,7 @@ Guarantees that every runtime keeps (`tests/contract/test_runtime.py` checks the
   makes it anew if it is gone. If it raises, nothing of a *new* instance is left behind.
 - `stop` keeps what is needed to `start` again; `remove` leaves nothing.
 - What runs goes on running when the agent goes away; `adopt` finds it again, and nothing that another node started.
+  A runtime inside the node's own process has what ran run again by the time it is asked.
 - Events are hints: one may come late, twice or never. `inspect` tells the truth.
 - A runtime whose engine is away raises EngineUnavailable, quickly.
 """
@@ -68,14 +69,21 @@ class Attachment(Struct, frozen=True):
 
 
 class RuntimeInstance(Struct, frozen=True, kw_only=True):
-    """An instance as the engine sees it. TCP ports answer at the address of the first attachment."""
+    """An instance as the engine sees it. A TCP port answers where `forwards` says, else at the first attachment."""
 
     instance: str
     digest: str
     condition: Condition
     attachments: tuple[Attachment, ...] = ()
+    forwards: dict[int, tuple[str, int]] = {}
     exit_code: int | None = None
     out_of_memory: bool = False
+
+    def upstream(self, container_port: int) -> tuple[str, int] | None:
+        """Host and port that the agent reaches this TCP port at; None while there is none."""
+        if container_port in self.forwards:
+            return self.forwards[container_port]
+        return (self.attachments[0].address, container_port) if self.attachments else None
 
 
 class EventKind(StrEnum):

@@ -49,6 +49,11 @@ def memory_of(descriptor: ServiceDescriptor, variant: str | None) -> int:
     return descriptor.mem_requirement if special is None else special
 
 
+def waits_for_message(descriptor: ServiceDescriptor) -> bool:
+    """Whether the service itself says when it is ready. A module cannot send: that its port answers must do."""
+    return descriptor.wait_for_start and descriptor.kind != "wasm_module"
+
+
 def probed_port(ports: Sequence[PortBinding]) -> int | None:
     """The container port at which the service must answer to be ready; None if it has no TCP port."""
     return next((p.container_port for p in ports if p.protocol == "tcp"), None)

@@ -30,6 +30,9 @@ from protocol.service import (
 )
 
 WASM_MAGIC = b"\0asm"
+WASM_PORT = ContainerPort(8080, "tcp", "HTTP")
+"""A module listens nowhere: its runtime does for it. The number only names the port."""
+
 _PRIVATE = tuple(ipaddress.IPv4Network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"))
 _PREFIXES = range(16, 30)
 
@@ -66,7 +69,7 @@ class _Builder:
             outputs=tuple(given.get("outputs", ())),
             alive_time=given.get("alive_time", 60),
             wait_for_start=given.get("wait_for_start", False),
-            ports=self._ports() if container else (),
+            ports=self._ports() if container else (WASM_PORT,),
             directory=self._directory(artifacts) if container else None,
             networks=self._networks(),
             artifacts=artifacts,

@@ -68,6 +68,12 @@ class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     sandboxes: Annotated[int, Meta(ge=0, le=16)] = 2
 
 
+class Wasm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The embedded runtime for WebAssembly modules. It needs no engine."""
+
+    enabled: bool = True
+
+
 class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`memory_mb` 0: half of the machine's memory. `controller`: skip mDNS and dial this host:port.
     `pause_after_s`: freeze services that nobody used for so long; 0: never.
@@ -81,6 +87,7 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     pause_after_s: Annotated[float, Meta(ge=0)] = 0.0
     ready_timeout_s: Annotated[float, Meta(gt=0)] = 300.0
     docker: Docker = Docker()
+    wasm: Wasm = Wasm()
 
 
 class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,7 +1,8 @@
 """`cornerstore demo`: the main job on one machine, told as it happens.
 
 Three sites as separate processes, joined by the real `invite` and `join`: A seeds, B has an agent, C has an agent
-too small to host. A phone that knows nothing but mDNS finds them.
+too small to host. A phone that knows nothing but mDNS finds them. Where no Docker engine answers, the same story is
+told with the same service as a WebAssembly module.
 """
 
 from __future__ import annotations
@@ -24,14 +25,27 @@ from client.discovery import FoundController, discover
 from node.cli.serving import stop_signal
 from node.local_mesh import ALIASES, READY_S, Site, up
 from protocol.instances import PHASES, InstanceView, Progress, StartAnswer, StartRequest, State
-from protocol.problems import Problem
+from protocol.problems import EngineUnavailable, Problem
 
-SERVICE = Path(__file__).resolve().parent.parent / "services" / "word_count"
+SERVICES = Path(__file__).resolve().parent.parent / "services"
 TEXT = b"A shop at every corner, and the bread is still warm."
 WORDS = 11
 SHORT_LIFE_S = 4
 
 BYTE_PHASES = {"fetch", "verify"}
+
+
+@dataclass(frozen=True)
+class Cast:
+    """The service that the story is about, and how much memory (MB) is too little for it."""
+
+    folder: str
+    service: str
+    too_small_mb: int
+
+
+CONTAINER = Cast("word_count", "wc01", 16)
+MODULE = Cast("word_count_wasm", "wc02", 4)
 
 
 @dataclass
@@ -74,24 +88,24 @@ class Story:
         return table
 
 
-async def demo(*, stay: bool, service: Path = SERVICE, console: Console | None = None) -> None:
+async def demo(*, stay: bool, console: Console | None = None) -> None:
     """Run the story; with `stay`, leave the mesh up until SIGINT or SIGTERM. Raises the Problem that ends it early."""
     story = Story(console or Console())
-    async with running_docker(DockerConfig(), "demo") as engine:  # EngineUnavailable says what is missing, and why
-        story.tell(f"a Docker engine answers: {(await engine.capabilities()).version}")
+    cast = await _cast(story)
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cornerstore-demo-")))
         sites = (
             Site("demo-a", "demo/a", folder / "a", roles=("controller", "store")),
             Site("demo-b", "demo/b", folder / "b"),
-            Site("demo-c", "demo/c", folder / "c", memory_mb=16),
+            Site("demo-c", "demo/c", folder / "c", memory_mb=cast.too_small_mb),
         )
         a, b, c = sites
         archive = folder / "word_count.csar"
-        await a.cornerstore("pack", str(service), "-o", str(archive))
-        story.tell(f"packed {service.name} into a CSAR of {archive.stat().st_size:,} bytes")
-        for image, alias in ALIASES.items():
-            story.tell(f"its Dockerfile says FROM {image}; the sites read that as {alias} (base_image_aliases)")
+        await a.cornerstore("pack", str(SERVICES / cast.folder), "-o", str(archive))
+        story.tell(f"packed {cast.folder} into a CSAR of {archive.stat().st_size:,} bytes")
+        if cast is CONTAINER:
+            for image, alias in ALIASES.items():
+                story.tell(f"its Dockerfile says FROM {image}; the sites read that as {alias} (base_image_aliases)")
         await a.found("demo")
         await stack.enter_async_context(up(a))
         story.tell(f"site A made the mesh: region {a.region}, controller at {a.running.rest}")
@@ -106,33 +120,45 @@ async def demo(*, stay: bool, service: Path = SERVICE, console: Console | None =
         at = {f.region: f.url for f in found}
         async with ControllerClient(at[b.region]) as near, ControllerClient(at[c.region]) as far:
             try:
-                await _phone(near, far, story)
+                await _phone(near, far, cast.service, story)
                 story.console.print(story.table())
                 if stay:
-                    await _stay(sites, story)
+                    await _stay(sites, cast.service, story)
             finally:
                 await _clear_away(b)
 
 
-async def _phone(near: ControllerClient, far: ControllerClient, story: Story) -> None:
+async def _cast(story: Story) -> Cast:
+    """The container where an engine answers, else the module, which needs none."""
+    try:
+        async with running_docker(DockerConfig(), "demo") as engine:
+            version = (await engine.capabilities()).version
+        story.tell(f"a Docker engine answers: {version}")
+    except EngineUnavailable as problem:
+        story.tell(f"{problem.detail}: the service runs as a WebAssembly module instead, inside the node")
+        return MODULE
+    return CONTAINER
+
+
+async def _phone(near: ControllerClient, far: ControllerClient, service: str, story: Story) -> None:
     """What the phone does: `near` can host, `far` must hand off."""
-    story.tell("the phone asks B for service wc01: B has no copy, so its agent fetches the archive from A")
-    cold = await near.start(StartRequest(service="wc01"), on_progress=story.progress)
+    story.tell(f"the phone asks B for service {service}: B has no copy, so its agent fetches the archive from A")
+    cold = await near.start(StartRequest(service=service), on_progress=story.progress)
     story.started("by id", cold)
     if not cold.timings_ms.get("build"):
         story.tell("(this engine had built the image before; `force_rebuild` below builds it anew)")
     await _count(near, cold, story)
-    story.started("again", await near.start(StartRequest(service="wc01")))
+    story.started("again", await near.start(StartRequest(service=service)))
     story.tell("now by meaning: anything in /text that takes text and gives an integer")
     meaning = StartRequest(category="/text", inputs=("text",), outputs=("integer",))
     story.started("by meaning", await near.start(meaning))
     story.tell("the same of C, whose agent is too small: C hands the request to a sibling region")
-    handed = await far.start(StartRequest(service="wc01"), on_progress=story.progress)
+    handed = await far.start(StartRequest(service=service), on_progress=story.progress)
     story.started("from C", handed)
     await _count(far, handed, story)
 
     story.tell(f"a fresh build that may live {SHORT_LIFE_S} s")
-    brief = StartRequest(service="wc01", force_rebuild=True, alive_time=SHORT_LIFE_S)
+    brief = StartRequest(service=service, force_rebuild=True, alive_time=SHORT_LIFE_S)
     short = await near.start(brief, on_progress=story.progress)
     story.started("rebuilt", short)
     extended = await near.alive(short.instance, short.lease.token)
@@ -162,7 +188,7 @@ async def _until_state(client: ControllerClient, instance: str, state: State) ->
 
 
 async def _clear_away(site: Site) -> None:
-    """The mesh of the demo goes away for good, so its containers must, too."""
+    """The mesh of the demo goes away for good, so its instances must, too."""
     async with ControllerClient(site.running.rest, token=Identity.load(site.data_dir).operator_token) as operator:
         for view in await operator.instances():
             await operator.remove(view.instance)
@@ -177,14 +203,14 @@ async def _discover_all(regions: set[str]) -> list[FoundController]:
                 return sorted(found, key=lambda f: f.region)
 
 
-async def _stay(sites: Sequence[Site], story: Story) -> None:
+async def _stay(sites: Sequence[Site], service: str, story: Story) -> None:
     story.console.print("\nThe mesh stays up until Ctrl-C. Try, in another terminal:")
     for command in (
         f"export CORNERSTORE_DATA_DIR={sites[1].data_dir}  # site B; A and C lie beside it",
         ".venv/bin/cornerstore discover",
         ".venv/bin/cornerstore search --category /text",
-        ".venv/bin/cornerstore start wc01",
-        ".venv/bin/cornerstore invoke wc01 /wordcount README.md",
+        f".venv/bin/cornerstore start {service}",
+        f".venv/bin/cornerstore invoke {service} /wordcount README.md",
         ".venv/bin/cornerstore ps",
         ".venv/bin/cornerstore regions",
     ):

@@ -22,11 +22,12 @@ from agent import (
     AgentConfig,
     BuildSettings,
     DockerConfig,
-    DockerRuntime,
     KnownControllers,
     Locator,
+    Runtime,
     running_agent,
     running_docker,
+    running_wasm,
 )
 from bootstrap import (
     ENROL_PATHS,
@@ -244,21 +245,25 @@ class _Parts:
             )
         )
 
-    async def _runtimes(self) -> Sequence[DockerRuntime]:
+    async def _runtimes(self) -> Sequence[Runtime]:
+        found: list[Runtime] = []
         docker = self._config.agent.docker
-        if not docker.enabled:
-            return ()
-        config = DockerConfig(
-            url=docker.url or None,
-            base_image_aliases=docker.base_image_aliases,
-            sandboxes=docker.sandboxes,
-            subnets=docker.subnets,
-            build=BuildSettings(
-                memory_mb=docker.build_memory_mb, network=docker.build_network, scratch=self._data_dir / "work"
-            ),
-        )
-        runtime = running_docker(config, self._identity.node, unpack=self._parser)
-        return (await self._stack.enter_async_context(runtime),)
+        if docker.enabled:
+            config = DockerConfig(
+                url=docker.url or None,
+                base_image_aliases=docker.base_image_aliases,
+                sandboxes=docker.sandboxes,
+                subnets=docker.subnets,
+                build=BuildSettings(
+                    memory_mb=docker.build_memory_mb, network=docker.build_network, scratch=self._data_dir / "work"
+                ),
+            )
+            docker_runtime = running_docker(config, self._identity.node, unpack=self._parser)
+            found.append(await self._stack.enter_async_context(docker_runtime))
+        if self._config.agent.wasm.enabled:
+            wasm_runtime = running_wasm(self._data_dir / "wasm", self._parser.extract_file)
+            found.append(await self._stack.enter_async_context(wasm_runtime))
+        return found
 
     async def _locator(self) -> Locator:
         """How the agent finds its controller: the one it is told, the one in this process, or by mDNS."""

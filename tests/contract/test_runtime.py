@@ -1,9 +1,10 @@
-"""What every runtime promises (`agent.runtime`), checked against the fake and against Docker."""
+"""What every runtime promises (`agent.runtime`), checked against the fake, WebAssembly and Docker."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -11,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from agent.memory_runtime import running_memory_runtime
-from agent.runtime import Condition, EventKind, Runtime, Source, Workload
+from agent.runtime import Condition, EventKind, Runtime, RuntimeInstance, Source, Workload
+from agent.wasm_runtime import WasmRuntime, running_wasm
+from csar import extract_file
 from protocol.problems import StartFailed
 from protocol.service import ContainerPort, ServiceDescriptor
 from tests.agent_stage import Shelf
 from tests.docker_stage import WEB_FILES, clean_docker
 from tests.waiting import until
+from tests.wasm_stage import HELLO, MODULE, wat
 
 DESCRIPTOR = ServiceDescriptor(
     id="web",
@@ -49,12 +53,19 @@ async def docker_with_sandboxes(node: str) -> AsyncIterator[Runtime]:
         yield runtime
 
 
+@asynccontextmanager
+async def wasm(node: str) -> AsyncIterator[Runtime]:
+    with tempfile.TemporaryDirectory() as folder:
+        async with running_wasm(Path(folder) / node, extract_file) as runtime:
+            yield runtime
+
+
 DOCKER = [pytest.param(way, marks=pytest.mark.docker) for way in (docker, docker_with_sandboxes)]
 
 
-@pytest.fixture(params=[memory, *DOCKER], ids=["memory", "docker", "docker-with-sandboxes"])
+@pytest.fixture(params=[memory, wasm, *DOCKER], ids=["memory", "wasm", "docker", "docker-with-sandboxes"])
 def running(request: pytest.FixtureRequest) -> Running:
-    if request.param is not memory:
+    if request.param not in (memory, wasm):
         request.getfixturevalue("base_image")
     return request.param  # type: ignore[no-any-return]
 
@@ -64,17 +75,20 @@ class Stage:
 
     def __init__(self, runtime: Runtime, shelf: Shelf) -> None:
         self.runtime = runtime
-        self.digest = shelf.put(DESCRIPTOR, WEB_FILES)
-        self.source = Source(descriptor=DESCRIPTOR, digest=self.digest, archive=shelf.here[self.digest])
+        descriptor, files = DESCRIPTOR, WEB_FILES
+        if isinstance(runtime, WasmRuntime):
+            descriptor, files = MODULE, {"m.wasm": wat(HELLO)}
+        self.digest = shelf.put(descriptor, files)
+        self.source = Source(descriptor=descriptor, digest=self.digest, archive=shelf.here[self.digest])
 
     async def workload(self, instance: str) -> Workload:
         image = await self.runtime.prepare(self.source)
         return Workload(instance=instance, digest=self.digest, image=image, mem=16, ports=DESCRIPTOR.ports)
 
-    async def start(self, instance: str) -> str:
-        """The address at which the service answers."""
+    async def start(self, instance: str) -> tuple[str, int]:
+        """Where the service answers."""
         seen = await self.runtime.start(await self.workload(instance))
-        return seen.attachments[0].address
+        return upstream_of(seen)
 
 
 @asynccontextmanager
@@ -83,10 +97,16 @@ async def stage(running: Running, tmp_path: Path) -> AsyncIterator[Stage]:
         yield Stage(runtime, Shelf(tmp_path))
 
 
-async def ask(address: str) -> bytes:
+def upstream_of(seen: RuntimeInstance) -> tuple[str, int]:
+    found = seen.upstream(8080)
+    assert found is not None
+    return found
+
+
+async def ask(address: tuple[str, int]) -> bytes:
     async def answer() -> bytes:
         try:
-            reader, writer = await asyncio.open_connection(address, 8080)
+            reader, writer = await asyncio.open_connection(*address)
         except OSError:
             return b""
         writer.write(b"GET /index.html HTTP/1.0\r\n\r\n")
@@ -104,7 +124,7 @@ async def test_a_prepared_archive_starts_and_answers(running: Running, tmp_path:
         seen = await s.runtime.inspect("one")
         assert seen is not None
         assert (seen.condition, seen.digest) == (Condition.RUNNING, s.digest)
-        assert (await s.runtime.gateways(await s.workload("one"))) == (seen.attachments[0].gateway,)
+        assert (await s.runtime.gateways(await s.workload("one"))) == tuple(a.gateway for a in seen.attachments)
 
 
 async def test_what_is_built_is_known_as_built(running: Running, tmp_path: Path) -> None:

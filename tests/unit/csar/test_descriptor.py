@@ -204,7 +204,7 @@ def test_a_wasm_module(describe: Describe) -> None:
     files = {**word_count(WASM_TEMPLATE + "        fuel: 1000000\n        timeout: 5\n"), "wordcount.wasm": WASM}
     found = describe(files)
     assert (found.kind, found.module, found.fuel, found.timeout) == ("wasm_module", "wordcount.wasm", 1_000_000, 5.0)
-    assert (found.ports, found.directory) == ((), None)
+    assert (found.ports, found.directory) == ((ContainerPort(8080, "tcp", "HTTP"),), None)
 
 
 def test_a_wasm_artifact_is_the_module(describe: Describe) -> None:
