@@ -28,6 +28,9 @@ build/%.csar: setup
 	@mkdir -p build
 	@$(BIN)/cornerstore pack services/$* -o $@
 
+%.wasm: %.wat | setup
+	@$(BIN)/python -c 'import sys, wasmtime; open(sys.argv[2], "wb").write(wasmtime.wat2wasm(open(sys.argv[1]).read()))' $< $@
+
 check: setup ## lint, format, types, floors
 	@$(BIN)/ruff check . $(PYTHON_SCRIPTS)
 	@$(BIN)/ruff format --check . $(PYTHON_SCRIPTS)

@@ -158,7 +158,7 @@ class WasmRuntime:
                 if kept.condition is not Condition.EXITED:
                     await self._open(kept.workload)
                 if kept.condition is Condition.PAUSED:
-                    self._services[kept.workload.instance].pause()
+                    await self.pause(kept.workload.instance)
             except (msgspec.MsgspecError, OSError, Problem) as error:
                 log.warning("wasm-instance-lost", record=path.name, error=str(error))
                 self._kept.pop(path.name, None)

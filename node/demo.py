@@ -8,6 +8,8 @@ told with the same service as a WebAssembly module.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -25,7 +27,7 @@ from client.discovery import FoundController, discover
 from node.cli.serving import stop_signal
 from node.local_mesh import ALIASES, READY_S, Site, up
 from protocol.instances import PHASES, InstanceView, Progress, StartAnswer, StartRequest, State
-from protocol.problems import EngineUnavailable, Problem
+from protocol.problems import EngineUnavailable, Problem, UnknownInstance
 
 SERVICES = Path(__file__).resolve().parent.parent / "services"
 TEXT = b"A shop at every corner, and the bread is still warm."
@@ -92,6 +94,7 @@ async def demo(*, stay: bool, console: Console | None = None) -> None:
     """Run the story; with `stay`, leave the mesh up until SIGINT or SIGTERM. Raises the Problem that ends it early."""
     story = Story(console or Console())
     cast = await _cast(story)
+    mesh = f"demo-{os.getpid()}"  # another demo on this network is another mesh
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cornerstore-demo-")))
         sites = (
@@ -106,7 +109,7 @@ async def demo(*, stay: bool, console: Console | None = None) -> None:
         if cast is CONTAINER:
             for image, alias in ALIASES.items():
                 story.tell(f"its Dockerfile says FROM {image}; the sites read that as {alias} (base_image_aliases)")
-        await a.found("demo")
+        await a.found(mesh)
         await stack.enter_async_context(up(a))
         story.tell(f"site A made the mesh: region {a.region}, controller at {a.running.rest}")
         for guest in (b, c):
@@ -115,7 +118,7 @@ async def demo(*, stay: bool, console: Console | None = None) -> None:
             story.tell(f"{guest.name} joined with an invitation: region {guest.region}, {guest.running.rest}")
         await a.cornerstore("--controller", a.running.rest, "publish", str(archive))
         story.tell("a developer published it at site A; A keeps the archive, the mesh knows the record")
-        found = await _discover_all({site.region for site in sites})
+        found = await _discover_all(mesh, {site.region for site in sites})
         story.tell("a phone that knows only mDNS found " + ", ".join(f"{f.region} at {f.url}" for f in found))
         at = {f.region: f.url for f in found}
         async with ControllerClient(at[b.region]) as near, ControllerClient(at[c.region]) as far:
@@ -191,14 +194,15 @@ async def _clear_away(site: Site) -> None:
     """The mesh of the demo goes away for good, so its instances must, too."""
     async with ControllerClient(site.running.rest, token=Identity.load(site.data_dir).operator_token) as operator:
         for view in await operator.instances():
-            await operator.remove(view.instance)
+            with contextlib.suppress(UnknownInstance):  # it ended meanwhile, by itself or by its time
+                await operator.remove(view.instance)
 
 
-async def _discover_all(regions: set[str]) -> list[FoundController]:
+async def _discover_all(mesh: str, regions: set[str]) -> list[FoundController]:
     """Browse until every region has shown itself: announcements take a second or two."""
     async with asyncio.timeout(READY_S):
         while True:
-            found = [f for f in await discover(timeout_s=3.0, mesh="demo") if f.region in regions]
+            found = [f for f in await discover(timeout_s=3.0, mesh=mesh) if f.region in regions]
             if {f.region for f in found} == regions:
                 return sorted(found, key=lambda f: f.region)
 
