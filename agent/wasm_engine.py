@@ -12,7 +12,6 @@ import errno
 import math
 import threading
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import wasmtime
 from msgspec import Struct
@@ -53,16 +52,19 @@ class Request(Struct, frozen=True):
 class Program:
     """A module in an engine of its own, so that it is interrupted alone. Safe for several threads at once."""
 
-    def __init__(self, compiled: Path) -> None:
-        """Load what `wasm_compiler` wrote, and only that: it becomes native code. Raises StartFailed."""
+    def __init__(self, compiled: bytes) -> None:
+        """Load what `wasm_compiler` wrote, and only that: it becomes native code. Raises StartFailed.
+
+        From memory, not from a mapped file: who cut that short would end the node with a bus error.
+        """
         self._engine = engine()
         self._lock = threading.Lock()
         self._longest = 0
         self._ended = False
         try:
-            module = wasmtime.Module.deserialize_file(self._engine, str(compiled))
-            linker = _linker(self._engine)
-            self._ready = linker.instantiate_pre(module)
+            self._module = wasmtime.Module.deserialize(self._engine, compiled)
+            self._linker = _linker(self._engine)
+            self._ready = self._linker.instantiate_pre(self._module)
         except wasmtime.WasmtimeError as error:
             raise StartFailed(
                 f"the module does not fit this node: {_first_line(error)}",
@@ -70,7 +72,7 @@ class Program:
                 reason="engine-refused",
                 log=[],
             ) from error
-        exports = {export.name: export.type for export in module.exports}
+        exports = {export.name: export.type for export in self._module.exports}
         if not isinstance(exports.get("_start"), wasmtime.FuncType):
             raise StartFailed(
                 "the module does not export _start",
@@ -80,6 +82,11 @@ class Program:
             )
         memories = [kind for kind in exports.values() if isinstance(kind, wasmtime.MemoryType)]
         self.initial_memory: int = sum(kind.limits.min for kind in memories) * PAGE
+
+    def close(self) -> None:
+        """Give memory and descriptors back at once; nothing may run any more."""
+        for part in (self._ready, self._module, self._linker, self._engine):
+            part.close()
 
     def tick(self, count: int = 1) -> None:
         """`count` times `TICK_S` have passed."""

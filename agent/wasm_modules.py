@@ -150,11 +150,12 @@ class WasmModules:
     async def _compile(self, name: str, raw: Path, fuel: int | None, timeout_s: float | None) -> Compiled:
         with self._work() as native:
             await _run_compiler(raw, native)
+            compiled = await asyncio.to_thread(native.read_bytes)
             try:
-                await asyncio.to_thread(Program, native)
+                await asyncio.to_thread(lambda: Program(compiled).close())
             except StartFailed as problem:
                 raise BuildFailed(problem.detail, fix=problem.fix, log=[]) from problem
-            sha256 = await asyncio.to_thread(_sha256, native)
+            sha256 = hashlib.sha256(compiled).hexdigest()
             with _room():
                 native.replace(self._native(sha256))
             kept = Compiled(key=self._key, sha256=sha256, fuel=fuel, timeout_s=timeout_s)
@@ -179,13 +180,13 @@ class WasmModules:
         native = self._native(compiled.sha256)
         try:
             self._record(name).touch()
-            if _sha256(native) != compiled.sha256:
-                log.warning("wasm-cache-damaged", file=str(native))
-                native.unlink()
-                return None
+            data = native.read_bytes()
         except OSError:
             return None
-        return Program(native)
+        if hashlib.sha256(data).hexdigest() != compiled.sha256:
+            log.warning("wasm-cache-damaged", file=str(native))
+            return None
+        return Program(data)
 
     @contextmanager
     def _work(self) -> Iterator[Path]:
@@ -264,11 +265,6 @@ def _member(source: Source, wanted: str | None) -> str:
     if found is None or found.kind != "WasmModule":
         raise BuildFailed(f"the variant's artifact {wanted!r} is no module", fix="Correct the description.", log=[])
     return found.file
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import math
 import os
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
@@ -81,6 +81,8 @@ class WasmService:
         await asyncio.to_thread(self._program.interrupt)
         await self._http.shutdown(GRACE_S)
         await asyncio.to_thread(self._pool.shutdown)
+        self._ticker.stop()
+        self._program.close()
 
     # --- a request --------------------------------------------------------------------------------------------------
 
@@ -89,7 +91,7 @@ class WasmService:
             with self._queued():
                 answer = await self._answer(request)
         except Problem as problem:
-            self._log.add(f"{request.method} {request.path[:100]}: {problem.detail}\n".encode())
+            self._log.add(f"{request.method} {request.path[:100]}: {problem.detail}")
             return _problem_response(problem)
         return _response(answer)
 
@@ -97,13 +99,9 @@ class WasmService:
         async with self._body(request) as (stdin, length):
             await self._awake.wait()
             head = _head(request)
-            run = Request(
-                environment(head, length, self._variables),
-                arguments("module.wasm", head.query),
-                stdin,
-                self._log.add,
-            )
-            with self._ticker.running():
+            variables = environment(head, length, self._variables)
+            with self._ticker.running(), self._log.stream() as heard:
+                run = Request(variables, arguments("module.wasm", head.query), stdin, heard)
                 loop = asyncio.get_running_loop()
                 output = await loop.run_in_executor(self._pool, self._program.run, run, self._limits)
         return parse_answer(output)
@@ -170,6 +168,10 @@ class _Ticker:
         finally:
             self._running -= 1
 
+    def stop(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
         passed = math.floor((loop.time() - self._ticked_at) / TICK_S)
@@ -184,10 +186,26 @@ class _Log:
     def __init__(self) -> None:
         self.lines: deque[str] = deque(maxlen=LOG_KEPT)
 
-    def add(self, piece: bytes) -> None:
-        for line in piece[-64 * MAX_LOG_LINE :].decode("utf-8", "replace").splitlines():
-            if line.strip():
-                self.lines.append(line.rstrip()[:MAX_LOG_LINE])
+    def add(self, line: str) -> None:
+        if line.strip():
+            self.lines.append(line.rstrip()[:MAX_LOG_LINE])
+
+    @contextmanager
+    def stream(self) -> Iterator[Callable[[bytes], None]]:
+        """Takes what one request writes, in pieces, and keeps whole lines: those of others do not come between."""
+        rest = bytearray()
+
+        def heard(piece: bytes) -> None:
+            rest.extend(piece)
+            *lines, last = rest.split(b"\n")
+            for line in lines[-LOG_KEPT:]:
+                self.add(line[:MAX_LOG_LINE].decode("utf-8", "replace"))
+            rest[:] = last[:MAX_LOG_LINE]
+
+        try:
+            yield heard
+        finally:
+            heard(b"\n")
 
 
 async def open_service(
@@ -196,6 +214,7 @@ async def open_service(
     """An instance that listens and is awake. Raises StartFailed if the module begins with more memory than it has."""
     memory = mem_mb * 10**6
     if program.initial_memory > memory:
+        program.close()
         raise StartFailed(
             f"the module begins with {program.initial_memory} bytes of memory, mem_requirement allows {memory}",
             fix="Describe a larger mem_requirement.",

@@ -163,7 +163,8 @@ async def test_a_module_that_fails_costs_its_client_an_error_and_nobody_else(tmp
 
 async def test_standard_error_is_the_log(tmp_path: Path) -> None:
     writes = (
-        "(call $write (i32.const 2) (i32.const 64) (i32.const 13)) "
+        "(call $write (i32.const 2) (i32.const 64) (i32.const 8))"
+        "(call $write (i32.const 2) (i32.const 72) (i32.const 5))"
         + f"(call $write {OUT} (i32.const 16) (i32.const 13))"
     )
     async with stage(tmp_path) as s:

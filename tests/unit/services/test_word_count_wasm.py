@@ -27,7 +27,7 @@ def ask(tmp_path_factory: pytest.TempPathFactory) -> Ask:
     compiled, body = folder / "m.cwasm", folder / "body"
     arguments = [str(SERVICE / "word_count.wasm"), str(compiled), str(4 << 30), "60"]
     subprocess.run([sys.executable, "-I", wasm_compiler.__file__, *arguments], check=True)
-    program = Program(compiled)
+    program = Program(compiled.read_bytes())
 
     def ask(text: bytes, path: str = "/wordcount", method: str = "POST", content_type: str = "text/plain") -> bytes:
         body.write_bytes(text)
