@@ -81,6 +81,9 @@ class BlobIndex:
         self._db.execute("DELETE FROM uses WHERE blob = ?", (digest,))
         return self._db.execute("DELETE FROM blob WHERE digest = ?", (digest,)).rowcount > 0
 
+    def is_known(self, digest: str) -> bool:
+        return self._db.execute("SELECT 1 FROM blob WHERE digest = ?", (digest,)).fetchone() is not None
+
     def set_whole(self, digest: str, *, whole: bool) -> bool:
         """False if it is not known."""
         return self._db.execute("UPDATE blob SET whole = ? WHERE digest = ?", (whole, digest)).rowcount > 0

@@ -1,6 +1,6 @@
 """The chunk store on disk: verified chunks by digest, shared between blobs, with a quota.
 
-    <root>/chunks/ab/<64 hex>   one file per chunk; a file under this name was verified, synced, then renamed here
+    <root>/chunks/ab/<64 hex>   one file per chunk; a file under this name was verified, then renamed here
     <root>/work/                temporary files, emptied on opening
     <root>/content.sqlite       what files cannot tell: manifests, who uses a chunk, pins, order of last use
 
@@ -8,28 +8,32 @@ The folders alone say which chunks are here, so a chunk costs no database transa
 was kept. The database says what they are for, and is right after every crash: it commits (WAL, synchronous FULL)
 before a blob counts as whole. It is opened in exclusive mode: a second process on the same folder is refused.
 
-Every chunk is verified before it is kept and whenever it is read; a damaged one is dropped, and its blobs are partial
+Every chunk is verified before it is kept and when it is read; a damaged one is dropped, and its blobs are partial
 again until they are fetched anew. Methods block on the disk and may be called from several threads.
+
+A blob counts as whole once its digest was proven (`finish`), and is whole after a power cut once its files were synced
+and the database said so (`settle`). If the power fails in between, the blob is partial again, and what the disk kept of
+it is verified before it is used.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
-import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import structlog
 
 from dht.blob_index import BlobIndex, opened_index
-from protocol.identifiers import DIGEST_PREFIX, digest_of
+from dht.chunk_files import ChunkFiles, Temporary, is_digest_of
+from dht.proof import Proof
+from protocol.identifiers import DIGEST_PREFIX
 from protocol.manifest import Manifest
 from protocol.problems import Conflict, ContentNotFound, CorruptContent, DiskFull
 
@@ -61,6 +65,7 @@ def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
         try:
             yield store
         finally:
+            store.settle()
             store.save_order()
 
 
@@ -69,11 +74,15 @@ class BlobStore:
 
     def __init__(self, root: Path, index: BlobIndex, quota_bytes: int) -> None:
         self._root = root
+        self._files = ChunkFiles(root)
         self._index = index
         self._quota = quota_bytes
         self._lock = threading.RLock()
         """Around database, folders and `_whole`; held across disk writes."""
         self._whole: set[str] = set()
+        self._unsettled: set[str] = set()
+        """Whole blobs of which the database does not say so yet."""
+        self._settle_lock = threading.Lock()
         self._present_bytes = 0
         self._use_lock = threading.Lock()
         """Around the three below; never held across I/O, so that an event loop may take it."""
@@ -108,21 +117,31 @@ class BlobStore:
 
     def present(self, manifest: Manifest) -> list[bool]:
         """For each position of the manifest: is its chunk here?"""
-        return [self._path(c.digest).exists() for c in manifest.chunks]
+        return [self._files.size(c.digest) is not None for c in manifest.chunks]
 
-    def read_chunk(self, digest: str) -> bytes | None:
+    def size_of(self, digest: str) -> int | None:
+        """Bytes of a chunk; None if it is not here."""
+        return self._files.size(digest)
+
+    def read_chunk(self, digest: str) -> bytearray | None:
         """The verified chunk; None if it is not here, or was damaged and is dropped now."""
-        try:
-            data = self._path(digest).read_bytes()
-        except FileNotFoundError:
+        size = self._files.size(digest)
+        if size is None:
             return None
+        data = bytearray(size)
+        return data if self.read_chunk_into(digest, memoryview(data)) else None
+
+    def read_chunk_into(self, digest: str, buffer: memoryview) -> bool:
+        """Fill `buffer` with the verified chunk; False if it is not here, or was damaged and is dropped now."""
+        try:
+            if self._files.read(digest, buffer):
+                return True
+        except FileNotFoundError:
+            return False
         except OSError as error:
             log.error("chunk-unreadable", chunk=digest, error=str(error))
-            data = b""
-        if digest_of(data) == digest:
-            return data
         self._drop_damaged(digest)
-        return None
+        return False
 
     # --- a blob arrives -------------------------------------------------------------------------------------------
 
@@ -143,51 +162,61 @@ class BlobStore:
                 self._forget_use(victim)
                 log.info("blob-evicted", digest=victim, arriving=blob)
             self._delete_unused([*old, *unused])
-            missing = {c.digest for c in manifest.chunks if not self._path(c.digest).exists()}
+            missing = {c.digest for c in manifest.chunks if self._files.size(c.digest) is None}
             positions = {c.digest: i for i, c in enumerate(manifest.chunks) if c.digest in missing}
             return Begun(tuple(sorted(positions.values())), tuple(evicted))
 
-    def put(self, digest: str, data: bytes) -> bool:
+    def put(self, digest: str, data: bytes | memoryview) -> bool:
         """Keep a chunk that a begun blob uses; False if it was here already or nobody wants it any more.
 
         Raises CorruptContent if the bytes are not what the digest says, DiskFull.
         """
-        if digest_of(data) != digest:
+        if not is_digest_of(data, digest):
             raise CorruptContent(f"a chunk of {len(data)} bytes is not {digest}")
-        target = self._path(digest)
-        if target.exists():
-            return False
-        with _disk_errors(), self._temporary() as (descriptor, temporary):
-            _write_all(descriptor, data)
-            os.fsync(descriptor)
+        with _disk_errors(), self._temporary() as file:
+            file.write(data)
             with self._lock:
-                if not self._index.is_used(digest) or target.exists():
+                if not self._index.is_used(digest) or self._files.size(digest) is not None:
                     return False
-                target.parent.mkdir(exist_ok=True)
-                temporary.rename(target)
+                self._files.keep(file, digest)
                 self._present_bytes += len(data)
         return True
 
-    def finish(self, digest: str) -> tuple[int, ...]:
-        """Verify the whole blob; empty: it is whole and durable now. Else the positions that must be brought again.
+    def proof(self, manifest: Manifest, missing: Iterable[int]) -> Proof:
+        """Of a begun blob that lacks the chunks at these positions."""
+        return Proof(self._files, manifest, [manifest.chunks[i].digest for i in missing])
 
-        Raises CorruptContent if each chunk is right and the blob is not: then the manifest is a lie.
+    def finish(self, digest: str, proof: Proof | None = None) -> tuple[int, ...]:
+        """Verify the whole blob; empty: it is whole now. Else the positions that must be brought again.
+
+        `proof`: one under way, which saves reading all of it again. Raises CorruptContent if each chunk is right and
+        the blob is not: then the manifest is a lie.
         """
         manifest = self._manifest_or_raise(digest)
-        if not self._is_intact(manifest, write=lambda data: None):
+        if not (proof or self.proof(manifest, ())).holds():
             bad = self._bad_positions(manifest)
             if not bad:
                 raise CorruptContent(f"the manifest does not describe {digest}")
             return bad
-        for folder in {self._path(c.digest).parent for c in manifest.chunks} | {self._root / "chunks"}:
-            _sync_folder(folder)
-        with self._lock, _disk_errors(), self._index.transaction():
-            kept = self._index.set_whole(digest, whole=True)
-            if kept:
-                self._whole.add(digest)
-        if not kept:
-            raise Conflict(f"{digest} was removed while it was fetched", fix="Fetch it again.")
+        with self._lock:
+            if not self._index.is_known(digest):
+                raise Conflict(f"{digest} was removed while it was fetched", fix="Fetch it again.")
+            self._whole.add(digest)
+            self._unsettled.add(digest)
         return ()
+
+    def settle(self) -> None:
+        """What is whole now is whole after a power cut. Raises DiskFull."""
+        with self._settle_lock, _disk_errors():
+            with self._lock:
+                batch = self._unsettled.copy()
+            if not batch:
+                return
+            self._files.sync()
+            with self._lock, self._index.transaction():
+                for digest in batch & self._whole:
+                    self._index.set_whole(digest, whole=True)
+                self._unsettled -= batch
 
     # --- a blob is used -------------------------------------------------------------------------------------------
 
@@ -219,14 +248,14 @@ class BlobStore:
             if not self.has(digest):
                 raise ContentNotFound(f"{digest} is not on this node", fix="Fetch it first.")
             manifest = self._manifest_or_raise(digest)
-            with self._temporary() as (descriptor, path):
+            with self._temporary() as file:
                 with _disk_errors():
-                    intact = self._is_intact(manifest, write=lambda data: _write_all(descriptor, data))
-                    os.fchmod(descriptor, 0o444)
+                    intact = Proof(self._files, manifest, (), file.write).holds()
+                    os.fchmod(file.descriptor, 0o444)
                 if not intact:
                     bad = self._bad_positions(manifest)
                     raise ContentNotFound(f"{len(bad)} chunks of {digest} are damaged", fix="Fetch it again.")
-                yield path
+                yield Path(file.name)
 
     def pin(self, digest: str, why: str) -> None:
         with self._lock, _disk_errors(), self._index.transaction():
@@ -327,16 +356,11 @@ class BlobStore:
                 self._delete_file(chunk)
 
     def _delete_file(self, chunk: str) -> None:
-        path = self._path(chunk)
-        with suppress(FileNotFoundError):
-            size = path.stat().st_size
-            path.unlink()
-            self._present_bytes -= size
+        self._present_bytes -= self._files.remove(chunk)
 
     def _drop_damaged(self, chunk: str) -> None:
         with self._lock, self._index.transaction():
-            path = self._path(chunk)
-            if path.exists() and _is_readable_as(path, chunk):
+            if self._files.is_intact(chunk):
                 return  # another thread dropped it, and it was fetched again meanwhile
             self._delete_file(chunk)
             blobs = self._index.users_of(chunk)
@@ -357,19 +381,12 @@ class BlobStore:
 
     # --- files ----------------------------------------------------------------------------------------------------
 
-    def _path(self, digest: str) -> Path:
-        name = digest.removeprefix(DIGEST_PREFIX)
-        return self._root / "chunks" / name[:2] / name
-
     @contextmanager
-    def _temporary(self) -> Iterator[tuple[int, Path]]:
-        with _disk_errors():
-            descriptor, name = tempfile.mkstemp(dir=self._root / "work")
-        try:
-            yield descriptor, Path(name)
-        finally:
-            os.close(descriptor)
-            Path(name).unlink(missing_ok=True)
+    def _temporary(self) -> Iterator[Temporary]:
+        with ExitStack() as stack:
+            with _disk_errors():
+                file = stack.enter_context(self._files.temporary())
+            yield file
 
     def _manifest_or_raise(self, digest: str) -> Manifest:
         manifest = self.manifest(digest)
@@ -377,42 +394,9 @@ class BlobStore:
             raise ContentNotFound(f"{digest} is not on this node", fix="Fetch it first.")
         return manifest
 
-    def _is_intact(self, manifest: Manifest, *, write: Callable[[bytes], None]) -> bool:
-        """Hands the blob over chunk by chunk; False if the bytes are not the digest's."""
-        whole = hashlib.sha256()
-        for chunk in manifest.chunks:
-            try:
-                data = self._path(chunk.digest).read_bytes()
-            except FileNotFoundError:
-                return False
-            whole.update(data)
-            write(data)
-        return DIGEST_PREFIX + whole.hexdigest() == manifest.digest
-
     def _bad_positions(self, manifest: Manifest) -> tuple[int, ...]:
         """Reads every chunk, which drops the damaged ones."""
         return tuple(i for i, c in enumerate(manifest.chunks) if self.read_chunk(c.digest) is None)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-
-
-def _is_readable_as(path: Path, digest: str) -> bool:
-    try:
-        return digest_of(path.read_bytes()) == digest
-    except OSError:
-        return False
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 import structlog
 
 from dht.meeting import Meetings
+from dht.peer_streams import Stream
 from dht.picker import Ask, Effect, Picker
+from dht.proof import Proof
 from dht.sources import Source, Surroundings
 from protocol.instances import OnProgress, Progress
 from protocol.manifest import Manifest
@@ -37,17 +40,24 @@ class ChunkTransfer:
         learn: Callable[[Iterable[ProviderRecord]], list[Source]],
         find_more: Callable[[], Awaitable[list[Source]]],
         on_progress: OnProgress,
+        proof: Proof,
     ) -> None:
         self._around = around
         self._sources = sources
         self._manifest = manifest
         self._missing = missing
         self._on_progress = on_progress
+        self._proof = proof
         order = list(missing)
         random.shuffle(order)
         self._picker = Picker({i: manifest.chunks[i].length for i in missing}, order)
+        self._event_loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
+        self._reports: deque[Callable[[], None]] = deque()
+        self._reported = False
         self._requests: dict[int, asyncio.Task[None]] = {}
+        self._streams: dict[int, tuple[Stream, int]] = {}
+        """Of each request: its answer, and how many bytes of it the picker has heard of."""
         self._meetings = Meetings(
             around,
             sources,
@@ -80,6 +90,8 @@ class ChunkTransfer:
         hopeless_since: float | None = None
         while not self._picker.done:
             now = self._around.clock()
+            for request in self._streams:
+                self._hear(request, now)
             if self._fatal is not None:
                 return self._fatal
             if not self._picker.hopeless or self._meetings.waiting:
@@ -118,47 +130,88 @@ class ChunkTransfer:
 
     async def _request(self, ask: Ask) -> None:
         source, picker, clock = self._sources[ask.provider], self._picker, self._around.clock
+        stream = Stream()
+        self._streams[ask.request] = (stream, 0)
         try:
             await self._around.client.chunks(
                 source.address,
                 [self._manifest.chunks[piece] for piece in ask.pieces],
-                on_bytes=lambda size: picker.heard(ask.request, size, clock()),
                 crowd=self._manifest.digest if self._picker.in_crowd else "",
                 on_chunk=lambda index, data: self._arrived(ask, ask.pieces[index], data),
-                on_elsewhere=lambda index: picker.elsewhere(ask.request, ask.pieces[index], clock()),
+                on_elsewhere=lambda index: self._sent_elsewhere(ask, ask.pieces[index]),
+                stream=stream,
             )
+            self._hear_reports()
+            self._hear(ask.request, clock())
             picker.finished(ask.request, clock())
         except TooManyRequests as problem:
             picker.busy(ask.request, clock(), _jittered(problem.retry_after or 0.5))
         except CorruptContent as problem:
+            self._hear_reports()
             picker.lied(ask.request, problem.detail)
             self._around.reputation.lied(source.node, clock())
             log.warning("provider-lied", node=source.node, digest=self._manifest.digest, why=problem.detail)
         except DiskFull as problem:
             self._fatal = problem
         except Problem as problem:
+            self._hear_reports()
             source.rotate()
             picker.failed(ask.request, clock(), problem.detail)
             self._around.reputation.lagged(source.node, clock())
         finally:
+            self._hear_reports()
+            del self._streams[ask.request]
             self._requests.pop(ask.request, None)
             self._wake.set()
 
-    async def _arrived(self, ask: Ask, piece: int, data: bytes | None) -> None:
+    def _hear(self, request: int, now: float) -> None:
+        """Tell the picker what came since it last heard, so that a slow peer is no silent one."""
+        stream, heard = self._streams[request]
+        received = stream.received
+        if received > heard:
+            self._streams[request] = (stream, received)
+            self._picker.heard(request, received - heard, now)
+
+    # --- what arrives: in the thread that reads, then on the loop -----------------------------------------------------
+
+    def _arrived(self, ask: Ask, piece: int, data: memoryview | None) -> None:
+        """In a thread: verify and keep a chunk, then report it."""
         if data is None:
-            self._picker.lacking(ask.request, piece)
+            self._report(lambda: self._picker.lacking(ask.request, piece))
             return
+        size = len(data)
+        chunk = self._manifest.chunks[piece]
         try:
             if self._picker.wants(piece):
-                await self._around.disk(self._around.store.put, self._manifest.chunks[piece].digest, data)
+                self._around.store.put(chunk.digest, data)
+                self._proof.arrived(chunk.digest, data)
         except CorruptContent:
-            self._around.received.add(ask.provider, "corrupt", len(data))
+            self._report(lambda: self._around.received.add(ask.provider, "corrupt", size))
             raise
+        self._report(lambda: self._kept_one(ask, piece, size))
+
+    def _sent_elsewhere(self, ask: Ask, piece: int) -> None:
+        """In a thread."""
+        self._report(lambda: self._picker.elsewhere(ask.request, piece, self._around.clock()))
+
+    def _report(self, report: Callable[[], None]) -> None:
+        """From a thread to the loop, which is woken once for all that was reported since it last looked."""
+        self._reports.append(report)
+        if not self._reported:
+            self._reported = True
+            self._event_loop.call_soon_threadsafe(self._hear_reports)
+
+    def _hear_reports(self) -> None:
+        self._reported = False
+        while self._reports:
+            self._reports.popleft()()
+
+    def _kept_one(self, ask: Ask, piece: int, size: int) -> None:
         fresh = self._picker.delivered(ask.request, piece, self._around.clock())
-        self._around.received.add(ask.provider, "chunk" if fresh else "duplicate", len(data))
+        self._around.received.add(ask.provider, "chunk" if fresh else "duplicate", size)
         if fresh:
             self._kept += 1
-            self._done += len(data)
+            self._done += size
             peers = len(self._picker.active)
             message = f"from {peers} peer" + ("s" if peers != 1 else "")
             self._on_progress(Progress("fetch", message, self._done, self._total))

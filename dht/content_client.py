@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,23 +11,27 @@ import aiohttp
 from dht.content_wire import CHUNK_HEADER, ELSEWHERE, WHOLE_HEADER, encode_asked
 from dht.crowd_wire import MAX_HEARD, Heard, decode_heard
 from dht.peer_http import PeerHttp
+from dht.peer_streams import PeerStreams, Stream
 from protocol.bounded import read_bounded
 from protocol.manifest import MAX_MANIFEST, Chunk, Manifest
-from protocol.problems import CorruptContent, NotFound, Problem, TooLarge, TooManyRequests, Unavailable
+from protocol.problems import CorruptContent, DiskFull, NotFound, Problem, TooLarge, TooManyRequests, Unavailable
 
 _ASK_S = 10.0
 _IDLE_S = 5.0
-_CHUNKS_S = 600.0
 
-OnChunk = Callable[[int, bytes | None], Awaitable[None]]
-"""Hears the index in the list asked for, and the chunk's unverified bytes, or None if the peer lacks it."""
+OnChunk = Callable[[int, memoryview | None], None]
+"""Hears, in a thread, the index in the list asked for and the chunk's unverified bytes, or None if the peer lacks it.
+
+The bytes are valid until it returns.
+"""
 
 
 class ContentClient:
     """All methods raise Unavailable, TooManyRequests (busy), NotFound, or CorruptContent (a malformed answer)."""
 
-    def __init__(self, http: PeerHttp) -> None:
+    def __init__(self, http: PeerHttp, streams: PeerStreams) -> None:
         self._http = http
+        self._streams = streams
 
     async def manifest(self, address: str, digest: str) -> tuple[Manifest, bool]:
         """The manifest, and whether the peer has the whole blob."""
@@ -46,35 +50,48 @@ class ContentClient:
         wanted: Sequence[Chunk],
         *,
         crowd: str,
-        on_bytes: Callable[[int], None],
         on_chunk: OnChunk,
         on_elsewhere: Callable[[int], None],
+        stream: Stream,
     ) -> None:
-        """Streams chunks in the order asked; `on_bytes` hears the sizes of parts. Errors of `on_chunk` pass through.
+        """Reads chunks in the order asked, in a thread, through `stream`. Errors of `on_chunk` pass through.
 
         `crowd`: the blob they are wanted for, if the peer may send this node elsewhere (then `on_elsewhere` hears the
-        index in the list); empty: it is to send them.
+        index in the list, in the thread); empty: it is to send them.
         """
-        body = encode_asked(c.digest for c in wanted)
-        path = f"/peer/chunks?crowd={crowd}" if crowd else "/peer/chunks"
-        async with self._answer("POST", address, path, timeout_s=_CHUNKS_S, data=body) as response:
+        buffer = memoryview(bytearray(max(c.length for c in wanted)))
+        header = memoryview(bytearray(CHUNK_HEADER.size))
+
+        def read(stream: Stream) -> None:
             for index, chunk in enumerate(wanted):
-                (length,) = CHUNK_HEADER.unpack(await _exactly(response, CHUNK_HEADER.size, on_bytes))
+                stream.read_into(header)
+                (length,) = CHUNK_HEADER.unpack(header)
                 if length == ELSEWHERE and crowd:
                     on_elsewhere(index)
                     continue
                 if length not in (0, chunk.length):
                     raise CorruptContent(f"a chunk of {length} bytes where {chunk.length} were asked for")
-                await on_chunk(index, await _exactly(response, length, on_bytes) if length else None)
+                view = buffer[:length]
+                stream.read_into(view)
+                on_chunk(index, view if length else None)
+
+        body = encode_asked(c.digest for c in wanted)
+        path = f"/peer/chunks?crowd={crowd}" if crowd else "/peer/chunks"
+        try:
+            await self._streams.post(address, path, body, read, idle_s=_IDLE_S, stream=stream)
+        except (TooManyRequests, NotFound, Unavailable, CorruptContent, DiskFull):
+            raise
+        except Problem as problem:
+            raise Unavailable(f"node {address} answered: {problem.detail}") from problem
 
     @asynccontextmanager
     async def _answer(
-        self, method: str, address: str, path: str, *, timeout_s: float = _ASK_S, **kwargs: Any
+        self, method: str, address: str, path: str, **kwargs: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         answered = False
         try:
             async with self._http.request(
-                method, address, path, timeout_s=timeout_s, idle_s=_IDLE_S, **kwargs
+                method, address, path, timeout_s=_ASK_S, idle_s=_IDLE_S, **kwargs
             ) as response:
                 answered = True
                 yield response
@@ -91,16 +108,3 @@ async def _bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
         return await read_bounded(response.content.iter_any(), limit, "the answer")
     except TooLarge as problem:
         raise CorruptContent(problem.detail) from problem
-
-
-async def _exactly(response: aiohttp.ClientResponse, size: int, on_bytes: Callable[[int], None]) -> bytes:
-    """Like `readexactly`, but a slow peer is heard before the last byte has come."""
-    parts: list[bytes] = []
-    while size:
-        part = await response.content.read(size)
-        if not part:
-            raise Unavailable("the peer broke off its answer")
-        on_bytes(len(part))
-        size -= len(part)
-        parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -6,11 +6,13 @@ A middleware must set `request[dht.peer_http.PEER]` before these handlers run.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 
 import structlog
 from aiohttp import web
 
-from dht.content_wire import CHUNK_HEADER, ELSEWHERE, MAX_REQUEST, WHOLE_HEADER, decode_asked, encode_have
+from dht.content_wire import ELSEWHERE, MAX_REQUEST, WHOLE_HEADER, decode_asked, encode_have, framed_size
 from dht.crowd import Crowd
 from dht.crowd_routes import crowd_routes
 from dht.exchange import Exchange
@@ -22,6 +24,8 @@ from protocol.problems import ContentNotFound, NotFound, TooLarge
 log = structlog.get_logger(__name__)
 
 _PIECE = 256 << 10
+_BLOCK = 1 << 20
+"""Bytes that are read from disk at once; each answer holds two."""
 _STALL_S = 30.0
 """A peer that takes nothing for this long loses its upload slot."""
 
@@ -72,18 +76,19 @@ class _ContentRoutes:
         crowd = self._crowd(request.query.get("crowd", ""))
         asker = request[PEER].node
         with self._exchange.uploads.slot():
+            lengths = await self._exchange.sizes(asked)
+            if crowd is not None:
+                lengths = [self._given(crowd, asker, d, n) for d, n in zip(asked, lengths, strict=True)]
             response = web.StreamResponse(headers={"Content-Type": "application/octet-stream"})
+            response.content_length = sum(framed_size(length) for length in lengths)
             await response.prepare(request)
-            for digest in asked:
-                if crowd is not None:
-                    if not crowd.gives(asker, digest, self._exchange.clock()):
-                        if not await self._write(request, response, CHUNK_HEADER.pack(ELSEWHERE), "chunk"):
-                            return response
-                        continue
-                    crowd.gave(asker, digest, self._exchange.clock())
-                data = await self._exchange.read_chunk(digest) or b""
-                if not await self._write(request, response, CHUNK_HEADER.pack(len(data)) + data, "chunk"):
-                    return response
+            async with aclosing(self._blocks(list(zip(asked, lengths, strict=True)))) as blocks:
+                async for block in blocks:
+                    if block is None:  # promised, and gone or damaged since: the asker must not take it for an end
+                        _cut_off(request)
+                        return response
+                    if not await self._write(request, response, block, "chunk"):
+                        return response
             await response.write_eof()
             return response
 
@@ -91,7 +96,33 @@ class _ContentRoutes:
         """The crowd that may be sent elsewhere."""
         return self._exchange.crowds.known(blob) if self._exchange.super_seeds(blob) else None
 
-    async def _send(self, request: web.Request, body: bytes, cause: Cause, **headers: str) -> web.StreamResponse:
+    def _given(self, crowd: Crowd, asker: str, digest: str, length: int) -> int:
+        """What the asker is told instead of the chunk's length, if others of the crowd are to pass it on."""
+        now = self._exchange.clock()
+        if not crowd.gives(asker, digest, now):
+            return ELSEWHERE
+        crowd.gave(asker, digest, now)
+        return length
+
+    async def _blocks(self, wanted: Sequence[tuple[str, int]]) -> AsyncGenerator[bytearray | None, None]:
+        """Framed chunks in blocks; the next block is read while one is sent."""
+        groups = list(_grouped(wanted))
+        reading: asyncio.Task[bytearray | None] | None = None
+        try:
+            for number in range(len(groups)):
+                block = await (reading or self._exchange.read_chunks(groups[number]))
+                reading = None
+                if number + 1 < len(groups):
+                    reading = asyncio.create_task(self._exchange.read_chunks(groups[number + 1]), name="read chunks")
+                yield block
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    async def _send(
+        self, request: web.Request, body: bytes | bytearray, cause: Cause, **headers: str
+    ) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "application/octet-stream", **headers})
         response.content_length = len(body)
         await response.prepare(request)
@@ -99,7 +130,9 @@ class _ContentRoutes:
             await response.write_eof()
         return response
 
-    async def _write(self, request: web.Request, response: web.StreamResponse, data: bytes, cause: Cause) -> bool:
+    async def _write(
+        self, request: web.Request, response: web.StreamResponse, data: bytes | bytearray, cause: Cause
+    ) -> bool:
         """False if the peer has gone, or was sent away because it takes nothing: an everyday event in an end game."""
         peer = request[PEER]
         view = memoryview(data)
@@ -111,10 +144,25 @@ class _ContentRoutes:
                     await response.write(piece)
             except TimeoutError:
                 log.warning("upload-stalled", peer=peer.node)
-                if request.transport is not None:
-                    request.transport.abort()
+                _cut_off(request)
                 return False
             except ConnectionError:
                 return False
             self._exchange.sent.add(peer.node, cause, len(piece))
         return True
+
+
+def _grouped(wanted: Sequence[tuple[str, int]]) -> Iterator[Sequence[tuple[str, int]]]:
+    """Runs of chunks of about a block in all."""
+    group: list[tuple[str, int]] = []
+    for chunk in wanted:
+        if group and sum(framed_size(length) for _, length in [*group, chunk]) > _BLOCK:
+            yield group
+            group = []
+        group.append(chunk)
+    yield group
+
+
+def _cut_off(request: web.Request) -> None:
+    if request.transport is not None:
+        request.transport.abort()

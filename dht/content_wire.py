@@ -31,6 +31,11 @@ WHOLE_HEADER = "Cornerstore-Whole"
 """Of an answer with a manifest: `1` if the peer has all chunks, so that nobody needs to ask which."""
 
 
+def framed_size(length: int) -> int:
+    """Bytes of one chunk's part of an answer. `length`: as the answer says it, 0 and ELSEWHERE included."""
+    return CHUNK_HEADER.size + (0 if length == ELSEWHERE else length)
+
+
 class Have(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """msgpack `[digest of the encoded manifest, bits]`: bit 7 of byte 0 is the first chunk, unused bits are 0."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,12 @@ from dht.announcing import Announcer, running_announcer
 from dht.blobs import BlobStore, opened_store
 from dht.chunking import compiled_cutter, manifest_of
 from dht.content_client import ContentClient
+from dht.content_wire import CHUNK_HEADER, ELSEWHERE, framed_size
 from dht.contracts import Directory
 from dht.crowd import Crowds
 from dht.disk import Disk, running_disk
 from dht.peer_http import PeerHttp
+from dht.peer_streams import running_streams
 from dht.sources import Surroundings
 from dht.traffic import ByteCounts, ContentStats, Uploads
 from dht.transfer import Transfer
@@ -33,6 +35,7 @@ from protocol.problems import (
     CorruptContent,
     DeadlineExceeded,
     DiskFull,
+    Problem,
     TooLarge,
     Unavailable,
 )
@@ -43,13 +46,15 @@ _HEAL_S = 60.0
 
 
 class ContentConfig(Struct, frozen=True, kw_only=True):
-    """`path`: the `blobs/` folder. `upload_mbit_s` 0: unlimited. `max_uploads`: answers with chunks at once."""
+    """`path`: the `blobs/` folder. `upload_mbit_s` 0: unlimited. `max_uploads`, `connections`: answers
+    with chunks at once, to peers and from them."""
 
     path: Path
     quota_bytes: int = 20_000_000_000
     upload_mbit_s: float = 0.0
     max_uploads: int = 32
     disk_threads: int = 4
+    connections: int = 32
 
 
 @asynccontextmanager
@@ -61,13 +66,17 @@ async def running_content(
     Raises ConfigError if the folder is in use or pyfastcdc is not compiled, DiskFull.
     """
     compiled_cutter()
-    async with running_disk(config.disk_threads) as disk, running_announcer(directory) as announcer:
+    async with (
+        running_disk(config.disk_threads) as disk,
+        running_announcer(directory) as announcer,
+        running_streams(http, connections=config.connections) as streams,
+    ):
         stack = ExitStack()
         try:
             store = await disk(stack.enter_context, opened_store(config.path, quota_bytes=config.quota_bytes))
             for digest in store.held():
                 announcer.announce(digest)
-            around = Surroundings(store, disk, directory, ContentClient(http), announcer, clock)
+            around = Surroundings(store, disk, directory, ContentClient(http, streams), announcer, clock)
             uploads = Uploads(slots=config.max_uploads, rate=config.upload_mbit_s * 1e6 / 8, clock=clock)
             exchange = Exchange(around, uploads)
             try:
@@ -153,9 +162,17 @@ class Exchange:
         """Whether a crowd that fetches the blob is told to pass chunks on rather than get each from here again."""
         return self.has(digest) and not self.crowds.belongs(digest, self.clock())
 
-    async def read_chunk(self, digest: str) -> bytes | None:
+    async def read_chunk(self, digest: str) -> bytearray | None:
         """Verified; None if it is not here."""
         return await self._disk(self._store.read_chunk, digest)
+
+    async def sizes(self, digests: Sequence[str]) -> list[int]:
+        """Bytes of each chunk; 0 if it is not here."""
+        return await self._disk(lambda: [self._store.size_of(digest) or 0 for digest in digests])
+
+    async def read_chunks(self, wanted: Sequence[tuple[str, int]]) -> bytearray | None:
+        """Chunks (digest; length, 0 or ELSEWHERE) as `content_wire` frames them; None if one is not what it was."""
+        return await self._disk(_framed, self._store, wanted)
 
     # --- Content --------------------------------------------------------------------------------------------------
 
@@ -188,6 +205,7 @@ class Exchange:
                 if isinstance(error, DiskFull | Conflict):
                     await self._disk(self._store.abandon, digest)
                 raise
+        await self._disk(self._store.settle)
         await self._announcer.announced(digest)
         return digest
 
@@ -230,10 +248,21 @@ class Exchange:
         transfer = Transfer(
             digest, self._around, limit=shared.limit, on_size=shared.on_size, on_progress=shared.on_progress
         )
-        shared.task = asyncio.create_task(self._transfer(digest, shared, transfer), name=f"fetch {digest}")
-        self._tasks.add(shared.task)
-        shared.task.add_done_callback(self._tasks.discard)
+        shared.task = self._own(self._transfer(digest, shared, transfer), f"fetch {digest}")
         return shared
+
+    def _own(self, work: Coroutine[None, None, None], name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _settle(self) -> None:
+        """Nobody waits for the disk: a power cut before costs reading the blob once more, or parts of it."""
+        try:
+            await self._disk(self._store.settle)
+        except (Problem, OSError) as error:
+            log.error("content-not-settled", error=str(error))
 
     async def _transfer(self, digest: str, shared: _Shared, transfer: Transfer) -> None:
         self.crowds.joined(digest, self.clock())
@@ -241,6 +270,7 @@ class Exchange:
             await transfer.run()
             self.crowds.joined(digest, self.clock())
             self._announcer.announce(digest)
+            self._own(self._settle(), f"settle {digest}")
         except BaseException:
             if not self.has(digest):
                 self._announcer.retract(digest)
@@ -298,6 +328,17 @@ class Exchange:
         """See `Content.remove`. Raises Conflict if it is pinned or in use; nothing happens if it is not here."""
         await self._disk(self._store.remove, digest)
         self._announcer.retract(digest)
+
+
+def _framed(store: BlobStore, wanted: Sequence[tuple[str, int]]) -> bytearray | None:
+    answer = bytearray(sum(framed_size(length) for _, length in wanted))
+    rest = memoryview(answer)
+    for digest, length in wanted:
+        CHUNK_HEADER.pack_into(rest, 0, length)
+        framed, rest = rest[: framed_size(length)], rest[framed_size(length) :]
+        if length not in (0, ELSEWHERE) and not store.read_chunk_into(digest, framed[CHUNK_HEADER.size :]):
+            return None
+    return answer
 
 
 def _manifest_or_problem(path: Path, on_bytes: Callable[[int], None]) -> Manifest:

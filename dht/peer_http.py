@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -31,8 +31,13 @@ class PeerHttp:
 
     def __init__(self, session: aiohttp.ClientSession, tls: ssl.SSLContext | None) -> None:
         self._session = session
-        self._tls: ssl.SSLContext | bool = tls if tls is not None else True
+        self.tls = tls
         self._scheme = "https" if tls is not None else "http"
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Sent with every request."""
+        return self._session.headers
 
     def url(self, address: str, path: str) -> str:
         return f"{self._scheme}://{address}{path}"
@@ -50,7 +55,7 @@ class PeerHttp:
         answered = False
         try:
             async with self._session.request(
-                method, self.url(address, path), ssl=self._tls, timeout=timeout, allow_redirects=False, **kwargs
+                method, self.url(address, path), ssl=self.tls or True, timeout=timeout, allow_redirects=False, **kwargs
             ) as response:
                 if not 200 <= response.status < 300:
                     raise await _problem(response, address)
@@ -59,7 +64,7 @@ class PeerHttp:
         except (aiohttp.ClientError, OSError) as error:
             if answered and not isinstance(error, _NETWORK_ERRORS):
                 raise
-            raise _unreachable(address, error) from error
+            raise unreachable(address, error) from error
 
     @asynccontextmanager
     async def websocket(
@@ -69,15 +74,15 @@ class PeerHttp:
         try:
             async with asyncio.timeout(5.0):
                 socket = await self._session.ws_connect(
-                    self.url(address, path), ssl=self._tls, max_msg_size=max_frame, heartbeat=10.0
+                    self.url(address, path), ssl=self.tls or True, max_msg_size=max_frame, heartbeat=10.0
                 )
         except (aiohttp.ClientError, OSError) as error:
-            raise _unreachable(address, error) from error
+            raise unreachable(address, error) from error
         async with socket:
             yield socket
 
 
-def _unreachable(address: str, error: Exception) -> Unavailable:
+def unreachable(address: str, error: Exception) -> Unavailable:
     return Unavailable(
         f"node {address} cannot be reached: {network_cause(error)}",
         fix=WRONG_PORT_FIX
@@ -87,10 +92,15 @@ def _unreachable(address: str, error: Exception) -> Unavailable:
 
 
 async def _problem(response: aiohttp.ClientResponse, address: str) -> Problem:
-    if response.content_type == "application/problem+json":
-        body = await read_bounded(response.content.iter_any(), MAX_PROBLEM_BYTES, "the peer's problem")
+    body = await read_bounded(response.content.iter_any(), MAX_PROBLEM_BYTES, "the peer's problem")
+    return problem_in(response.status, response.content_type, body, address)
+
+
+def problem_in(status: int, content_type: str, body: bytes, address: str) -> Problem:
+    """What a peer's answer other than 2xx says."""
+    if content_type == "application/problem+json":
         try:
             return Problem.from_dict(msgspec.json.decode(body, type=dict[str, Any]))
         except msgspec.MsgspecError:
             pass
-    return Unavailable(f"node {address} answered {response.status}")
+    return Unavailable(f"node {address} answered {status}")

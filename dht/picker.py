@@ -5,6 +5,8 @@ integer: the position of a chunk in the manifest. Rules:
 
 * Rarest first among a window of free pieces, in the order handed in (which the shell shuffles, so that many sites that
   fetch one blob at once soon hold different parts and serve each other).
+* Outside of a crowd, a provider faster than `in_order_rate` is asked in the order of the blob instead, so that the
+  whole can be hashed while it comes.
 * Each provider has `depth` requests under way (one if there are more than `few` providers: chunks that wait in a long
   queue at one peer cannot be had from another), sized to about `batch_s` seconds at the rate it has shown.
 * No free piece left: an idle provider is asked for what another is late with (end game). The first delivery wins.
@@ -45,6 +47,7 @@ class Limits:
     min_rate: float = 8 << 10
     endgame_s: float = 0.5
     elsewhere_s: float = 1.0
+    in_order_rate: float = 24 << 20
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,9 @@ class Picker:
         self._limits = limits or Limits()
         self._free = dict.fromkeys(order)
         self._rank = {piece: place for place, piece in enumerate(order)}
+        self._in_order = sorted(lengths)
+        self._first_wanted = 0
+        """All pieces before this place of `_in_order` are delivered."""
         self._wanted = set(lengths)
         self._asked: dict[int, set[int]] = {}
         self._providers: dict[str, _Provider] = {}
@@ -293,7 +299,13 @@ class Picker:
 
     def _pick(self, provider: _Provider, now: float) -> list[int]:
         candidates = list(islice(self._offered(provider, now), self._limits.window))
-        candidates.sort(key=lambda piece: (self._rarity.get(piece, 0) or piece in self._given, self._rank[piece]))
+        in_order = self._is_asked_in_order(provider)
+        candidates.sort(
+            key=lambda piece: (
+                self._rarity.get(piece, 0) or piece in self._given,
+                piece if in_order else self._rank[piece],
+            )
+        )
         slots = sum(self._limits.depth for name in self.active)
         fair = max(1, len(self._free) // (2 * slots))
         budget = min(int(provider.rate * self._limits.batch_s) or self._limits.first_batch, self._limits.max_batch)
@@ -309,7 +321,17 @@ class Picker:
         """Free pieces that the provider would give now, in the preferred order where that is cheap."""
         if provider.have is not None and len(provider.have) < len(self._free):
             return (piece for piece in provider.have if piece in self._free and provider.gives(piece, now))
-        return (piece for piece in self._free if provider.gives(piece, now))
+        pieces = self._free_in_order() if self._is_asked_in_order(provider) else self._free
+        return (piece for piece in pieces if provider.gives(piece, now))
+
+    def _is_asked_in_order(self, provider: _Provider) -> bool:
+        return provider.rate >= self._limits.in_order_rate and not self.in_crowd
+
+    def _free_in_order(self) -> Iterator[int]:
+        pieces = self._in_order
+        while self._first_wanted < len(pieces) and pieces[self._first_wanted] not in self._wanted:
+            self._first_wanted += 1
+        return (piece for piece in islice(pieces, self._first_wanted, None) if piece in self._free)
 
     def _pick_endgame(self, name: str, now: float) -> list[int]:
         """One piece that another was asked for and is late with: the latest, if this provider would be faster."""

@@ -78,6 +78,7 @@ class Transfer:
             announcer.retract(evicted)
         missing = begun.missing
         for _ in range(ROUNDS):
+            proof = store.proof(manifest, missing)
             if missing:
                 await self._find_sources()
                 await ChunkTransfer(
@@ -88,10 +89,11 @@ class Transfer:
                     self._learn_usable,
                     self._find_more,
                     self._on_progress,
+                    proof,
                 ).run()
             self._on_progress(Progress("verify", "checking the whole", manifest.size, manifest.size))
             try:
-                missing = await disk(store.finish, self._digest)
+                missing = await disk(store.finish, self._digest, proof)
             except CorruptContent:
                 await self._refute(manifest)
                 return False

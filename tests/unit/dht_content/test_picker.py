@@ -258,3 +258,18 @@ def test_a_provider_that_breaks_off_gives_back_only_what_it_did_not_deliver() ->
     assert not picker.wants(ask.pieces[0])
     assert all(picker.wants(p) for p in ask.pieces[1:])
     assert not picker.hopeless
+
+
+def test_a_fast_provider_is_asked_in_the_order_of_the_blob_a_slow_one_in_the_order_handed_in() -> None:
+    backwards = list(reversed(range(100)))
+    for seconds, begins in ((0.001, [0, 1, 2]), (1.0, [98, 97, 96])):
+        picker = Picker(dict.fromkeys(range(100), 256 * KB), backwards, Limits(depth=1, first_batch=KB))
+        picker.provide("a", None)
+        (first,) = asks(picker)
+        assert first.pieces == (99,)
+        deliver(picker, first, seconds)
+        (second,) = asks(picker, seconds)
+        assert list(second.pieces[:3]) == begins[: len(second.pieces)]
+        while not picker.done:
+            deliver(picker, second, seconds)
+            second = next(iter(asks(picker, seconds)), second)
