@@ -7,10 +7,10 @@ The controller sends commands. Every frame is a tagged map of at most `MAX_FRAME
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from protocol.instances import InstanceReport, Progress
 from protocol.problems import BadRequest
@@ -20,14 +20,17 @@ MAX_FRAME = 1 << 20
 HEARTBEAT_S = 2.0
 
 
+Megabytes = Annotated[int, Meta(ge=0, le=2**40)]
+
+
 class Resources(Struct, frozen=True):
     """What an agent offers, in MB; `free` is what is offered minus what its instances reserve.
 
     `runtimes`: those that work now; an engine that is away is not among them.
     """
 
-    memory_total: int
-    memory_free: int
+    memory_total: Megabytes
+    memory_free: Megabytes
     cached: tuple[str, ...] = ()
     built: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ()

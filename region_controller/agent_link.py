@@ -223,9 +223,12 @@ class AgentLinks:
                     raise BadRequest("an agent says hello once per link")
 
     def _report(self, link: AgentLink, report: InstanceReport) -> None:
-        if self._links.get(link.node) is link:
-            self._members.changed(link.node, report, self._clock())
+        if self._links.get(link.node) is not link:
+            return
+        if self._members.changed(link.node, report, self._clock()):
             self._on_change(report if report.state == State.REMOVED else None)
+        else:
+            log.warning("foreign-instance-reported", agent=link.node, instance=report.instance)
 
 
 async def _receive(socket: web.WebSocketResponse, timeout_s: float) -> bytes | None:

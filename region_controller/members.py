@@ -63,7 +63,11 @@ class Members:
         """The agent is (back) here. Returns the instances it had before and does not know any more."""
         before = self._members.get(hello.node)
         member = _Member(hello, now)
-        member.instances = {r.instance: r for r in hello.instances if r.state != State.REMOVED}
+        member.instances = {
+            r.instance: r
+            for r in hello.instances
+            if r.state != State.REMOVED and not self._is_anothers(hello.node, r.instance)
+        }
         self._members[hello.node] = member
         return [i for i in before.instances if i not in member.instances] if before else []
 
@@ -72,11 +76,11 @@ class Members:
             member.heard, member.resources = now, resources
             member.reservations = {k: r for k, r in member.reservations.items() if not r.announced}
 
-    def changed(self, node: str, report: InstanceReport, now: float) -> None:
-        """An instance is in a new state. A removed one is forgotten."""
+    def changed(self, node: str, report: InstanceReport, now: float) -> bool:
+        """An instance is in a new state. A removed one is forgotten. False if the agent has no say in it."""
         member = self._members.get(node)
-        if member is None:
-            return
+        if member is None or self._is_anothers(node, report.instance):
+            return False
         member.heard = now
         before = member.instances.pop(report.instance, None)
         if report.state != State.REMOVED:
@@ -86,6 +90,15 @@ class Members:
                 reservation.announced = True
         elif before is not None and before.state in HOLDS_MEMORY:
             member.give_back(before)
+        return True
+
+    def _is_anothers(self, node: str, instance: str) -> bool:
+        """An agent speaks for its own instances only: not for one that another agent runs or was asked to start."""
+        return any(
+            instance in member.instances or instance in member.reservations
+            for other, member in self._members.items()
+            if other != node
+        )
 
     def heard(self, node: str, now: float) -> None:
         if member := self._members.get(node):

@@ -137,3 +137,15 @@ def test_an_instance_of_an_engine_that_is_away_keeps_its_memory() -> None:
     members.hello(a_hello(a_report(), free=700), 0)
     members.changed("ann", a_report(state=State.UNKNOWN, reason="engine-away"), 1)
     assert free(members) == 700
+
+
+def test_an_agent_has_no_say_in_another_agent_s_instances() -> None:
+    members = Members()
+    members.hello(a_hello(a_report("i1"), node="ann"), 0)
+    members.hello(a_hello(a_report("i1"), node="bob"), 1)
+    assert [node for node, _ in members.instances()] == ["ann"]
+    assert not members.changed("bob", a_report("i1", State.REMOVED), 2)
+    assert members.find("i1") is not None
+    members.reserve("ann", "i2", 100)
+    assert not members.changed("bob", a_report("i2", State.RUNNING), 3)
+    assert members.changed("ann", a_report("i2", State.RUNNING), 3)
