@@ -60,6 +60,11 @@ class InstanceReport(Struct, frozen=True, kw_only=True):
     reason: str = ""
     log: tuple[str, ...] = ()
 
+    @property
+    def gone(self) -> bool:
+        """The agent has forgotten it: it was removed, or its first start failed."""
+        return self.state is State.REMOVED or (self.state is State.FAILED and self.started_at is None)
+
 
 Name = Annotated[str, Meta(min_length=1, max_length=128)]
 AliveTime = Annotated[int, Meta(ge=0, le=MAX_ALIVE_S)]

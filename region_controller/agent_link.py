@@ -14,7 +14,7 @@ from aiohttp import WSMsgType, web
 from msgspec import Struct
 
 from dht.peer_http import PEER
-from protocol.instances import InstanceReport, OnProgress, Progress, State
+from protocol.instances import InstanceReport, OnProgress, Progress
 from protocol.link import (
     HEARTBEAT_S,
     LINK_VERSION,
@@ -226,7 +226,7 @@ class AgentLinks:
         if self._links.get(link.node) is not link:
             return
         if self._members.changed(link.node, report, self._clock()):
-            self._on_change(report if report.state == State.REMOVED else None)
+            self._on_change(report if report.gone else None)
         else:
             log.warning("foreign-instance-reported", agent=link.node, instance=report.instance)
 

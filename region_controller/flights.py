@@ -22,23 +22,31 @@ T = TypeVar("T")
 
 
 class Flight(Generic[T]):
-    """Use `Flights`."""
+    """Use `Flights`. `wanted_until`: when the last who waits gives up, on the loop's clock. `instance`: the one that is
+    being started, once there is one."""
 
     def __init__(self) -> None:
+        self.wanted_until = 0.0
+        self.instance: str | None = None
         self._landed: asyncio.Future[T | Problem] = asyncio.get_running_loop().create_future()
         self._listeners: list[OnProgress] = []
-        self._last: Progress | None = None
+        self.last: Progress | None = None
+
+    @property
+    def landed(self) -> bool:
+        return self._landed.done()
 
     def progress(self, step: Progress) -> None:
-        self._last = step
+        self.last = step
         for listener in tuple(self._listeners):
             listener(step)
 
     async def wait(self, on_progress: OnProgress, timeout_s: float) -> T:
         """The result of the work. Raises its Problem, or DeadlineExceeded while the work goes on."""
+        self.wanted_until = max(self.wanted_until, asyncio.get_running_loop().time() + timeout_s)
         self._listeners.append(on_progress)
-        if self._last is not None:
-            on_progress(self._last)
+        if self.last is not None:
+            on_progress(self.last)
         try:
             await asyncio.wait({self._landed}, timeout=max(0.0, timeout_s))
         finally:
@@ -46,7 +54,7 @@ class Flight(Generic[T]):
         if not self._landed.done():
             raise DeadlineExceeded(
                 "the service is not ready within the time asked for; its start goes on",
-                fix="Ask again: the request joins the start under way. Or allow more time in wait_s.",
+                fix="Ask again: the request joins the start under way. Or wait longer: `--wait SECONDS` (`wait_s`).",
                 retry_after=5,
             )
         outcome = self._landed.result()
@@ -66,7 +74,7 @@ class Flights(Generic[T]):
         self._tasks = tasks
         self._flights: dict[Hashable, Flight[T]] = {}
 
-    def join(self, key: Hashable, work: Callable[[OnProgress], Awaitable[T]]) -> tuple[Flight[T], bool]:
+    def join(self, key: Hashable, work: Callable[[Flight[T]], Awaitable[T]]) -> tuple[Flight[T], bool]:
         """The flight for `key`, and whether this call opened it."""
         if flight := self._flights.get(key):
             return flight, False
@@ -74,12 +82,12 @@ class Flights(Generic[T]):
         self._tasks.run(self._fly(key, flight, work))
         return flight, True
 
-    async def _fly(self, key: Hashable, flight: Flight[T], work: Callable[[OnProgress], Awaitable[T]]) -> None:
+    async def _fly(self, key: Hashable, flight: Flight[T], work: Callable[[Flight[T]], Awaitable[T]]) -> None:
         outcome: T | Problem = Unavailable(
             "this controller stopped", fix="Ask again: an agent that was starting goes on.", retry_after=5
         )
         try:
-            outcome = await work(flight.progress)
+            outcome = await work(flight)
         except Problem as problem:
             outcome = problem
         except Exception:

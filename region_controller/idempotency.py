@@ -16,6 +16,8 @@ from protocol.problems import Conflict
 from region_controller.flights import Flights
 
 REMEMBER_S = 600.0
+MARGIN_S = 0.5
+"""The work keeps the request's `wait_s` itself, and shall have the time to say why it was not enough."""
 MAX_REMEMBERED = 10_000
 """Answers kept for repeated request keys."""
 
@@ -47,8 +49,10 @@ class IdempotencyKeys:
                 if _content(first) == _content(request):
                     return answered
                 raise Conflict("the request key was used for another request", fix="Use a new key for each request.")
-        flight, _ = self._flights.join((key, _content(request)), lambda step: self._remember(key, request, work(step)))
-        return await flight.wait(on_progress, request.wait_s)
+        flight, _ = self._flights.join(
+            (key, _content(request)), lambda flight: self._remember(key, request, work(flight.progress))
+        )
+        return await flight.wait(on_progress, request.wait_s + MARGIN_S)
 
     async def _remember(self, key: tuple[str, str], request: StartRequest, work: Awaitable[Answered]) -> Answered:
         answered = await work

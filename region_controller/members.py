@@ -66,7 +66,7 @@ class Members:
         member.instances = {
             r.instance: r
             for r in hello.instances
-            if r.state != State.REMOVED and not self._is_anothers(hello.node, r.instance)
+            if not r.gone and not self._is_anothers(hello.node, r.instance)
         }
         self._members[hello.node] = member
         return [i for i in before.instances if i not in member.instances] if before else []
@@ -77,13 +77,13 @@ class Members:
             member.reservations = {k: r for k, r in member.reservations.items() if not r.announced}
 
     def changed(self, node: str, report: InstanceReport, now: float) -> bool:
-        """An instance is in a new state. A removed one is forgotten. False if the agent has no say in it."""
+        """An instance is in a new state. One that is gone is forgotten. False if the agent has no say in it."""
         member = self._members.get(node)
         if member is None or self._is_anothers(node, report.instance):
             return False
         member.heard = now
         before = member.instances.pop(report.instance, None)
-        if report.state != State.REMOVED:
+        if not report.gone:
             member.instances[report.instance] = report
         if report.state in HOLDS_MEMORY:
             if reservation := member.reservations.get(report.instance):

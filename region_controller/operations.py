@@ -41,13 +41,16 @@ class Operations:
     # --- look -------------------------------------------------------------------------------------------------------
 
     def instances(self) -> list[InstanceView]:
-        """Those of our agents, and those handed off as they were last seen."""
+        """Those of our agents, and those handed off as they were last seen, starts that failed of late."""
         here = [self._region.view(node, report) for node, report in self._region.members.instances()]
         away = [self._last_seen(held) for held in self._region.leases.all_held() if held.address]
-        return sorted([*here, *away], key=lambda v: (v.service.id, v.instance))
+        failed = self._region.failures.views(self._region.clock())
+        return sorted([*here, *away, *failed], key=lambda v: (v.service.id, v.instance))
 
     async def instance(self, instance: str) -> InstanceView:
         """Raises UnknownInstance."""
+        if failed := self._region.failures.find(instance, self._region.clock()):
+            return failed
         held = self._region.leases.held(instance)
         if held is None or not held.address:
             return self._view(instance)
@@ -91,6 +94,8 @@ class Operations:
 
     async def act(self, verb: Verb, instance: str, caller: Caller, body: AliveRequest | None = None) -> InstanceView:
         """The instance afterwards. Raises UnknownInstance, KeyNeeded, Forbidden, Conflict, Unavailable."""
+        if failed := self._region.failures.find(instance, self._region.clock()):
+            return self._dismiss(failed, verb)
         lease = self._authorise(instance, caller)
         held = self._region.leases.held(instance)
         asked = body or AliveRequest()
@@ -103,9 +108,7 @@ class Operations:
             reason = "stopped-by-operator" if lease is None else "stopped-by-client"
             return await self._command(Stop(_id(), instance, reason))
         if verb == "remove":
-            view = await self._command(Remove(_id(), instance))
-            self._forget(instance)
-            return view
+            return await self._remove(instance)
         if verb == "restart":
             view = await self._command(Restart(_id(), instance))
         else:
@@ -113,6 +116,26 @@ class Operations:
         if lease is not None:
             alive_time = view.alive_time if asked.alive_time is None else asked.alive_time
             self._region.extend(lease, lease_deadline(alive_time, self._region.clock()))
+        return view
+
+    def _dismiss(self, failed: InstanceView, verb: Verb) -> InstanceView:
+        """Anybody may: nobody ever got a lease on it, and nothing of it is left but this view."""
+        if verb != "remove":
+            raise Conflict(
+                f"instance {failed.instance} never ran: its start failed ({failed.reason})",
+                fix="Start the service anew; `cornerstore rm` takes the failed start off the list.",
+            )
+        self._region.failures.dismiss(failed.instance)
+        return msgspec.structs.replace(failed, state=State.REMOVED)
+
+    async def _remove(self, instance: str) -> InstanceView:
+        """An instance that its agent does not know (any more) is removed already."""
+        last = self._view(instance)
+        try:
+            view = await self._command(Remove(_id(), instance))
+        except UnknownInstance:
+            view = msgspec.structs.replace(last, state=State.REMOVED, reason="its agent did not know it any more")
+        self._forget(instance)
         return view
 
     def _authorise(self, instance: str, caller: Caller) -> LeaseRow | None:

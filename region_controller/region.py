@@ -14,6 +14,7 @@ from protocol.link import Remove
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem
 from region_controller.agent_link import AgentLinks
+from region_controller.failures import Failures
 from region_controller.journal import Journal
 from region_controller.leases import Held, LeaseRow, Leases
 from region_controller.members import Members
@@ -24,11 +25,14 @@ log = structlog.get_logger(__name__)
 
 
 class ControllerConfig(Struct, frozen=True, kw_only=True):
-    """`database`: the journal's sqlite file. `spool`: a folder for uploads under way."""
+    """`database`: the journal's sqlite file. `spool`: a folder for uploads under way.
+    `unwanted_start_s`: a start that is not ready is given up so long after the last client's `wait_s` is over.
+    """
 
     region: str
     database: Path
     spool: Path
+    unwanted_start_s: float = 60.0
     max_archive_bytes: int = 256 << 20
 
 
@@ -54,6 +58,7 @@ class Region:
         self.members = Members()
         self.leases = Leases()
         self.stats = Stats()
+        self.failures = Failures()
         self.abandoned: set[str] = set()
         self.away: dict[str, InstanceView] = {}
         self.capacity_changed: Callable[[], None] = lambda: None
@@ -117,10 +122,16 @@ class Region:
             self.journal.forget(instance)
 
     def view(self, node: str, report: InstanceReport) -> InstanceView:
+        """As everyone sees it. While the agent has not read the archive yet, the service is named by its record."""
         host, port, url = first_address(report)
+        held = None if report.service_id else self.leases.held(report.instance)
         return InstanceView(
             instance=report.instance,
-            service=ServiceRef(report.digest, report.service_id, report.service_name),
+            service=ServiceRef(
+                report.digest,
+                held.service_id if held else report.service_id,
+                held.service_name if held else report.service_name,
+            ),
             state=report.state,
             region=self.config.region,
             agent=node,
@@ -128,7 +139,7 @@ class Region:
             port=port,
             ports=report.ports,
             url=url,
-            mem=report.mem,
+            mem=held.mem if held else report.mem,
             alive_time=report.alive_time,
             started_at=report.started_at,
             expires_at=report.expires_at,

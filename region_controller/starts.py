@@ -8,19 +8,19 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable
-from typing import Literal
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Literal
 
 import msgspec
 import structlog
 from msgspec import Struct
 
-from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest
-from protocol.link import Extend, Start
-from protocol.problems import DeadlineExceeded, Problem, Unavailable
+from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
+from protocol.link import Done, Extend, Start
+from protocol.problems import DeadlineExceeded, Problem, StartFailed, Unavailable
 from protocol.records import RegionRecord
 from region_controller.catalogue import Catalogue
-from region_controller.flights import Flights
+from region_controller.flights import Flight, Flights
 from region_controller.handoff import HandoffRequest, RemoteRegions
 from region_controller.idempotency import Answered, IdempotencyKeys
 from region_controller.leases import Held, lease_deadline
@@ -33,6 +33,8 @@ log = structlog.get_logger(__name__)
 
 START_S = 600.0
 """How long a start may go on after its last waiter left: an image may have to be built."""
+LOOK_S = 1.0
+"""Between two looks at a start for which nobody waits any more."""
 EXTEND_MARGIN_S = 2.0
 """An instance this close to its end is extended before it is handed out, not behind it."""
 EXTEND_STEP_S = 1
@@ -135,8 +137,13 @@ class Starts:
         """Open the start, or join the one under way."""
         fresh = wanted.request.force_rebuild
         key = secrets.token_hex(8) if fresh else (wanted.record.digest, wanted.flavour)
-        flight, opened = self._flights.join(key, lambda step: self._bring_up(wanted, step))
-        landed = await flight.wait(on_progress, wanted.route.deadline - loop_time())
+        flight, opened = self._flights.join(key, lambda flight: self._bring_up(wanted, flight))
+        try:
+            landed = await flight.wait(on_progress, wanted.route.deadline - loop_time())
+        except DeadlineExceeded:
+            if flight.landed:
+                raise
+            raise self._late(wanted, flight) from None
         if isinstance(landed, Local):
             if not opened:
                 _, report = self._region.members.find(landed.report.instance) or (landed.node, landed.report)
@@ -174,7 +181,8 @@ class Starts:
 
     # --- bring up: owned by the flight ------------------------------------------------------------------------------
 
-    async def _bring_up(self, wanted: Wanted, progress: OnProgress) -> Local | Remote:
+    async def _bring_up(self, wanted: Wanted, flight: Flight[Local | Remote]) -> Local | Remote:
+        progress = flight.progress
         reasons: dict[str, str] = {}
         while True:
             choice = self._choose(wanted, frozenset(reasons))
@@ -184,12 +192,12 @@ class Starts:
                 return Local(*found, choice.why, warm=True)
             progress(Progress("place", choice.why))
             try:
-                return await self._start_on(choice, wanted, progress)
+                return await self._start_on(choice, wanted, flight)
             except HOST_CANNOT as problem:
                 log.info("agent-cannot", agent=choice.node, digest=wanted.record.digest, problem=problem.detail)
                 reasons[choice.node] = problem.detail
 
-    async def _start_on(self, choice: Placement, wanted: Wanted, progress: OnProgress) -> Local:
+    async def _start_on(self, choice: Placement, wanted: Wanted, flight: Flight[Local | Remote]) -> Local:
         """One attempt on one agent. The memory is reserved before anything is awaited."""
         region, record = self._region, wanted.record
         place_ms = since(wanted.began) - wanted.resolve_ms
@@ -206,18 +214,60 @@ class Starts:
         )
         region.members.reserve(choice.node, held.instance, record.mem)
         region.hold(held)
+        flight.instance = held.instance
         try:
-            done = await region.links.link(choice.node).call(
-                _start_command(held.instance, wanted), timeout_s=START_S, on_progress=progress
+            link = region.links.link(choice.node)
+            command = _start_command(held.instance, wanted)
+            done = await self._while_wanted(
+                flight, held, link.call(command, timeout_s=START_S, on_progress=flight.progress)
             )
         except Problem as problem:
             region.members.release(choice.node, held.instance)
             region.let_go(held.instance)
+            region.failures.keep(held, region.config.region, problem, region.clock())
             if type(problem) in (Unavailable, DeadlineExceeded):
                 region.abandon(choice.node, held.instance)
             raise
         region.hold(msgspec.structs.replace(held, host=done.report.host))
         return Local(choice.node, done.report, choice.why, {**done.timings_ms, "place": place_ms}, done.warm)
+
+    async def _while_wanted(self, flight: Flight[Local | Remote], held: Held, call: Coroutine[Any, Any, Done]) -> Done:
+        """The agent's answer. Raises StartFailed where the service is not ready and nobody waits for it any more."""
+        patience_s = self._region.config.unwanted_start_s
+        task = asyncio.create_task(call)
+        try:
+            while True:
+                left_s = flight.wanted_until + patience_s - loop_time()
+                await asyncio.wait({task}, timeout=max(LOOK_S, left_s))
+                if task.done():
+                    return task.result()
+                report = self._starting(held.instance)
+                if report is not None and loop_time() >= flight.wanted_until + patience_s:
+                    self._region.abandon(held.agent, held.instance)
+                    raise _given_up(report)
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _starting(self, instance: str) -> InstanceReport | None:
+        """None while it is fetched or built: that may take longer than anybody waits."""
+        found = self._region.members.find(instance)
+        return found[1] if found is not None and found[1].state is State.STARTING else None
+
+    def _late(self, wanted: Wanted, flight: Flight[Local | Remote]) -> DeadlineExceeded:
+        """What a start under way is waiting for, to those who do not wait with it."""
+        found = self._region.members.find(flight.instance) if flight.instance is not None else None
+        doing, lines = flight.last.message if flight.last is not None else "", list[str]()
+        if found is not None:
+            node, report = found
+            doing = f"agent {node[:8]} is {report.state} it" + (f": {report.reason}" if report.reason else "")
+            lines = list(report.log)
+        return DeadlineExceeded(
+            f"{wanted.record.id} is not ready within {wanted.request.wait_s:g} s; {doing or 'its start goes on'}",
+            fix="Ask again: the request joins the start under way. Or wait longer: `--wait SECONDS` (`wait_s`).",
+            retry_after=5,
+            log=lines,
+        )
 
     # --- answers ----------------------------------------------------------------------------------------------------
 
@@ -259,6 +309,16 @@ class Starts:
         )
         self._region.stats.started("handed_off", answer.timings_ms)
         return answer
+
+
+def _given_up(report: InstanceReport) -> StartFailed:
+    awaited = f": {report.reason}" if report.reason else ""
+    return StartFailed(
+        f"instance {report.instance} was not ready when nobody waited for it any more{awaited}",
+        fix="Read the log; a slow service needs more time: `--wait SECONDS` (`wait_s`).",
+        reason="not-ready",
+        log=list(report.log),
+    )
 
 
 def _start_command(instance: str, wanted: Wanted) -> Start:

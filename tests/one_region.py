@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import msgspec
@@ -114,9 +115,17 @@ def an_archive(folder: Path, descriptor: ServiceDescriptor) -> bytes:
 
 @asynccontextmanager
 async def running_site(
-    folder: Path, region: str = "eu/de", *, mesh: MemoryMesh | None = None, swarm: Swarm | None = None, name: str = ""
+    folder: Path,
+    region: str = "eu/de",
+    *,
+    mesh: MemoryMesh | None = None,
+    swarm: Swarm | None = None,
+    name: str = "",
+    **settings: Any,
 ) -> AsyncIterator[Site]:
-    """A controller of `region` with its two listeners; node-to-node callers say who they are in `Test-Peer`."""
+    """A controller of `region` with its two listeners; node-to-node callers say who they are in `Test-Peer`.
+
+    `settings` go into its configuration."""
     name = name or region
     me = PeerIdentity(node_of(name), "demo", region, ("controller", "store"))
     async with AsyncExitStack() as stack:
@@ -133,7 +142,7 @@ async def running_site(
                     region=region,
                     database=folder / name.replace("/", "-") / "controller.sqlite",
                     spool=folder / "spool",
-                    max_archive_bytes=100_000,
+                    **{"max_archive_bytes": 100_000, **settings},
                 ),
                 identity=me,
                 directory=directory,

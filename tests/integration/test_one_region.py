@@ -13,13 +13,17 @@ from protocol.instances import StartRequest, State
 from protocol.link import Extend, Remove
 from protocol.problems import (
     AmbiguousService,
+    BadRequest,
     BuildFailed,
     Conflict,
+    ContentNotFound,
     DeadlineExceeded,
     Forbidden,
+    InvalidArchive,
     KeyNeeded,
     NoCapacity,
     NoMatchingService,
+    Problem,
     UnknownInstance,
 )
 from region_controller import Caller
@@ -109,6 +113,78 @@ async def test_deadline_leaves_the_start_going(tmp_path: Path) -> None:
         assert not cold
         assert len(agent.starts) == 1
         assert answer.instance == agent.starts[0].instance
+
+
+async def test_a_start_that_is_not_ready_says_why_and_is_given_up_when_nobody_waits(tmp_path: Path) -> None:
+    async with running_site(tmp_path, unwanted_start_s=0.1) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.gate.clear()
+        phone = asyncio.create_task(start(site, wait_s=0.5, request_key="of the phone"))
+        await until(lambda: agent.instances)
+        instance = next(iter(agent.instances))
+        await agent.report(instance, reason="port 9001/tcp does not answer", log=("Listening on 9000",))
+        with pytest.raises(DeadlineExceeded, match="port 9001/tcp does not answer") as late:
+            await phone
+        assert late.value.extra["log"] == ["Listening on 9000"]
+        assert "--wait" in late.value.fix
+        [failed] = await until(lambda: [v for v in site.controller.instances() if v.state is State.FAILED])
+        assert (failed.instance, failed.service.id, failed.reason) == (instance, "svc", "not-ready")
+        assert failed.log == ("Listening on 9000",)
+        await until(lambda: instance not in agent.instances and site.controller.agents()[0].memory_free == 1000)
+
+
+async def test_a_failed_start_stays_on_the_list_until_it_is_removed(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.failures.append(BuildFailed("RUN failed", log=["no such file"]))
+        with pytest.raises(BuildFailed):
+            await start(site)
+        [failed] = site.controller.instances()
+        assert (failed.service.id, failed.service.name, failed.state) == ("svc", "service", State.FAILED)
+        assert (failed.reason, failed.log) == ("build-failed", ("no such file",))
+        assert await site.controller.instance(failed.instance) == failed
+        with pytest.raises(Conflict, match="never ran"):
+            await site.controller.restart(failed.instance, Caller())
+        removed = await site.controller.remove(failed.instance, Caller())
+        assert (removed.state, site.controller.instances()) == (State.REMOVED, [])
+
+
+@pytest.mark.parametrize(
+    "refusal", [BadRequest("no such variant"), InvalidArchive("not a zip"), ContentNotFound("gone")]
+)
+async def test_a_refused_start_leaves_no_row(tmp_path: Path, refusal: Problem) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.failures.append(refusal)
+        with pytest.raises(Problem):
+            await start(site)
+        assert site.controller.instances() == []
+
+
+async def test_a_start_under_way_is_named_and_what_its_agent_forgot_is_off_the_list(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.gate.clear()
+        phone = asyncio.create_task(start(site))
+        await until(lambda: agent.instances)
+        instance = next(iter(agent.instances))
+        await agent.report(instance, state=State.FETCHING, service_id="", service_name="", mem=0)
+        [fetched] = await until(lambda: [v for v in site.controller.instances() if v.state is State.FETCHING])
+        assert (fetched.service.id, fetched.service.name, fetched.mem) == ("svc", "service", 100)
+        await agent.report(instance, state=State.FAILED)
+        await until(lambda: not site.controller.instances())
+        phone.cancel()
+
+
+async def test_removing_what_the_agent_does_not_know_any_more_succeeds(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        answer, _ = await start(site)
+        await agent.report(answer.instance, state=State.FAILED, reason="exited 1")
+        del agent.instances[answer.instance]
+        await until(lambda: site.controller.instances()[0].state is State.FAILED)
+        removed = await site.controller.remove(answer.instance, Caller(answer.lease.token))
+        assert (removed.state, site.controller.instances()) == (State.REMOVED, [])
 
 
 async def test_refusal_moves_on_to_the_next_agent(tmp_path: Path) -> None:
