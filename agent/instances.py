@@ -15,6 +15,7 @@ from agent import lifecycle
 from agent.journal import Entry, Journal
 from agent.lifecycle import Effect, Instance
 from agent.runtime import RuntimeInstance
+from protocol.causes import Cause
 from protocol.instances import HOLDS_MEMORY, InstanceReport, State
 from protocol.problems import NoCapacity, Problem, UnknownInstance
 
@@ -120,6 +121,7 @@ class Instances:
             raise NoCapacity(
                 f"the service needs {mem} MB, this agent has {max(self.free + held, 0)} MB of {self.memory_mb} MB left",
                 fix="Stop an instance, or let the agent offer more memory.",
+                cause=Cause.MEMORY,
             )
         self.update(slot, mem=mem)
 

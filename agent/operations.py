@@ -20,6 +20,7 @@ from agent.proxy import PortProxy, free_udp_port
 from agent.readiness import Pace, answers
 from agent.runtime import Condition, Publication, Runtime
 from agent.workloads import awaited, not_started, probed_port
+from protocol.causes import Cause
 from protocol.instances import PortBinding, State
 from protocol.problems import EngineUnavailable, NoCapacity, PortTaken, Problem
 from protocol.service import ServiceDescriptor
@@ -53,7 +54,9 @@ class Operations:
         if away is not None:
             raise away
         raise NoCapacity(
-            f"no runtime of this agent runs a {descriptor.kind}", fix="Install a container engine on this machine."
+            f"no runtime of this agent runs a {descriptor.kind}",
+            fix="Install a container engine on this machine.",
+            cause=Cause.RUNTIME,
         )
 
     async def run(self, slot: Slot) -> None:

@@ -15,7 +15,9 @@ from pathlib import Path
 from agent.journal import Journal
 from agent.runtime import Runtime, Source, artifact_of
 from dht.contracts import Content
+from protocol.causes import Cause
 from protocol.instances import OnProgress, Progress
+from protocol.problems import Unavailable
 from protocol.service import ServiceDescriptor
 
 Describe = Callable[[Path], Awaitable[ServiceDescriptor]]
@@ -133,9 +135,13 @@ class Provision:
             return
         on_progress(Progress("fetch", "fetching the archive"))
         with timings.phase("fetch"):
-            await self._content.fetch(
-                digest, max_bytes=self._max_archive_bytes, deadline_s=deadline_s, on_progress=on_progress
-            )
+            try:
+                await self._content.fetch(
+                    digest, max_bytes=self._max_archive_bytes, deadline_s=deadline_s, on_progress=on_progress
+                )
+            except Unavailable as problem:
+                problem.extra["cause"] = Cause.CONTENT  # those who have it are away, not this agent
+                raise
 
     @asynccontextmanager
     async def _alone(self, digest: str) -> AsyncIterator[None]:

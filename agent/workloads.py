@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from agent.lifecycle import NOT_READY, Instance
+from protocol.causes import Cause
 from protocol.instances import PortBinding
 from protocol.link import Start
 from protocol.problems import BadRequest, EngineUnavailable, NoCapacity, Problem, StartFailed
@@ -39,7 +40,9 @@ def check_labels(descriptor: ServiceDescriptor, labels: Mapping[str, str]) -> No
     missing = ", ".join(f"{name}={value}" for name, value in required if labels.get(name) != value)
     if missing:
         raise NoCapacity(
-            f"label {missing} is required", fix="Set it under [agent.labels] in config.toml of a machine that fits."
+            f"label {missing} is required",
+            fix="Set it under [agent.labels] in config.toml of a machine that fits.",
+            cause=Cause.LABEL,
         )
 
 

@@ -87,7 +87,7 @@ class RemoteRegions:
                     data=msgspec.json.encode(body),
                 ), address
             except Unavailable as problem:
-                if type(problem) is not Unavailable:
+                if type(problem) is not Unavailable or "causes" in problem.extra:  # it was reached, and answered
                     raise
                 failure = problem
         raise failure or Unavailable(f"region {hop.region} gives no address")

@@ -10,12 +10,13 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from protocol.causes import Cause, cause_of
 from protocol.instances import InstanceView, OnProgress, Progress, StartAnswer, State
 from protocol.problems import (
     ContentNotFound,
+    CorruptContent,
     DeadlineExceeded,
     DiskFull,
-    NoCapacity,
     NoMatchingService,
     Unavailable,
 )
@@ -23,14 +24,14 @@ from protocol.records import RegionRecord
 from region_controller import hierarchy
 from region_controller.handoff import ANSWER_MARGIN_S, MAX_VISITED, HandoffRequest, RemoteRegions
 from region_controller.leases import Held
+from region_controller.refusals import Refusal, causes_in, summed_up
 from region_controller.region import Region
 from region_controller.wanted import Wanted, loop_time
 
 log = structlog.get_logger(__name__)
 
-RETRY_AFTER_S = 5
-HOST_CANNOT = (Unavailable, DiskFull)
-"""Problems of a host, not of the service: another one may do better."""
+HOST_CANNOT = (Unavailable, DiskFull, ContentNotFound, CorruptContent)
+"""Problems of a host, not of the service: another one may do better, or have the archive."""
 
 
 class Remote(Struct, frozen=True):
@@ -50,28 +51,26 @@ class PassingOn:
         self._remote = remote
         self._region_records = region_records
 
-    async def hand_off(self, wanted: Wanted, reasons: dict[str, str], progress: OnProgress) -> Remote:
-        """Ask the other regions, best first. Raises NoCapacity with the reason of each."""
+    async def hand_off(self, wanted: Wanted, reasons: dict[str, Refusal], progress: OnProgress) -> Remote:
+        """Ask the other regions, best first. Raises NoCapacity with the reason of each, Unavailable if all that each
+        lacks is the archive."""
         here = self._region.config.region
-        why_here = "; ".join(f"agent {node[:8]}: {why}" for node, why in sorted(reasons.items())) or "it has no agents"
-        regions = {here: why_here}
+        regions = {
+            here: "; ".join(f"agent {node[:8]}: {why.detail}" for node, why in sorted(reasons.items()))
+            or "it has no agents"
+        }
+        causes = {why.cause for why in reasons.values()} or {Cause.EMPTY}
         hops = await self._candidates(wanted) if wanted.route.hops < hierarchy.MAX_HOPS else []
         for hop in hops:
             progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
             try:
                 return await self.hand_to(hop, wanted, hops)
-            except NoCapacity as problem:
+            except (*HOST_CANNOT, NoMatchingService) as problem:
                 theirs = problem.extra.get("regions")
                 regions |= {str(k): str(v) for k, v in theirs.items()} if isinstance(theirs, dict) else {}
                 regions.setdefault(hop.region, problem.detail)
-            except (*HOST_CANNOT, NoMatchingService, ContentNotFound) as problem:
-                regions[hop.region] = problem.detail
-        raise NoCapacity(
-            f"no agent in {_counted(len(regions), 'region')} can host {wanted.record.id} ({wanted.record.mem} MB) now",
-            fix="Ask again later, stop something, or add an agent with `cornerstore bootstrap invite`.",
-            regions=regions,
-            retry_after=RETRY_AFTER_S,
-        )
+                causes |= causes_in(problem) or {cause_of(problem)}
+        raise summed_up(wanted.record, regions, causes)
 
     async def _candidates(self, wanted: Wanted) -> list[hierarchy.Hop]:
         try:
@@ -98,7 +97,9 @@ class PassingOn:
         """
         left = wanted.route.deadline - loop_time() - ANSWER_MARGIN_S
         if left <= 0:
-            raise DeadlineExceeded("no time is left to ask other regions", fix="Allow more time in wait_s.")
+            raise DeadlineExceeded(
+                "no time is left to ask other regions", fix="Wait longer: `--wait SECONDS` (`wait_s`)."
+            )
         spared = wanted.route.visited | {self._region.me.node} | {h.node for h in planned}
         body = HandoffRequest(
             request=msgspec.structs.replace(wanted.request, leases=self._held_with(hop, wanted)),
@@ -151,7 +152,3 @@ def _as_answered(answer: StartAnswer, mem: int) -> InstanceView:
         mem=mem,
         expires_at=answer.lease.expires_at,
     )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -11,7 +11,9 @@ from enum import IntEnum
 
 from msgspec import Struct
 
+from protocol.causes import Cause
 from protocol.service import Kind
+from region_controller.refusals import Refusal
 
 
 class Warmth(IntEnum):
@@ -73,12 +75,12 @@ class Placement(Struct, frozen=True, kw_only=True):
 class Nobody(Struct, frozen=True):
     """Why each agent cannot, by node id."""
 
-    reasons: dict[str, str]
+    reasons: dict[str, Refusal]
 
 
 def choose(need: Need, agents: Sequence[AgentState], now: float) -> Placement | Nobody:
     """The best agent for `need`, or the reason of each."""
-    reasons: dict[str, str] = {}
+    reasons: dict[str, Refusal] = {}
     fit: list[tuple[Warmth, int, str, Running | None]] = []
     for agent in agents:
         shared = None if need.fresh else _shareable(need, agent, now)
@@ -126,20 +128,22 @@ def _life(running: Running) -> float:
     return float("inf") if running.expires_at is None else running.expires_at
 
 
-def _unreachable(agent: AgentState) -> str | None:
+def _unreachable(agent: AgentState) -> Refusal | None:
     if agent.silent_s is None:
-        return "its link is down"
+        return Refusal(Cause.AWAY, "its link is down")
     if agent.silent_s > agent.suspect_s:
-        return f"not heard for {agent.silent_s:.0f} s"
+        return Refusal(Cause.AWAY, f"not heard for {agent.silent_s:.0f} s")
     return None
 
 
-def _unfit(need: Need, agent: AgentState) -> str | None:
+def _unfit(need: Need, agent: AgentState) -> Refusal | None:
     if need.kind is not None and not can_run(need.kind, agent.runtimes):
-        return f"no runtime for {need.kind} (it has {', '.join(agent.runtimes) or 'none'})"
+        has = ", ".join(agent.runtimes) or "none"
+        return Refusal(Cause.RUNTIME, f"no runtime for {need.kind} (it has {has})")
     missing = {k: v for k, v in need.labels.items() if agent.labels.get(k) != v}
     if missing:
-        return "label " + ", ".join(f"{k}={v}" for k, v in sorted(missing.items())) + " is required"
+        labels = ", ".join(f"{k}={v}" for k, v in sorted(missing.items()))
+        return Refusal(Cause.LABEL, f"label {labels} is required")
     return None
 
 
@@ -148,9 +152,9 @@ def can_run(kind: Kind, runtimes: Sequence[str]) -> bool:
     return any(name in runtimes for name in (kind, kind.partition("_")[0], "memory"))
 
 
-def _no_memory(need: Need, agent: AgentState) -> str | None:
+def _no_memory(need: Need, agent: AgentState) -> Refusal | None:
     if need.mem > agent.memory_total:
-        return f"needs {need.mem} MB, the agent offers {agent.memory_total} MB in all"
+        return Refusal(Cause.MEMORY, f"needs {need.mem} MB, the agent offers {agent.memory_total} MB in all")
     if need.mem > agent.memory_free:
-        return f"needs {need.mem} MB, {agent.memory_free} MB are free"
+        return Refusal(Cause.MEMORY, f"needs {need.mem} MB, {agent.memory_free} MB are free")
     return None

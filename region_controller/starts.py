@@ -15,6 +15,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
+from protocol.causes import Cause, cause_of
 from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
 from protocol.link import Done, Extend, Start
 from protocol.problems import DeadlineExceeded, Problem, StartFailed, Unavailable
@@ -26,6 +27,7 @@ from region_controller.idempotency import Answered, IdempotencyKeys
 from region_controller.leases import Held, lease_deadline
 from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote
 from region_controller.placement import Nobody, Placement, choose
+from region_controller.refusals import Refusal
 from region_controller.region import Region, first_address
 from region_controller.wanted import Route, Wanted, flavour_of, loop_time, since
 
@@ -183,7 +185,7 @@ class Starts:
 
     async def _bring_up(self, wanted: Wanted, flight: Flight[Local | Remote]) -> Local | Remote:
         progress = flight.progress
-        reasons: dict[str, str] = {}
+        reasons: dict[str, Refusal] = {}
         while True:
             choice = self._choose(wanted, frozenset(reasons))
             if isinstance(choice, Nobody):
@@ -195,7 +197,7 @@ class Starts:
                 return await self._start_on(choice, wanted, flight)
             except HOST_CANNOT as problem:
                 log.info("agent-cannot", agent=choice.node, digest=wanted.record.digest, problem=problem.detail)
-                reasons[choice.node] = problem.detail
+                reasons[choice.node] = Refusal(cause_of(problem), problem.detail)
 
     async def _start_on(self, choice: Placement, wanted: Wanted, flight: Flight[Local | Remote]) -> Local:
         """One attempt on one agent. The memory is reserved before anything is awaited."""
@@ -225,7 +227,7 @@ class Starts:
             region.members.release(choice.node, held.instance)
             region.let_go(held.instance)
             region.failures.keep(held, region.config.region, problem, region.clock())
-            if type(problem) in (Unavailable, DeadlineExceeded):
+            if type(problem) in (Unavailable, DeadlineExceeded) and cause_of(problem) is Cause.AWAY:
                 region.abandon(choice.node, held.instance)
             raise
         region.hold(msgspec.structs.replace(held, host=done.report.host))

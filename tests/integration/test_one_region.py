@@ -18,12 +18,14 @@ from protocol.problems import (
     Conflict,
     ContentNotFound,
     DeadlineExceeded,
+    EngineUnavailable,
     Forbidden,
     InvalidArchive,
     KeyNeeded,
     NoCapacity,
     NoMatchingService,
     Problem,
+    Unavailable,
     UnknownInstance,
 )
 from region_controller import Caller
@@ -198,6 +200,44 @@ async def test_refusal_moves_on_to_the_next_agent(tmp_path: Path) -> None:
         answer, _ = await start(site)
         assert answer.agent == small.node
         assert len(big.starts) == 1
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [EngineUnavailable("dockerd is away"), ContentNotFound("nobody has it"), Unavailable("no answer", cause="content")],
+)
+async def test_what_one_agent_lacks_another_may_have(tmp_path: Path, problem: Problem) -> None:
+    async with (
+        running_site(tmp_path) as site,
+        an_agent("big", memory=4000).linked(site.peer) as big,
+        an_agent("small").linked(site.peer) as small,
+    ):
+        await site.publish(a_service())
+        big.failures.append(problem)
+        answer, _ = await start(site)
+        assert (answer.agent, len(big.starts)) == (small.node, 1)
+
+
+async def test_an_archive_that_nobody_has_is_no_lack_of_capacity(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        agent.failures.append(Unavailable("0 of 1 providers answered", cause="content"))
+        with pytest.raises(Unavailable, match=r"nobody who has the archive of svc \(service\) answers") as caught:
+            await start(site)
+        assert caught.value.slug == "unavailable"
+        assert "0 of 1 providers answered" in caught.value.extra["regions"]["eu/de"]
+
+
+async def test_a_warm_instance_of_an_agent_that_is_gone_is_not_handed_out(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent("here").linked(site.peer) as here:
+        await site.publish(a_service())
+        async with an_agent("gone", memory=4000).linked(site.peer) as gone:
+            first, _ = await start(site)
+            assert first.agent == gone.node
+        await until(lambda: len(site.controller.agents()) == 1)
+        second, cold = await start(site)
+        assert (second.agent, cold) == (here.node, True)
+        assert second.instance != first.instance
 
 
 async def test_required_labels_hold_wherever_and_whenever_the_service_was_published(tmp_path: Path) -> None:

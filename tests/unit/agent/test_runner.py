@@ -15,6 +15,7 @@ from agent.journal import Entry, Journal
 from agent.memory_runtime import MemoryRuntime, running_memory_runtime
 from agent.runtime import Condition, Workload
 from protocol import link
+from protocol.causes import Cause, cause_of
 from protocol.instances import InstanceReport, State
 from protocol.parameters import Constraint, Parameter
 from protocol.problems import (
@@ -133,6 +134,15 @@ async def test_a_required_label_is_the_agents_own_to_check(tmp_path: Path) -> No
         with pytest.raises(NoCapacity, match="label gpu=yes is required"):
             await agent.runner.start(start_command("elsewhere", elsewhere))
         assert s.runtime.builds == 1
+
+
+async def test_why_an_agent_cannot_is_said_in_one_word(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(memory_mb=50) as agent:
+        with pytest.raises(ContentNotFound) as nowhere:
+            await agent.runner.start(start_command("one", "sha256:" + "0" * 64))
+        with pytest.raises(NoCapacity) as full:
+            await agent.runner.start(start_command("two", s.put()))
+        assert [cause_of(error.value) for error in (nowhere, full)] == [Cause.CONTENT, Cause.MEMORY]
 
 
 async def test_one_archive_is_built_once_for_many(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def test_story(title: str, lines: list[str]) -> None:
 
 def tell(choice: Placement | Nobody) -> str:
     if isinstance(choice, Nobody):
-        return "\n".join(["-> nobody", *(f"{node}: {why}" for node, why in choice.reasons.items())])
+        return "\n".join(["-> nobody", *(f"{node}: {why.detail}" for node, why in choice.reasons.items())])
     shared = f", shares {choice.instance}" if choice.instance else ""
     return f"-> {choice.node}, {choice.warmth.name.lower()}{shared}: {choice.why}"
 

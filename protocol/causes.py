@@ -1,0 +1,37 @@
+"""Why a host does not take a service, in one word: `Problem.extra["cause"]`, so that the fix can fit the reason."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from protocol.problems import ContentNotFound, CorruptContent, DiskFull, EngineUnavailable, Problem
+
+
+class Cause(StrEnum):
+    """CONTENT: the archive cannot be had. RUNTIME: nothing here runs its kind. ENGINE: what runs it does not answer.
+    AWAY: the host itself does not answer. EMPTY: a region without agents."""
+
+    CONTENT = "content"
+    RUNTIME = "runtime"
+    ENGINE = "engine"
+    LABEL = "label"
+    MEMORY = "memory"
+    DISK = "disk"
+    AWAY = "away"
+    EMPTY = "empty"
+
+
+def cause_of(problem: Problem) -> Cause:
+    """The cause that the problem names, else the one that its class implies."""
+    named = problem.extra.get("cause")
+    if isinstance(named, str) and named in set(Cause):
+        return Cause(named)
+    match problem:
+        case ContentNotFound() | CorruptContent():
+            return Cause.CONTENT
+        case EngineUnavailable():
+            return Cause.ENGINE
+        case DiskFull():
+            return Cause.DISK
+        case _:
+            return Cause.AWAY

@@ -1,0 +1,55 @@
+"""What nobody could do, and what helps: the refusals of agents and regions, summed up for who asked. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from msgspec import Struct
+
+from protocol.causes import Cause
+from protocol.problems import NoCapacity, Problem, Unavailable
+from protocol.records import ServiceRecord
+
+RETRY_AFTER_S = 5
+
+_FIXES: Mapping[Cause, str] = {
+    Cause.CONTENT: "Start a node that has the archive, or publish it again with `cornerstore publish`.",
+    Cause.RUNTIME: "Install Docker on an agent's machine and start it; its node's `no-docker` warning says what is "
+    "missing.",
+    Cause.ENGINE: "Start the container engine again (systemctl start docker).",
+    Cause.LABEL: "Set the label under [agent.labels] in config.toml of a machine that fits.",
+    Cause.MEMORY: "Stop something, or let an agent offer more (`memory_mb` under [agent] in config.toml).",
+    Cause.DISK: "Free disk space on the agents' machines.",
+    Cause.AWAY: "Ask again in a moment: an agent or a region that lost its link dials again.",
+    Cause.EMPTY: "Add an agent with `cornerstore bootstrap invite`.",
+}
+
+
+class Refusal(Struct, frozen=True):
+    """Why one host does not take a service. `detail` is for people."""
+
+    cause: Cause
+    detail: str
+
+
+def causes_in(problem: Problem) -> set[Cause]:
+    """The causes that another region's answer names. It comes from the network: what is not understood is left out."""
+    named = problem.extra.get("causes")
+    if not isinstance(named, list):
+        return set()
+    return {Cause(c) for c in named if isinstance(c, str) and c in set(Cause)}
+
+
+def summed_up(service: ServiceRecord, regions: Mapping[str, str], causes: Iterable[Cause]) -> Unavailable:
+    """The answer where no region hosts `service`: Unavailable if only the archive is missing, else NoCapacity.
+
+    A region without agents has no say while others refuse for reasons of their own.
+    """
+    said = set(causes)
+    told = sorted(said - {Cause.EMPTY} or said, key=list(Cause).index)
+    more = {"regions": dict(regions), "causes": [str(cause) for cause in told], "retry_after": RETRY_AFTER_S}
+    fix = " ".join(_FIXES[cause] for cause in told) or "Ask again later."
+    if told == [Cause.CONTENT]:
+        return Unavailable(f"nobody who has the archive of {service.id} ({service.name}) answers", fix=fix, **more)
+    counted = "1 region" if len(regions) == 1 else f"{len(regions)} regions"
+    return NoCapacity(f"no agent in {counted} can host {service.id} ({service.mem} MB) now", fix=fix, **more)

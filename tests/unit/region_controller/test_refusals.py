@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from protocol.causes import Cause, cause_of
+from protocol.problems import ContentNotFound, DiskFull, EngineUnavailable, NoCapacity, Problem, Unavailable
+from region_controller.refusals import causes_in, summed_up
+from tests.one_region import a_service
+
+
+@pytest.mark.parametrize(
+    ("problem", "cause"),
+    [
+        (ContentNotFound(), Cause.CONTENT),
+        (EngineUnavailable(), Cause.ENGINE),
+        (DiskFull(), Cause.DISK),
+        (Unavailable("the link dropped"), Cause.AWAY),
+        (Unavailable("no provider answers", cause="content"), Cause.CONTENT),
+        (NoCapacity("hostile", cause=["content"]), Cause.AWAY),
+    ],
+)
+def test_a_problem_has_a_cause(problem: Problem, cause: Cause) -> None:
+    assert cause_of(Problem.from_dict(problem.to_dict())) is cause
+
+
+@pytest.mark.parametrize(
+    ("causes", "kind", "fix"),
+    [
+        ({Cause.CONTENT}, Unavailable, "has the archive"),
+        ({Cause.CONTENT, Cause.EMPTY}, Unavailable, "has the archive"),
+        ({Cause.RUNTIME}, NoCapacity, "no-docker"),
+        ({Cause.LABEL}, NoCapacity, "agent.labels"),
+        ({Cause.MEMORY}, NoCapacity, "memory_mb"),
+        ({Cause.EMPTY}, NoCapacity, "bootstrap invite"),
+        ({Cause.CONTENT, Cause.MEMORY}, NoCapacity, "has the archive"),
+        (set[Cause](), NoCapacity, "later"),
+    ],
+)
+def test_the_fix_fits_the_reasons(causes: set[Cause], kind: type[Problem], fix: str) -> None:
+    problem = summed_up(a_service(), {"eu": "why"}, causes)
+    assert type(problem) is kind
+    assert fix in problem.fix
+    assert problem.extra["regions"] == {"eu": "why"}
+    assert causes_in(problem) == causes - ({Cause.EMPTY} if len(causes) > 1 else set())
+
+
+def test_what_a_peer_says_of_causes_may_be_nonsense() -> None:
+    assert causes_in(NoCapacity("no", causes=["memory", "magic", 1, ["memory"]])) == {Cause.MEMORY}
+    assert causes_in(NoCapacity("no", causes="memory")) == set()
