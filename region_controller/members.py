@@ -64,9 +64,7 @@ class Members:
         before = self._members.get(hello.node)
         member = _Member(hello, now)
         member.instances = {
-            r.instance: r
-            for r in hello.instances
-            if not r.gone and not self._is_anothers(hello.node, r.instance)
+            r.instance: r for r in hello.instances if not r.gone and not self._is_anothers(hello.node, r.instance)
         }
         self._members[hello.node] = member
         return [i for i in before.instances if i not in member.instances] if before else []
