@@ -82,6 +82,14 @@ class DockerImages:
             return None
         return tag
 
+    async def identity(self, source: Source) -> str | None:
+        """The id of the image that a source has now."""
+        tag = image_tag(source.digest, artifact_of(source.descriptor, source.variant))
+        try:
+            return str((await self._engine.call(lambda api: api.inspect_image(tag)))["Id"])
+        except docker.errors.NotFound:
+            return None
+
     async def built(self, digests: Collection[str]) -> frozenset[str]:
         """Those of `digests` whose default image is here. One call, however many they are."""
         images = await self._engine.call(lambda api: api.images(name=REPOSITORY))

@@ -25,7 +25,9 @@ from agent.docker_containers import (
 )
 from agent.docker_engine import Api, DockerEngine, engine_at
 from agent.docker_events import SandboxEnded, engine_events
-from agent.docker_images import BuildSettings, DockerImages, Unpack
+from agent.docker_image_quota import ImageQuota
+from agent.docker_images import DIGEST_LABEL as IMAGE_LABEL
+from agent.docker_images import REPOSITORY, BuildSettings, DockerImages, Unpack
 from agent.docker_networks import Bridge, DockerNetworks
 from agent.docker_sandboxes import DockerSandboxes, Sandbox, joined
 from agent.runtime import (
@@ -52,7 +54,8 @@ STOP_S = 5
 
 class DockerConfig(Struct, frozen=True, kw_only=True):
     """`url` None: DOCKER_HOST or the default socket. `base_image_aliases`: images of FROM lines to local images.
-    `sandboxes`: how many networks wait for the next services; 0: none."""
+    `sandboxes`: how many networks wait for the next services; 0: none. `image_quota`: bytes for services' images.
+    """
 
     url: str | None = None
     base_image_aliases: dict[str, str] = {}
@@ -62,6 +65,7 @@ class DockerConfig(Struct, frozen=True, kw_only=True):
     subnets: tuple[str, ...] = ("172.16.0.0/12",)
     """A group's stated subnet is honoured inside these, and where the machine's own networks do not overlap it."""
     sandboxes: int = 2
+    image_quota: int = 20 * 10**9
 
 
 class DockerRuntime:
@@ -80,6 +84,8 @@ class DockerRuntime:
         self._config = config
         self._node = node
         self._images = DockerImages(engine, config.base_image_aliases, unpack, settings=config.build)
+        self._quota = ImageQuota(engine, quota=config.image_quota, repository=REPOSITORY, label=IMAGE_LABEL)
+        self._tasks = tasks
         self._networks = DockerNetworks(engine, node, subnets=config.subnets)
         self.sandboxes = DockerSandboxes(engine, self._networks, node, size=config.sandboxes, tasks=tasks)
         self._made: set[str] = set()
@@ -98,14 +104,20 @@ class DockerRuntime:
             ready = await self._images.find(source.digest, artifact_of(source.descriptor, source.variant))
             if ready is not None:
                 return ready
-        loop_progress = _on_loop(on_progress)
-        return await self._images.make(source, force_rebuild=force_rebuild, on_progress=loop_progress)
+        replaced = await self._images.identity(source) if force_rebuild else None
+        image = await self._images.make(source, force_rebuild=force_rebuild, on_progress=_on_loop(on_progress))
+        self._quota.touch(image)
+        self._tasks.run(self._tidy(source, replaced), name="image quota")
+        return image
 
     async def built(self, digests: Collection[str]) -> frozenset[str]:
         return await self._images.built(digests)
 
     async def image_of(self, digest: str, artifact: str | None) -> str | None:
-        return await self._images.find(digest, artifact)
+        image = await self._images.find(digest, artifact)
+        if image is not None:
+            self._quota.touch(image)
+        return image
 
     async def gateways(self, workload: Workload) -> tuple[str, ...]:
         async with self._networks.lock:
@@ -246,6 +258,12 @@ class DockerRuntime:
             condition=Condition.RUNNING,
             attachments=(sandbox.attachment,),
         )
+
+    async def _tidy(self, source: Source, replaced: str | None) -> None:
+        """After an image was made: remove the one that it replaced, and what is too much now."""
+        if replaced is not None and await self._images.identity(source) != replaced:
+            await self._quota.remove(replaced)
+        await self._quota.enforce()
 
     def _create_and_start(self, api: Api, workload: Workload, sandbox: Sandbox) -> None:
         self._create(api, workload, (sandbox.bridge,), sandbox=sandbox.id)

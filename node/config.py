@@ -55,6 +55,7 @@ class ContentCache(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`url` empty: DOCKER_HOST or the local socket. `base_image_aliases`: what a Dockerfile's FROM is read as.
     `sandboxes`: networks that wait for the next services, so that these start faster; 0: none.
+    `image_quota_gb`: disk for services' images; unused ones beyond it are removed.
     Builds are strangers' code: each may use `build_memory_mb`, and with `build_network` none it reaches nothing.
     `subnets`: where a service's group may choose its own.
     """
@@ -66,6 +67,7 @@ class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     subnets: tuple[str, ...] = ("172.16.0.0/12",)
     base_image_aliases: dict[str, str] = {}
     sandboxes: Annotated[int, Meta(ge=0, le=16)] = 2
+    image_quota_gb: Annotated[float, Meta(gt=0)] = 20.0
 
 
 class Wasm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

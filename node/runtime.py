@@ -253,6 +253,7 @@ class _Parts:
                 url=docker.url or None,
                 base_image_aliases=docker.base_image_aliases,
                 sandboxes=docker.sandboxes,
+                image_quota=int(docker.image_quota_gb * 10**9),
                 subnets=docker.subnets,
                 build=BuildSettings(
                     memory_mb=docker.build_memory_mb, network=docker.build_network, scratch=self._data_dir / "work"

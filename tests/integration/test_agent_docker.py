@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import socket
 import sys
+import tarfile
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +19,9 @@ import pytest
 
 from agent.agent import Agent
 from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
+from agent.docker_engine import engine_at
+from agent.docker_image_quota import ImageQuota
+from agent.docker_images import image_tag
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
 from agent.docker_sandboxes import joined
 from agent.runtime import Workload
@@ -118,6 +124,67 @@ async def test_a_built_image_is_reused_and_force_rebuild_builds_anew(tmp_path: P
         third = await agent.runner.start(start_command("three", digest, force_rebuild=True))
         assert ["build" in started.timings_ms for started in (first, second, third)] == [True, False, True]
         assert (await agent.resources()).built == (digest,)
+
+
+async def test_the_image_that_a_rebuild_replaced_is_removed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, WEB_FILES)
+        await agent.runner.start(start_command("one", digest))
+        before = await asyncio.to_thread(image_id, image_tag(digest, None))
+        await agent.runner.remove(link.Remove("c", "one"))
+        await agent.runner.start(start_command("two", digest, force_rebuild=True))
+        assert before is not None
+        await until(lambda: image_id(before) is None)
+        assert await asyncio.to_thread(image_id, image_tag(digest, None)) not in {None, before}
+
+
+async def test_images_beyond_the_quota_go_unless_a_container_is_made_of_them(base_image: str) -> None:
+    repository = f"cornerstore-quota/{os.urandom(6).hex()}"
+    client = docker_package.from_env()
+    api = client.api
+
+    def make(tag: str) -> None:
+        container = api.create_container(base_image, name=f"quota-{os.urandom(6).hex()}")["Id"]
+        api.put_archive(container, "/", tar_of("big", os.urandom(1 << 20)))
+        api.commit(container, repository=repository, tag=tag)
+        api.remove_container(container)
+
+    for tag in ("stopped", "old", "new"):
+        await asyncio.to_thread(make, tag)
+    stopped = api.create_container(f"{repository}:stopped")["Id"]
+    later = time.time() + 3600
+    try:
+        async with engine_at(None) as engine:
+            quota = ImageQuota(engine, quota=65 * 10**6, repository=repository, label="quota-test", clock=lambda: later)
+            quota.touch(f"{repository}:new")
+            await quota.enforce()
+        left = {tag for image in api.images(name=repository) for tag in image["RepoTags"]}
+        assert left == {f"{repository}:stopped", f"{repository}:new"}
+    finally:
+        api.remove_container(stopped)
+        for image in api.images(name=repository):
+            api.remove_image(image["RepoTags"][0])
+        client.close()
+
+
+def tar_of(name: str, data: bytes) -> bytes:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as archive:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        archive.addfile(member, io.BytesIO(data))
+    return made.getvalue()
+
+
+def image_id(of: str) -> str | None:
+    """The id of an image, by its id or name."""
+    client = docker_package.from_env()
+    try:
+        return str(client.api.inspect_image(of)["Id"])
+    except docker_package.errors.NotFound:
+        return None
+    finally:
+        client.close()
 
 
 async def test_a_build_that_fails_says_so_with_its_log(tmp_path: Path) -> None:
