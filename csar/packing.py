@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from csar.meta import META_PATH, entry_without_meta, meta_text
 from csar.parser import describe_sync
 from csar.profile import PROFILE_FILE, PROFILE_TEXT
 from csar.refusals import refusal
+from csar.thin_image import thin_image
 from protocol.problems import BadRequest
 from protocol.service import ServiceDescriptor
 
@@ -29,11 +31,13 @@ _UNIX = 3
 _PIECE = 1 << 20
 
 
-def pack(directory: Path, out: Path, limits: Limits = DEFAULT_LIMITS) -> ServiceDescriptor:
+def pack(directory: Path, out: Path, limits: Limits = DEFAULT_LIMITS, *, over: Path | None = None) -> ServiceDescriptor:
     """Write the CSAR of `directory` to `out`, validated, at once and whole. Blocks.
 
-    TOSCA.meta is written where it is absent and one YAML file stands at the root. Raises InvalidArchive as `describe`
-    does, BadRequest if `directory` is no folder or `out` lies in it.
+    With `over`, the image archive of a base, the folder's image archives are packed without the base's layers: then
+    the service runs where the base is, and is much smaller. Raises InvalidArchive as `describe` does, BadRequest if
+    `directory` is no folder, `out` lies in it, or nothing there is built on `over`. TOSCA.meta is written where it
+    is absent and one YAML file stands at the root.
     """
     if not directory.is_dir():
         raise BadRequest(f"{directory} is not a folder", fix="Name the folder that holds the service's TOSCA file.")
@@ -43,7 +47,11 @@ def pack(directory: Path, out: Path, limits: Limits = DEFAULT_LIMITS) -> Service
         raise BadRequest(f"{out.parent} is not a folder", fix="Name an output in a folder that exists.")
     partial = out.with_name(f"{out.name}.{os.getpid()}.partial")
     try:
-        _write_archive(directory, partial)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=".thin-") as scratch:
+            sources = dict(sorted(_sources(directory, "")))
+            if over is not None:
+                sources |= _thinned(sources, over, Path(scratch))
+            _write_archive(sources, partial)
         descriptor = describe_sync(partial, limits)
         partial.replace(out)
     finally:
@@ -51,8 +59,22 @@ def pack(directory: Path, out: Path, limits: Limits = DEFAULT_LIMITS) -> Service
     return descriptor
 
 
-def _write_archive(directory: Path, target: Path) -> None:
-    sources = dict(sorted(_sources(directory, "")))
+def _thinned(sources: dict[str, Path], base: Path, scratch: Path) -> dict[str, Path]:
+    """The sources that are images built on `base`, each as a thin copy in `scratch`. Raises BadRequest for none."""
+    found = {}
+    for number, (name, source) in enumerate(sources.items()):
+        thin = scratch / f"{number}.tar"
+        if name.endswith(".tar") and thin_image(source, base, thin):
+            found[name] = thin
+    if not found:
+        raise BadRequest(
+            f"the folder has no image that is built on the one in {base}",
+            fix="Save both with `docker save`, the base as it was when the image was built.",
+        )
+    return found
+
+
+def _write_archive(sources: dict[str, Path], target: Path) -> None:
     generated = _generated(sources)
     with target.open("wb") as file:
         with zipfile.ZipFile(file, "w") as archive:

@@ -33,14 +33,19 @@ _existing = click.Path(exists=True, path_type=Path)
 @click.command(cls=Command, without=ASKS)
 @click.argument("directory", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Default: the folder's name + .csar")
-def pack(directory: Path, out: Path | None) -> None:
+@click.option(
+    "--over",
+    type=click.Path(exists=True, path_type=Path, dir_okay=False),
+    help="Leave out of image archives the layers of this one (docker save BASE), which agents must have.",
+)
+def pack(directory: Path, out: Path | None, over: Path | None) -> None:
     """Make a CSAR of DIRECTORY. The same files give the same digest."""
     from csar import pack as pack_archive
     from node.cli.publisher import digest_and_size
 
     session = command_session()
     target = out or Path(directory.resolve().name + SUFFIX)
-    descriptor = pack_archive(directory, target)
+    descriptor = pack_archive(directory, target, over=over)
     digest, bytes_ = digest_and_size(target)
     session.output.give(
         {"file": str(target), "digest": digest, "size": bytes_, "service": descriptor},
