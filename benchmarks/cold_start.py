@@ -84,7 +84,7 @@ class Bench:
             await asyncio.sleep(SETTLE_S)
             answer = await self.measure(name, service)
             if paused:
-                answer = await self.measure_paused(service, answer)
+                await self.measure_paused(service, answer)
             await self.client.remove(answer.instance, answer.lease.token)
             await asyncio.sleep(SETTLE_S)
             await self.measure_docker_run(name, image)
@@ -122,7 +122,7 @@ class Bench:
             self.phases.setdefault(name, {}).setdefault(phase, []).append(answers[0].timings_ms.get(phase, 0.0))
         return answers[0]
 
-    async def measure_paused(self, service: str, running: StartAnswer) -> StartAnswer:
+    async def measure_paused(self, service: str, running: StartAnswer) -> None:
         async with asyncio.timeout(PATIENCE_S):
             while (await self.client.instance(running.instance)).state != State.PAUSED:
                 await asyncio.sleep(0.05)
@@ -137,7 +137,7 @@ class Bench:
 
         answers: list[StartAnswer] = []
         self.ours.setdefault("from_pause", []).append(await measured(wake))
-        return answers[0]
+        await self.client.remove(running.instance, answers[0].lease.token)  # this lease; the first one holds on
 
     async def measure_docker_run(self, name: str, image: str, *, load: Path | None = None) -> None:
         started: list[str] = []
