@@ -103,7 +103,7 @@ class Agent:
         )
 
     async def hello(self) -> link.Hello:
-        return link.Hello(
+        hello = link.Hello(
             version=link.LINK_VERSION,
             node=self._node,
             mesh=self._mesh,
@@ -113,6 +113,7 @@ class Agent:
             resources=await self.resources(),
             instances=self.reports(),
         )
+        return link.fitted(hello)
 
 
 @asynccontextmanager
@@ -183,6 +184,7 @@ async def running_agent(
                 runner,
                 hello=agent.hello,
                 resources=agent.resources,
+                reports=agent.reports,
                 subscribe=instances.subscribe,
             )
             loops["agent link"] = _after(looked.values(), agent.link.run())

@@ -27,6 +27,7 @@ PATH = "/peer/agent-link"
 WELCOME_S = 5.0
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 5.0
+MAX_LOGS_SENT = 256
 OUTBOX = 1024
 """Frames waiting for a slow controller; when it is full the link is given up, and `Hello` makes good for it."""
 
@@ -65,6 +66,7 @@ class AgentLink:
         *,
         hello: Callable[[], Awaitable[link.Hello]],
         resources: Callable[[], Awaitable[link.Resources]],
+        reports: Callable[[], Sequence[InstanceReport]],
         subscribe: Callable[[Callable[[InstanceReport], None]], Callable[[], None]],
     ) -> None:
         self._http = http
@@ -72,6 +74,7 @@ class AgentLink:
         self._runner = runner
         self._hello = hello
         self._resources = resources
+        self._reports = reports
         self._subscribe = subscribe
         self.controller: str | None = None
         """Address of the controller that the agent is linked to now."""
@@ -115,6 +118,8 @@ class AgentLink:
                 welcome = await session.welcome()
                 self.controller = address
                 log.info("link-open", controller=address, node=welcome.node, region=welcome.region)
+                for report in [r for r in self._reports() if r.log][:MAX_LOGS_SENT]:
+                    session.report(report)  # a Hello has no room for logs
                 await session.run(welcome.heartbeat_s, self._resources)
             finally:
                 unsubscribe()

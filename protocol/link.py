@@ -1,8 +1,9 @@
 """The agent link: msgpack frames on one WebSocket from an agent to its controller.
 
-The agent dials, says `Hello`, is answered `Welcome` or closed with a problem. Then the agent sends `Heartbeat` every
-`Welcome.heartbeat_s`, `InstanceChanged` at each transition, `ProgressMade` and one `Done` or `Refused` per command.
-The controller sends commands. Every frame is a tagged map of at most `MAX_FRAME` bytes.
+The agent dials, says `Hello` (see `fitted`), is answered `Welcome` or closed with a problem. Then the agent sends the
+reports that have a log, `Heartbeat` every `Welcome.heartbeat_s`, `InstanceChanged` at each transition, `ProgressMade`
+and one `Done` or `Refused` per command. The controller sends commands. Every frame is a tagged map of at most
+`MAX_FRAME` bytes.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, structs
 
-from protocol.instances import InstanceReport, Progress
+from protocol.instances import HOLDS_MEMORY, InstanceReport, Progress
 from protocol.problems import BadRequest
 
 LINK_VERSION = 1
@@ -128,6 +129,37 @@ class Extend(Struct, frozen=True, tag=True):
 FromAgent = Hello | Heartbeat | InstanceChanged | ProgressMade | Done | Refused
 Command = Start | Stop | Restart | Remove | Extend
 FromController = Welcome | Command
+
+DIGEST_BYTES = 73
+"""One digest on the wire."""
+HEADER_BYTES = 16
+"""By which the lengths of three lists may grow on the wire."""
+MAX_REASON = 500
+
+
+def fitted(hello: Hello) -> Hello:
+    """`hello` in one frame: no logs, and no more digests of archives than there is room for beside the instances.
+
+    Instances that hold memory come first; only if these alone were too many would any be left out.
+    """
+    live_first = sorted(hello.instances, key=lambda report: report.state not in HOLDS_MEMORY)
+    room = MAX_FRAME - HEADER_BYTES - len(encode(_with(hello, (), 0)))
+    brief = []
+    for report in live_first:
+        short = structs.replace(report, log=(), reason=report.reason[:MAX_REASON])
+        room -= len(msgspec.msgpack.encode(short))
+        if room < 0:
+            break
+        brief.append(short)
+    return _with(hello, tuple(brief), max(0, room) // (2 * DIGEST_BYTES))
+
+
+def _with(hello: Hello, instances: tuple[InstanceReport, ...], digests: int) -> Hello:
+    """`digests`: how many of each list."""
+    had = hello.resources
+    resources = structs.replace(had, cached=had.cached[:digests], built=had.built[:digests])
+    return structs.replace(hello, instances=instances, resources=resources)
+
 
 _from_agent: msgspec.msgpack.Decoder[FromAgent] = msgspec.msgpack.Decoder(FromAgent)
 _from_controller: msgspec.msgpack.Decoder[FromController] = msgspec.msgpack.Decoder(FromController)

@@ -20,6 +20,7 @@ from protocol.instances import State
 from protocol.problems import Problem, UnknownInstance
 from protocol.service import ContainerPort, ServiceDescriptor
 from tests.agent_stage import Shelf, start_command
+from tests.waiting import until
 
 NODE = "a" * 40
 SERVICE = ServiceDescriptor(
@@ -146,3 +147,17 @@ async def test_a_lost_link_stops_nothing_and_the_next_hello_tells(tmp_path: Path
         assert [report.instance for report in hello.instances] == ["one"]
         while (await controller.hear(link.InstanceChanged)).report.state is not State.RUNNING:
             pass
+
+
+async def test_logs_follow_the_hello(tmp_path: Path) -> None:
+    async with linked(tmp_path) as (controller, agent, runtime, shelf):
+        await controller.hear(link.Hello)
+        await agent.runner.start(start_command("one", shelf.put(SERVICE)))
+        await runtime.crash("one", 1)
+        await until(lambda: agent.reports()[0].state is State.FAILED)
+        assert controller.socket is not None
+        await controller.socket.close()
+        hello = await controller.hear(link.Hello)
+        assert [(r.instance, r.state, r.log) for r in hello.instances] == [("one", State.FAILED, ())]
+        told = (await controller.hear(link.InstanceChanged)).report
+        assert (told.instance, told.log[-1]) == ("one", "ends with 1")
