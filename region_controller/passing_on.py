@@ -132,6 +132,8 @@ class PassingOn:
 
     def _held_with(self, hop: hierarchy.Hop, wanted: Wanted) -> tuple[str, ...]:
         """Of the client's tokens, those of instances that this controller took: the others do not concern it."""
+        if not wanted.request.leases:
+            return ()
         leases = self._region.leases
         there = [h.instance for h in leases.all_held() if h.controller == hop.node and h.digest == wanted.record.digest]
         return tuple(t for t in wanted.request.leases if any(leases.known(instance, (t,)) for instance in there))

@@ -411,7 +411,7 @@ def test_a_problem_inside_a_task_group_is_still_a_problem() -> None:
 def test_a_controller_that_is_away_is_named(tmp_path: Path) -> None:
     result = Shell(tmp_path, "http://127.0.0.1:9")("ps")
     assert result.exit_code == 1
-    assert "127.0.0.1:9" in result.stderr
+    assert "127.0.0.1:9 cannot be used: nothing listens there (connection refused)" in result.stderr
 
 
 def test_the_operators_token_goes_to_this_machines_own_controller_only(shell: Shell, stub: StubController) -> None:
