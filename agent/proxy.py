@@ -39,7 +39,7 @@ class _Half(asyncio.Protocol):
     def __init__(self, pair: _Pair) -> None:
         self._pair = pair
         self._early = bytearray()
-        self._early_eof = False
+        self.ended = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)  # uvloop's is one in all but name
@@ -53,8 +53,6 @@ class _Half(asyncio.Protocol):
         if self._early:
             peer.transport.write(bytes(self._early))
             self._early.clear()
-        if self._early_eof and peer.transport.can_write_eof():
-            peer.transport.write_eof()
 
     def data_received(self, data: bytes) -> None:
         self._pair.passed(self)
@@ -66,11 +64,20 @@ class _Half(asyncio.Protocol):
         self.transport.pause_reading()
 
     def eof_received(self) -> bool:
-        if self.peer is None:
-            self._early_eof = True
-        elif self.peer.transport.can_write_eof():
-            self.peer.transport.write_eof()
+        self.ended = True
+        self.pass_end()
         return True
+
+    def pass_end(self) -> None:
+        """Tell the peer when nothing more will come from here. Once both have ended, both are closed: no transport does
+        so by itself."""
+        if not self.ended or self.peer is None or self.peer.transport.is_closing():
+            return
+        if self.peer.transport.can_write_eof():
+            self.peer.transport.write_eof()
+        if self.peer.ended:
+            self.peer.transport.close()
+            self.transport.close()
 
     def pause_writing(self) -> None:
         if self.peer is not None:
@@ -122,6 +129,8 @@ class _Pair:
             return
         self.client.join(self.service)
         self.service.join(self.client)
+        self.client.pass_end()
+        self.service.pass_end()
         self.client.transport.resume_reading()
 
     def passed(self, half: _Half) -> None:

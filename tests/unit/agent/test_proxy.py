@@ -52,6 +52,33 @@ async def test_a_half_closed_connection_still_gets_its_answer() -> None:
         writer.close()
 
 
+@pytest.mark.parametrize("service_ends_first", [True, False])
+async def test_finished_connections_make_room_for_others(
+    monkeypatch: pytest.MonkeyPatch, service_ends_first: bool
+) -> None:
+    monkeypatch.setattr("agent.proxy.MAX_CONNECTIONS", 2)
+
+    async def answer_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.readexactly(1))
+        if not service_ends_first:
+            await reader.read()
+        writer.close()
+
+    async def served(port: int) -> bool:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            writer.write(b"?")
+            return await reader.readexactly(1) == b"?" and (not service_ends_first or await reader.read() == b"")
+        except (ConnectionResetError, asyncio.IncompleteReadError):
+            return False
+        finally:
+            writer.close()
+
+    async with serving(answer_once) as upstream, proxied(upstream) as (_, port):
+        for _ in range(8):
+            await until(lambda: served(port))
+
+
 async def test_megabytes_pass_unchanged() -> None:
     payload = bytes(range(256)) * (16 << 10)
     async with serving(echo) as upstream, proxied(upstream) as (_, port):
