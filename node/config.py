@@ -93,7 +93,11 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`max_uploads`, `max_downloads`: archives that phones and developers send and fetch at once."""
+
     max_archive_mb: Annotated[int, Meta(ge=1, le=65536)] = 256
+    max_uploads: Annotated[int, Meta(ge=1, le=1024)] = 4
+    max_downloads: Annotated[int, Meta(ge=1, le=1024)] = 16
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -161,6 +161,8 @@ class _Parts:
                     database=self._data_dir / "controller.sqlite",
                     spool=self._data_dir / "spool",
                     max_archive_bytes=self._max_archive_bytes,
+                    max_uploads=self._config.controller.max_uploads,
+                    max_downloads=self._config.controller.max_downloads,
                 ),
                 identity=self._identity.member,
                 directory=self.directory,

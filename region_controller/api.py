@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
+import structlog
 from aiohttp import web
 
 from dht.peer_http import PEER
@@ -28,7 +29,11 @@ from region_controller.openapi import OPERATIONS, Operation, describe_api
 from region_controller.operations import Caller
 from region_controller.publishing import service_view
 
+log = structlog.get_logger(__name__)
+
 MAX_JSON = 64 << 10
+STALLED_S = 60.0
+"""A client that takes no part of an archive for so long is hung up on: it holds one of few slots."""
 UPLOAD_PART = 256 << 10
 KEEP_ALIVE_S = 10.0
 """Between two comments on a quiet event stream, so that middleboxes keep it open."""
@@ -228,9 +233,15 @@ async def _send_file(request: web.Request, path: Path, digest: str) -> web.Strea
         headers={"Content-Type": "application/zip", "Content-Length": str(size), "ETag": f'"{digest}"'}
     )
     await response.prepare(request)
-    async for part in _parts(path):
-        await response.write(part)
-    await response.write_eof()
+    try:
+        async for part in _parts(path):
+            async with asyncio.timeout(STALLED_S):
+                await response.write(part)
+        await response.write_eof()
+    except TimeoutError:
+        log.info("download-stalled", digest=digest, client=request.remote)
+        if request.transport is not None:
+            request.transport.abort()
     return response
 
 

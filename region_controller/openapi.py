@@ -155,7 +155,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={201: ServiceView},
         parameters=(_RECORD,),
         auth="publisher",
-        problems=(400, 401, 413, 422, 507),
+        problems=(400, 401, 413, 422, 429, 507),
     ),
     Operation(
         name="get_service",
@@ -181,7 +181,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/v1/content/{digest}",
         summary="The CSAR of a published service, fetched through the mesh if need be.",
         answers={200: "application/zip"},
-        problems=(400, 404, 502, 503, 504, 507),
+        problems=(400, 404, 429, 502, 503, 504, 507),
     ),
     Operation(
         name="list_categories",

@@ -6,10 +6,6 @@ operator's token is needed and the site's key signs.
 
 from __future__ import annotations
 
-import asyncio
-import errno
-import hashlib
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,17 +17,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dht import rules
 from dht.contracts import Content, Directory
 from protocol import base64url
-from protocol.identifiers import DIGEST_PREFIX
 from protocol.instances import ServiceView
 from protocol.problems import (
-    BadRequest,
-    DiskFull,
     Forbidden,
     InvalidRecord,
     KeyNeeded,
     NoMatchingService,
     Problem,
-    TooLarge,
     Unavailable,
 )
 from protocol.records import (
@@ -47,6 +39,7 @@ from protocol.records import (
 from protocol.service import ServiceDescriptor
 from region_controller.catalogue import Catalogue
 from region_controller.region import ControllerConfig
+from region_controller.spool import Slots, Spool
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +71,13 @@ class Publishing:
         self._describe = describe
         self._key = key
         self._clock = clock
+        self._spool = Spool(
+            config.spool,
+            archive_bytes=config.max_archive_bytes,
+            quota_bytes=config.spool_bytes,
+            uploads=config.max_uploads,
+        )
+        self._downloads = Slots(config.max_downloads, "downloads")
 
     async def show(self, digest: str) -> ServiceView:
         """The newest record of a service. Raises NoMatchingService."""
@@ -90,7 +90,7 @@ class Publishing:
         """Keep the archive, announce its record, and return it.
 
         Without a record of its own, what somebody published already is only kept: no second record is made of it.
-        Raises KeyNeeded, TooLarge, DiskFull, InvalidArchive, InvalidRecord, Forbidden.
+        Raises KeyNeeded, TooManyRequests, TooLarge, DiskFull, InvalidArchive, InvalidRecord, Forbidden.
         """
         signed = _envelope(header) if header is not None else None
         if signed is None and not operator:
@@ -98,7 +98,8 @@ class Publishing:
                 "publishing needs a publisher's key or the operator's token",
                 fix="Use `cornerstore publish`, which signs with your key, or send the operator's token.",
             )
-        async with self._spooled(body) as (path, digest, size):
+        async with self._spool.keeping(body) as upload:
+            path, digest, size = upload.path, upload.digest, upload.size
             descriptor = await self._describe(path)
             record = self._checked(signed, descriptor, digest, size)
             if signed is None:
@@ -209,38 +210,17 @@ class Publishing:
 
     @asynccontextmanager
     async def archive(self, digest: str) -> AsyncIterator[Path]:
-        """The CSAR of a published service as a file, fetched through the mesh if it is not here."""
-        if not self._content.has(digest):
-            records = await self._catalogue.by_digest(digest)
-            if not records:
-                raise _not_published(digest)
-            await self._content.fetch(digest, max_bytes=self._config.max_archive_bytes, deadline_s=FETCH_S)
-        async with self._content.materialized(digest) as path:
-            yield path
+        """The CSAR of a published service as a file, fetched through the mesh if it is not here.
 
-    @asynccontextmanager
-    async def _spooled(self, body: AsyncIterator[bytes]) -> AsyncIterator[tuple[Path, str, int]]:
-        """The upload as a file of its own, with digest and size. It is gone after the block."""
-        limit, size, sha256 = self._config.max_archive_bytes, 0, hashlib.sha256()
-        self._config.spool.mkdir(parents=True, exist_ok=True)
-        try:
-            with tempfile.NamedTemporaryFile(dir=self._config.spool, suffix=".csar") as file:
-                async for part in body:
-                    size += len(part)
-                    if size > limit:
-                        raise TooLarge(
-                            f"an archive has at most {limit} bytes", fix="Publish it with `cornerstore seed`."
-                        )
-                    sha256.update(part)
-                    await asyncio.to_thread(file.write, part)
-                if size == 0:
-                    raise BadRequest("the body is empty", fix="Send the bytes of the CSAR as the body.")
-                file.flush()
-                yield Path(file.name), DIGEST_PREFIX + sha256.hexdigest(), size
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskFull(f"the upload cannot be kept: {error.strerror}") from error
+        Raises NoMatchingService, TooManyRequests, and what `Content.fetch` raises."""
+        with self._downloads.one():
+            if not self._content.has(digest):
+                records = await self._catalogue.by_digest(digest)
+                if not records:
+                    raise _not_published(digest)
+                await self._content.fetch(digest, max_bytes=self._config.max_archive_bytes, deadline_s=FETCH_S)
+            async with self._content.materialized(digest) as path:
+                yield path
 
 
 def _not_published(digest: str) -> NoMatchingService:

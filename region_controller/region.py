@@ -25,7 +25,8 @@ log = structlog.get_logger(__name__)
 
 
 class ControllerConfig(Struct, frozen=True, kw_only=True):
-    """`database`: the journal's sqlite file. `spool`: a folder for uploads under way.
+    """`database`: the journal's sqlite file. `spool`: a folder for uploads under way, which have at
+    most `spool_bytes` together. At most `max_uploads` and `max_downloads` of archives at once.
     `unwanted_start_s`: a start that is not ready is given up so long after the last client's `wait_s` is over.
     """
 
@@ -34,6 +35,9 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     spool: Path
     unwanted_start_s: float = 60.0
     max_archive_bytes: int = 256 << 20
+    max_uploads: int = 4
+    max_downloads: int = 16
+    spool_bytes: int = 1 << 30
 
 
 class Region:

@@ -141,7 +141,7 @@ async def running_site(
                 ControllerConfig(
                     region=region,
                     database=folder / name.replace("/", "-") / "controller.sqlite",
-                    spool=folder / "spool",
+                    spool=folder / name.replace("/", "-") / "spool",
                     **{"max_archive_bytes": 100_000, **settings},
                 ),
                 identity=me,

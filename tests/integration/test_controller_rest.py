@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +173,7 @@ async def test_publish_search_fetch_withdraw(tmp_path: Path) -> None:
         status, view, headers = await call(a, "POST", "/v1/services", data=data, headers=signed_header(data))
         assert (status, view["id"], view["size"]) == (201, "wc01", len(data))
         assert headers["Location"] == f"/v1/services/{view['digest']}"
-        assert not list((tmp_path / "spool").iterdir())
+        assert not list((tmp_path / "demo-a" / "spool").iterdir())
 
         assert (await call(b, "GET", headers["Location"]))[1] == view
         for query in ("category=/text", "input=text&output=integer", "id=wc01", "q=WordC", ""):
@@ -254,7 +255,33 @@ async def test_uploads_that_are_refused(tmp_path: Path) -> None:
         assert (await refused(data, signed_header(data, withdrawn=True)))[0] == 422
         assert (await refused(data, {"Cornerstore-Record": "!"}))[0] == 422
         assert site.content.held() == []
-        assert not list((tmp_path / "spool").iterdir())
+        assert not list((tmp_path / "eu-de" / "spool").iterdir())
+
+
+async def test_only_so_many_archives_come_and_go_at_once(tmp_path: Path) -> None:
+    data = an_archive(tmp_path, WORD_COUNT)
+    async with running_site(tmp_path, max_uploads=1, max_downloads=1) as site:
+        arrived, finish = asyncio.Event(), asyncio.Event()
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield data[:10]
+            arrived.set()
+            await finish.wait()
+            yield data[10:]
+
+        first = asyncio.create_task(call(site, "POST", "/v1/services", data=slowly(), headers=OPERATES))
+        await arrived.wait()
+        await until(lambda: list((tmp_path / "eu-de").rglob("*.csar")))
+        status, problem, headers = await call(site, "POST", "/v1/services", data=data, headers=OPERATES)
+        assert (status, problem["type"].rpartition("/")[2]) == (429, "too-many-requests")
+        assert float(headers["Retry-After"]) > 0
+        finish.set()
+        status, view, _ = await first
+        assert status == 201
+
+        async with site.controller.publishing.archive(view["digest"]):
+            assert (await call(site, "GET", f"/v1/content/{view['digest']}"))[0] == 429
+        assert (await site.phone.get(f"/v1/content/{view['digest']}")).status == 200
 
 
 async def test_openapi_and_routes_agree(tmp_path: Path) -> None:
