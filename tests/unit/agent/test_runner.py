@@ -442,9 +442,11 @@ async def test_a_full_disk_stops_neither_time_nor_traffic(tmp_path: Path, monkey
         s.clock.now += 30
         await until(lambda: {r.state for r in agent.reports()} == {State.STOPPED})
         await until(lambda: agent.instances.free == 2048)
-        for instance in ("one", "two"):
-            seen = await s.runtime.inspect(instance)
-            assert seen is not None
-            assert seen.condition is not Condition.RUNNING
+
+        async def both_ended() -> bool:
+            seen = [await s.runtime.inspect(instance) for instance in ("one", "two")]
+            return all(one is not None and one.condition is not Condition.RUNNING for one in seen)
+
+        await until(both_ended)
         monkeypatch.setattr(Journal, "keep", room)
         await until(lambda: not any(slot.unsaved for slot in agent.instances))
