@@ -26,7 +26,7 @@ from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
 from agent.docker_sandboxes import joined
 from agent.runtime import Workload
 from protocol import link
-from protocol.instances import State
+from protocol.instances import InstanceReport, State
 from protocol.problems import BuildFailed, DeadlineExceeded, EngineUnavailable, StartFailed
 from protocol.service import Artifact, BridgeNetwork, ContainerPort, ServiceDescriptor
 from tests.agent_stage import Shelf, an_agent, start_command
@@ -211,6 +211,18 @@ async def test_a_service_that_ends_at_once_leaves_its_log_and_nothing_else(tmp_p
             await agent.runner.start(start_command("one", digest))
         assert caught.value.extra == {"reason": "exited 3", "log": ["my-last-words"]}
         assert await s.runtime.adopt() == []
+
+
+async def test_a_service_on_another_port_than_described_fails_with_its_log(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(ready_timeout_s=2) as agent:
+        digest = s.shelf.put(*service("echo listening on 9000; exec busybox nc -l -p 9000"))
+        reports: list[InstanceReport] = []
+        agent.instances.subscribe(reports.append)
+        with pytest.raises(StartFailed, match="port 8080/tcp does not answer") as caught:
+            await agent.runner.start(start_command("one", digest))
+        assert (caught.value.extra["reason"], caught.value.extra["log"]) == ("not-ready", ["listening on 9000"])
+        assert any(r.state is State.STARTING and r.reason == "port 8080/tcp does not answer" for r in reports)
+        assert (agent.reports(), await s.runtime.adopt(), agent.instances.free) == ((), [], agent.instances.memory_mb)
 
 
 async def test_an_end_is_noticed_with_its_reason(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from msgspec import structs
+from structlog.testing import capture_logs
 
 from agent.journal import Entry, Journal
 from agent.memory_runtime import MemoryRuntime, running_memory_runtime
@@ -169,12 +170,14 @@ async def test_a_start_that_fails_leaves_nothing(tmp_path: Path, call_that_fails
         s.runtime.fail_next(call_that_fails, problem)
         reports: list[InstanceReport] = []
         agent.instances.subscribe(reports.append)
-        with pytest.raises(type(problem)):
+        with capture_logs() as said, pytest.raises(type(problem)):
             await agent.runner.start(start_command("one", digest))
         assert (reports[-1].state, reports[-1].reason) == (
             State.FAILED,
             problem.extra.get("reason", problem.slug),
         )
+        told = [line for line in said if line["log_level"] in ("warning", "error")]
+        assert [(line["event"], line["reason"]) for line in told] == [("start-failed", reports[-1].reason)]
         assert agent.reports() == ()
         assert agent.instances.free == 2048
         assert await s.runtime.adopt() == []
