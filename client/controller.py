@@ -19,6 +19,7 @@ from client.transfer import DEFAULT_MAX_BYTES, blocks_of, record_headers, save_v
 from protocol.identifiers import check_digest
 from protocol.instances import (
     AgentView,
+    Brought,
     Category,
     Health,
     InstanceView,
@@ -110,16 +111,17 @@ class ControllerClient:
         ) as response:
             if response.content_type != "text/event-stream":
                 return self._rest.decode(await self._rest.body(response), StartAnswer)
-            return await self._follow(response, on_progress)
+            return await self._follow(response, StartAnswer, on_progress)
 
-    async def _follow(self, response: aiohttp.ClientResponse, on_progress: OnProgress | None) -> StartAnswer:
+    async def _follow(self, response: aiohttp.ClientResponse, kind: type[T], on_progress: OnProgress | None) -> T:
+        """Tells each step; returns the result."""
         parser = EventParser()
         async for piece in response.content.iter_any():
             for event in parser.feed(piece):
                 if event.name == "progress" and on_progress is not None:
                     on_progress(self._rest.decode(event.data, Progress))
                 elif event.name == "result":
-                    return self._rest.decode(event.data, StartAnswer)
+                    return self._rest.decode(event.data, kind)
                 elif event.name == "problem":
                     raise Problem.from_dict(self._rest.decode(event.data, dict[str, Any]))
         raise ControllerUnreachable(
@@ -232,10 +234,20 @@ class ControllerClient:
         max_bytes: int = DEFAULT_MAX_BYTES,
         timeout_s: float = TRANSFER_TIMEOUT_S,
     ) -> int:
-        """Download content to `out`, verified; returns its size in bytes. Raises CorruptContent, DiskFull, TooLarge."""
+        """Download content to `out`, verified; returns its size in bytes. Raises CorruptContent, DiskFull, TooLarge.
+
+        With `on_progress`, the controller first tells how it comes through the mesh to itself: bytes and peers.
+        """
+        path = f"/content/{check_digest(digest)}"
+
+        async def bring() -> None:
+            events = {"Accept": "text/event-stream"}
+            async with self._rest.request("GET", path, timeout_s=timeout_s, works=True, headers=events) as response:
+                await self._follow(response, Brought, on_progress)
 
         async def download() -> int:
-            path = f"/content/{check_digest(digest)}"
+            if on_progress is not None:
+                await bring()
             async with self._rest.request("GET", path, timeout_s=timeout_s, works=True) as response:
                 return await save_verified(response, digest, out, max_bytes=max_bytes, on_progress=on_progress)
 

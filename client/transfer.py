@@ -77,7 +77,7 @@ async def save_verified(
                 with _translated(out):
                     await asyncio.to_thread(file.write, block)
                 if on_progress:
-                    on_progress(Progress("fetch", out.name, size, total))
+                    on_progress(Progress("download", out.name, size, total))
             with _translated(out):
                 await asyncio.to_thread(_flush, file)
         if DIGEST_PREFIX + hasher.hexdigest() != digest:

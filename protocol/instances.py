@@ -163,6 +163,12 @@ class Progress(Struct, frozen=True):
 OnProgress = Callable[[Progress], None]
 
 
+class Brought(Struct, frozen=True):
+    """The end of `GET /v1/content/{digest}` as events: the content is at the controller now."""
+
+    digest: str
+
+
 class ServiceView(Struct, frozen=True, kw_only=True):
     """A published service in `GET /v1/services`; `publisher` is the hex public key."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from aiohttp import web
 from dht.peer_http import PEER
 from protocol.bounded import read_bounded
 from protocol.identifiers import check_category, check_digest
-from protocol.instances import Progress, StartAnswer, StartRequest
+from protocol.instances import Brought, OnProgress, Progress, StartAnswer, StartRequest
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, Forbidden, NotFound, Problem
 from protocol.records import RECORD_HEADER
@@ -71,11 +71,15 @@ class _ClientHandlers:
 
     async def start_instance(self, request: web.Request) -> web.StreamResponse:
         body = await _json(request, StartRequest)
-        if "text/event-stream" in request.headers.get("Accept", ""):
-            return await _stream_start(self._controller, request, body)
+        if _wants_events(request):
+            return await _stream(request, lambda on_progress: self._started(body, on_progress))
         answer, cold = await self._controller.start(body)
         location = {"Location": f"/v1/instances/{answer.instance}"}
         return _answer(answer, status=201 if cold else 200, headers=location)
+
+    async def _started(self, body: StartRequest, on_progress: OnProgress) -> StartAnswer:
+        answer, _ = await self._controller.start(body, on_progress)
+        return answer
 
     async def list_instances(self, _: web.Request) -> web.Response:
         return _answer(self._controller.instances())
@@ -132,8 +136,14 @@ class _ClientHandlers:
 
     async def get_content(self, request: web.Request) -> web.StreamResponse:
         digest = check_digest(request.match_info["digest"])
+        if _wants_events(request):
+            return await _stream(request, lambda on_progress: self._brought(digest, on_progress))
         async with self._controller.publishing.archive(digest) as path:
             return await _send_file(request, path, digest)
+
+    async def _brought(self, digest: str, on_progress: OnProgress) -> Brought:
+        await self._controller.publishing.bring(digest, on_progress)
+        return Brought(digest)
 
     async def list_categories(self, _: web.Request) -> web.Response:
         return _answer(await self._controller.categories())
@@ -251,7 +261,13 @@ async def _parts(path: Path) -> AsyncIterator[bytes]:
             yield part
 
 
-async def _stream_start(controller: Controller, request: web.Request, body: StartRequest) -> web.StreamResponse:
+def _wants_events(request: web.Request) -> bool:
+    return "text/event-stream" in request.headers.get("Accept", "")
+
+
+async def _stream(
+    request: web.Request, perform: Callable[[OnProgress], Coroutine[None, None, object]]
+) -> web.StreamResponse:
     """Server-sent events: `progress` ..., then one `result` or `problem`."""
     steps: asyncio.Queue[Progress] = asyncio.Queue(MAX_QUEUED_PROGRESS)
 
@@ -261,7 +277,7 @@ async def _stream_start(controller: Controller, request: web.Request, body: Star
 
     response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
     await response.prepare(request)
-    work = asyncio.create_task(controller.start(body, on_progress))
+    work = asyncio.create_task(perform(on_progress))
     try:
         await _stream_steps(response, steps, work)
         await response.write(_last_event(work))
@@ -273,7 +289,7 @@ async def _stream_start(controller: Controller, request: web.Request, body: Star
 
 
 async def _stream_steps(
-    response: web.StreamResponse, steps: asyncio.Queue[Progress], work: asyncio.Task[tuple[StartAnswer, bool]]
+    response: web.StreamResponse, steps: asyncio.Queue[Progress], work: asyncio.Task[object]
 ) -> None:
     """Until the work is done and every step of it was written."""
     while not (work.done() and steps.empty()):
@@ -288,9 +304,9 @@ async def _stream_steps(
             step.cancel()
 
 
-def _last_event(work: asyncio.Task[tuple[StartAnswer, bool]]) -> bytes:
+def _last_event(work: asyncio.Task[object]) -> bytes:
     try:
-        answer, _ = work.result()
+        answer = work.result()
     except Problem as problem:
         return _event("problem", problem.to_dict())
     return _event("result", answer)

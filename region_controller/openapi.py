@@ -179,8 +179,10 @@ OPERATIONS: tuple[Operation, ...] = (
         name="get_content",
         method="GET",
         path="/v1/content/{digest}",
-        summary="The CSAR of a published service, fetched through the mesh if need be.",
+        summary="The CSAR of a published service, fetched through the mesh if need be. "
+        "With `Accept: text/event-stream`, how it comes to the controller: progress, then one `result` or `problem`.",
         answers={200: "application/zip"},
+        streams=True,
         problems=(400, 404, 429, 502, 503, 504, 507),
     ),
     Operation(

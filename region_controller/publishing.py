@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dht import rules
 from dht.contracts import Content, Directory
 from protocol import base64url
-from protocol.instances import ServiceView
+from protocol.instances import OnProgress, ServiceView
 from protocol.problems import (
     Forbidden,
     InvalidRecord,
@@ -208,19 +208,29 @@ class Publishing:
         except Problem as problem:
             log.info("archive-kept", digest=record.digest, why=problem.detail)
 
-    @asynccontextmanager
-    async def archive(self, digest: str) -> AsyncIterator[Path]:
-        """The CSAR of a published service as a file, fetched through the mesh if it is not here.
+    async def bring(self, digest: str, on_progress: OnProgress | None = None) -> None:
+        """Fetch the CSAR of a published service through the mesh, if it is not here.
 
         Raises NoMatchingService, TooManyRequests, and what `Content.fetch` raises."""
         with self._downloads.one():
-            if not self._content.has(digest):
-                records = await self._catalogue.by_digest(digest)
-                if not records:
-                    raise _not_published(digest)
-                await self._content.fetch(digest, max_bytes=self._config.max_archive_bytes, deadline_s=FETCH_S)
+            await self._brought(digest, on_progress)
+
+    @asynccontextmanager
+    async def archive(self, digest: str) -> AsyncIterator[Path]:
+        """The CSAR of a published service as a file. Raises what `bring` does."""
+        with self._downloads.one():
+            await self._brought(digest, None)
             async with self._content.materialized(digest) as path:
                 yield path
+
+    async def _brought(self, digest: str, on_progress: OnProgress | None) -> None:
+        if self._content.has(digest):
+            return
+        if not await self._catalogue.by_digest(digest):
+            raise _not_published(digest)
+        await self._content.fetch(
+            digest, max_bytes=self._config.max_archive_bytes, deadline_s=FETCH_S, on_progress=on_progress
+        )
 
 
 def _not_published(digest: str) -> NoMatchingService:

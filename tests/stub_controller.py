@@ -16,6 +16,7 @@ from protocol import base64url
 from protocol.identifiers import digest_of
 from protocol.instances import (
     AgentView,
+    Brought,
     InstanceView,
     Lease,
     PortBinding,
@@ -152,7 +153,14 @@ class StubController:
         return _json(SERVICE)
 
     async def download(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=self.content)
+        if "text/event-stream" not in request.headers.get("Accept", ""):
+            return web.Response(body=self.content)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        await _event(response, "progress", Progress("fetch", "from 3 peers", 5, 10))
+        await _event(response, "result", Brought(request.match_info["digest"]))
+        await response.write_eof()
+        return response
 
     async def word_count(self, request: web.Request) -> web.StreamResponse:
         return web.Response(text=str(len((await request.read()).split())))

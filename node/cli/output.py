@@ -77,8 +77,16 @@ class Output:
 @contextmanager
 def _bars() -> Iterator[OnProgress]:
     from rich.console import Console
-    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        """Bytes a second, where bytes are counted."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{size(int(speed))}/s" if speed and task.total else "")
 
     tasks: dict[str, Any] = {}
     with Bars(
@@ -86,6 +94,7 @@ def _bars() -> Iterator[OnProgress]:
         TextColumn("{task.fields[phase]:8}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[amount]}"),
+        Rate(),
         TimeElapsedColumn(),
         TextColumn("{task.description}", markup=False),
         console=Console(stderr=True),

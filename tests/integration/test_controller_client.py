@@ -153,7 +153,8 @@ async def test_a_download_is_verified(stub: StubController, client: ControllerCl
     steps: list[Progress] = []
     assert await client.fetch(SERVICE.digest, out, steps.append) == len(ARCHIVE)
     assert out.read_bytes() == ARCHIVE
-    assert steps[-1].done == len(ARCHIVE)
+    assert steps[0] == Progress("fetch", "from 3 peers", 5, 10), "first how it comes to the controller"
+    assert steps[-1] == Progress("download", out.name, len(ARCHIVE), len(ARCHIVE))
 
 
 async def test_a_corrupted_download_leaves_nothing_behind(

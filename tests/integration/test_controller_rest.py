@@ -183,6 +183,16 @@ async def test_publish_search_fetch_withdraw(tmp_path: Path) -> None:
         tree = (await call(b, "GET", "/v1/categories"))[1]
         assert tree["services"] == 1
         assert tree["children"][0]["children"][0]["category"] == "/text/count"
+        events = {"Accept": "text/event-stream"}
+        async with b.phone.get(f"/v1/content/{view['digest']}", headers=events) as response:
+            assert response.content_type == "text/event-stream"
+            told = (await response.text()).split("\n\n")
+            assert "from 1 peer" in told[0], "how it comes through the mesh"
+            assert told[-2].startswith("event: result")
+            assert view["digest"] in told[-2]
+        assert b.content.has(view["digest"])
+        async with b.phone.get(f"/v1/content/{'sha256:' + '0' * 64}", headers=events) as response:
+            assert "event: problem" in await response.text()
         async with b.phone.get(f"/v1/content/{view['digest']}") as response:
             assert await response.read() == data
             assert response.content_type == "application/zip"

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from node.cli.output import Output, lasting, readable, remaining, size
+from protocol.instances import Progress
 from protocol.problems import NoCapacity
 
 
@@ -42,3 +43,17 @@ def test_time_that_remains_is_said_in_one_unit() -> None:
     assert remaining(time.time() + 3599) == "60 min"
     assert remaining(time.time() + 86_400) == "24 h"
     assert remaining(time.time() + 365 * 86_400) == "365 days"
+
+
+def test_a_bar_shows_bytes_rate_and_peers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    with Output(json=False).progress() as show:
+        assert show is not None
+        for done in range(1, 6):
+            show(Progress("fetch", "from 3 peers", done * 1_000_000, 5_000_000))
+    shown = capsys.readouterr().err
+    assert "from 3 peers" in shown
+    assert "5 MB of 5 MB" in shown
+    assert "B/s" in shown
