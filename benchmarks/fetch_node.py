@@ -55,7 +55,7 @@ async def plain(folder: Path) -> AsyncIterator[tuple[Exchange, str, Whereabouts]
 
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        directory: Any = SiteDirectory(whereabouts, node_name(os.getpid()), "127.0.0.1:1")
+        directory: Any = SiteDirectory(whereabouts, os.getpid(), "127.0.0.1:1")
         content = running_content(ContentConfig(path=folder), directory=directory, http=PeerHttp(session, None))
         exchange = await stack.enter_async_context(content)
         sock = bind("127.0.0.1", 0, 0)

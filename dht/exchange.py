@@ -214,11 +214,9 @@ class Exchange:
         for evicted in begun.evicted:
             self._announcer.retract(evicted)
         missing = begun.missing
-        while missing:
+        while not self.has(manifest.digest):
             await self._disk(_put_from_file, self._store, manifest, missing, path)
-            missing = await self._disk(self._store.finish, manifest.digest)
-        if not self.has(manifest.digest):
-            await self._disk(self._store.finish, manifest.digest)
+            missing = await self._disk(self._store.vouch, manifest)
 
     async def fetch(
         self, digest: str, *, max_bytes: int, deadline_s: float, on_progress: OnProgress | None = None
