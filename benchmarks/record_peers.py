@@ -57,11 +57,15 @@ class Cornerstore:
 
     @classmethod
     async def start(cls, stack: AsyncExitStack, number: int, bootstrap: int | None) -> Cornerstore:
+        import logging
+
+        import structlog
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         from dht.directory import DirectoryConfig, running_directory
         from dht.sealing import Keyring
 
+        structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # stdout is taken
         known = () if bootstrap is None else (f"127.0.0.1:{bootstrap}",)
         directory = await stack.enter_async_context(
             running_directory(

@@ -62,6 +62,7 @@ class Crawl(SpiderCrawl, Generic[A]):
         self._patience = patience
         self._spawn: Callable[[Coroutine[Any, Any, A | None]], asyncio.Task[A | None]] = spawn
         self._heard_of = {own_id, *(node.id for node in seeds)}
+        self._depth = {node.id: 1 for node in seeds}
         self._asked: dict[asyncio.Task[A | None], Node] = {}
         self._overdue_at: dict[bytes, float] = {}
         self._silent: dict[bytes, Node] = {node.id: node for node in missing}
@@ -93,6 +94,11 @@ class Crawl(SpiderCrawl, Generic[A]):
         return [n for n in self.nearest if n.id in self.answers][:count]
 
     @property
+    def hops(self) -> int:
+        """How many nodes, one naming the next, led to the nearest one that answered."""
+        return max((self._depth[node.id] for node in self.nearest_answered(1)), default=0)
+
+    @property
     def conclusive(self) -> bool:
         """True if what nobody mentioned does not exist: of the `width` nearest nodes known, at least half answered."""
         known = {node.id: node for node in self.nearest} | self._silent
@@ -115,5 +121,6 @@ class Crawl(SpiderCrawl, Generic[A]):
             nodes = [Node(node_id, *address) for node_id, address in named if address is not None]
             unknown = [n for n in nodes if n.id not in self._heard_of and n.id not in self._silent]
             self._heard_of.update(n.id for n in unknown)
+            self._depth.update((n.id, self._depth[node.id] + 1) for n in unknown)
             self._silent.update({n.id: n for n in unknown if not self._usable(n)})
             self.nearest.push([n for n in unknown if n.id not in self._silent])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -153,6 +154,7 @@ class Overlay:
         self._bootstrap: list[tuple[str, int]] = []
         self._checking: set[bytes] = set()
         self._returned_at = -RETURN_S
+        self._lookups: Counter[str] = Counter()
         self._next_refresh = 0.0
 
     def attach(self, transport: DatagramTransport) -> None:
@@ -287,6 +289,7 @@ class Overlay:
         for _ in range(SEARCHES):
             crawl = self._crawl(key, Records, Page, key, None)
             await crawl.run(deadline)
+            self._lookups.update(count=1, hops=crawl.hops, answers=len(crawl.answers))
             found.update(e for page in crawl.answers.values() for e in page.envelopes)
             complete = await self._read_rest(key, crawl, found, deadline)
             outcome = ReadOutcome(frozenset(found), crawl.conclusive and complete, len(crawl.answers))
@@ -428,6 +431,7 @@ class Overlay:
             "lost_members": len(self._routing.lost_members()),
             "tasks": len(self._tasks),
             "crashes": self._tasks.crashes,
+            **{f"lookups_{name}": count for name, count in self._lookups.items()},
             **{f"datagrams_{name}": count for name, count in self._endpoint.counts.items()},
         }
 

@@ -1,0 +1,263 @@
+"""The overlay at 50 to 1,000 nodes on a simulated network and virtual time: the shipped code, one seed.
+
+Each mesh passes through the same course, with 100 service records in it:
+
+    calm        200 reads; then 15 minutes with nobody asking, in which the datagrams are counted
+    loss        200 reads while a tenth of all datagrams is lost
+    churn       5 minutes in which nodes die and join so that a node lives an hour on average, with 200 reads
+    partition   a quarter of the nodes is cut off for 2 minutes; 200 reads, 30 s after the cut has ended
+    dead30      30% die at one moment; 200 reads from that moment on
+    dead50      half of the rest dies, 2 minutes later; 200 reads from that moment on
+    liars       another mesh, a fifth of whose members take records and keep none, and name nodes that do not exist
+
+A read is a lookup by id at a random node; it succeeds if it finds the one record. Every datagram takes 10 to 30 ms.
+`SIM_SIZES=50,100` and `SIM_SEED=n` give other runs; the same seed gives the same run, byte for byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import logging
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from multiprocessing import get_context
+
+import structlog
+
+from benchmarks.report import RESULTS, finish, summary
+from protocol.problems import Unavailable
+from tests.simulation import Simulation, address, in_virtual_time, simulation
+
+SEED = int(os.environ.get("SIM_SEED", "20260711"))
+SIZES = [int(size) for size in os.environ.get("SIM_SIZES", "50,100,200,500,1000").split(",")]
+RECORDS = 100
+READS = 200
+LATENCY_S = 0.02
+SETTLE_S = 60.0
+IDLE_S = 900.0
+CHURN_S = 300.0
+CUT_S = 120.0
+LIFE_S = 3600.0
+LIAR_SHARE = 0.2
+PHASES = ("calm", "loss", "churn", "partition", "dead30", "dead50", "liars")
+
+
+@dataclass
+class Reads:
+    """What the reads of one phase met."""
+
+    found: int = 0
+    missed: int = 0
+    unavailable: int = 0
+    hops: list[float] = field(default_factory=list)
+    questions: list[float] = field(default_factory=list)
+    ms: list[float] = field(default_factory=list)
+
+    def report(self) -> dict[str, object]:
+        total = self.found + self.missed + self.unavailable
+        return {
+            "success": round(self.found / total, 4),
+            "falsely_missing": self.missed,
+            "unavailable": self.unavailable,
+            "hops": summary(self.hops),
+            "answers": summary(self.questions),
+            "ms": summary(self.ms),
+        }
+
+
+async def read(sim: Simulation, name: str, into: Reads) -> None:
+    loop = asyncio.get_running_loop()
+    reader = sim.anybody()
+    before, began = reader.stats(), loop.time()
+    try:
+        into.found += (hit := len(await reader.services(name)) == 1)
+        into.missed += not hit
+    except Unavailable:
+        into.unavailable += 1
+    after = reader.stats()
+    searches = after["lookups_count"] - before.get("lookups_count", 0)
+    into.ms.append((loop.time() - began) * 1e3)
+    into.hops.append((after["lookups_hops"] - before.get("lookups_hops", 0)) / searches)
+    into.questions.append(after["lookups_answers"] - before.get("lookups_answers", 0))
+
+
+async def reads(sim: Simulation, *, spread_s: float = 0.0) -> Reads:
+    """One after the other, `spread_s` in all between them."""
+    result = Reads()
+    for i in range(READS):
+        await read(sim, f"id:s{i % RECORDS}", result)
+        if spread_s:
+            await asyncio.sleep(spread_s / READS)
+    return result
+
+
+async def grown(sim: Simulation, size: int, *, liars: float = 0.0) -> None:
+    """A mesh that joined one by one, through random members, and holds the records."""
+    members = [0]
+    await sim.add(0)
+    for number in range(1, size):
+        through = sim.chance.choice(members)
+        if sim.chance.random() < liars:
+            await sim.add_liar(number, through=through)
+        else:
+            await sim.add(number, through=through)
+            members.append(number)
+    for i in range(RECORDS):
+        await sim.anybody().publish(sim.service(f"s{i}", category=f"/c{i % 10}/s{i}"))
+    await asyncio.sleep(SETTLE_S)
+
+
+async def churn(sim: Simulation) -> Reads:
+    async def coming_and_going() -> None:
+        number = 1_000_000
+        while True:
+            await asyncio.sleep(sim.chance.expovariate(len(sim.nodes) / LIFE_S))
+            await sim.kill(sim.chance.choice(list(sim.nodes)))
+            number += 1
+            await sim.add(number, through=sim.chance.choice(list(sim.nodes)))
+
+    changes = asyncio.create_task(coming_and_going())
+    try:
+        return await reads(sim, spread_s=CHURN_S)
+    finally:
+        changes.cancel()
+        await asyncio.gather(changes, return_exceptions=True)
+
+
+async def die(sim: Simulation, share: float) -> None:
+    for number in sim.chance.sample(list(sim.nodes), int(share * len(sim.nodes))):
+        await sim.kill(number)
+
+
+async def course(size: int) -> dict[str, object]:
+    """All phases at one size."""
+    result: dict[str, object] = {}
+    async with simulation(seed=SEED + size) as sim:
+        sim.network.latency_s = LATENCY_S
+        await grown(sim, size)
+        result["calm"] = (await reads(sim)).report()
+        before = sim.network.counts["sent"]
+        await asyncio.sleep(IDLE_S)
+        per_hour = (sim.network.counts["sent"] - before) * 3600 / IDLE_S / size
+        result["datagrams_per_node_hour"] = round(per_hour)
+        sim.network.loss = 0.1
+        result["loss"] = (await reads(sim)).report()
+        sim.network.loss = 0.0
+        before = sim.network.counts["sent"]
+        result["churn"] = (await churn(sim)).report()
+        per_hour = (sim.network.counts["sent"] - before) * 3600 / CHURN_S / size
+        result["datagrams_per_node_hour_churn"] = round(per_hour)
+        island = sim.chance.sample(list(sim.nodes), size // 4)
+        sim.network.cut(address(number) for number in island)
+        await asyncio.sleep(CUT_S)
+        sim.network.heal()
+        await asyncio.sleep(30)
+        result["partition"] = (await reads(sim)).report()
+        await die(sim, 0.3)
+        result["dead30"] = (await reads(sim)).report()
+        await asyncio.sleep(120)
+        await die(sim, 0.5)
+        result["dead50"] = (await reads(sim)).report()
+        result["contacts"] = summary([n.stats()["contacts"] for n in sim.nodes.values()])
+        result["crashes"] = sum(n.stats()["crashes"] for n in sim.nodes.values())
+        result["largest_datagram"] = sim.network.largest
+        result["trace"] = f"{sim.network.trace:08x}"
+    async with simulation(seed=SEED + size) as sim:
+        sim.network.latency_s = LATENCY_S
+        await grown(sim, size, liars=LIAR_SHARE)
+        result["liars"] = (await reads(sim)).report()
+    return result
+
+
+def plot(results: dict[int, dict[str, object]]) -> None:
+    """`lookup-sim-*.svg` beside the results."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "cornerstore"
+    from matplotlib import pyplot
+
+    sizes = sorted(results)
+
+    def of(phase: str, name: str, quantile: str | None = None) -> list[float]:
+        values = [results[size][phase][name] for size in sizes]  # type: ignore[index]
+        return [value[quantile] if quantile else value for value in values]
+
+    panels: list[tuple[str, str, dict[str, list[float]]]] = [
+        ("hops", "hops to the nearest node (mean of median searches)", {p: of(p, "hops", "p50") for p in PHASES}),
+        ("success", "share of reads that found the record", {p: of(p, "success") for p in PHASES}),
+        ("latency", "99th percentile of a read, ms (virtual)", {p: of(p, "ms", "p99") for p in PHASES}),
+        (
+            "traffic",
+            "datagrams sent per node and hour",
+            {
+                name: [float(results[size][key]) for size in sizes]  # type: ignore[arg-type]
+                for name, key in (
+                    ("nobody asks", "datagrams_per_node_hour"),
+                    ("churn and reads", "datagrams_per_node_hour_churn"),
+                )
+            },
+        ),
+    ]
+    for name, label, lines in panels:
+        figure, axes = pyplot.subplots(figsize=(6, 3.6))
+        for line, values in lines.items():
+            axes.plot(sizes, values, marker="o", label=line)
+        axes.set(xscale="log", xticks=sizes, xticklabels=[str(s) for s in sizes], xlabel="nodes", ylabel=label)
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize="small")
+        figure.tight_layout()
+        figure.savefig(RESULTS / f"lookup-sim-{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def require_matplotlib() -> None:
+    if importlib.util.find_spec("matplotlib") is None:
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "matplotlib>=3.9"]
+        subprocess.run(install, check=True, stdout=sys.stderr)
+
+
+def one_size(size: int) -> dict[str, object]:
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    began = time.monotonic()
+    with redirect_stdout(sys.stderr):
+        result = in_virtual_time(course(size))
+    print(f"{size} nodes, {time.monotonic() - began:.0f} s: {result}", file=sys.stderr, flush=True)
+    return result
+
+
+def at_all_sizes(sizes: Sequence[int]) -> dict[int, dict[str, object]]:
+    """The largest first, a process for each core."""
+    with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        running = {size: pool.submit(one_size, size) for size in sorted(sizes, reverse=True)}
+        return {size: running[size].result() for size in sizes}
+
+
+def main() -> None:
+    require_matplotlib()
+    results = at_all_sizes(SIZES)
+    plot(results)
+    largest = results[max(results)]
+    ratios: dict[str, float] = {f"success_{phase}": largest[phase]["success"] for phase in PHASES}  # type: ignore[index]
+    ratios["hops"] = largest["calm"]["hops"]["p50"]  # type: ignore[index]
+    ratios["datagrams_per_node_hour"] = float(largest["datagrams_per_node_hour"])  # type: ignore[arg-type]
+    finish(
+        "lookup-sim",
+        runs=1,
+        ours={str(size): result for size, result in results.items()} | {"seed": SEED},
+        reference={},
+        ratios=ratios,
+    )
+
+
+if __name__ == "__main__":
+    main()
