@@ -19,7 +19,8 @@ class Directory(Protocol):
     """Signed records in the mesh.
 
     A lookup returns verified, unexpired records with tombstones applied, newest first. It raises Unavailable when
-    too few peers answered to say "there is none"; it never returns an empty list merely because peers were slow.
+    too few peers answered to say "there is none", or when a large set did not arrive whole in time (the next call goes
+    on from there); it never returns an empty or a partial list merely because peers were slow.
     """
 
     async def publish(self, signed: Signed) -> None:
@@ -29,8 +30,11 @@ class Directory(Protocol):
         what the mesh knows, Unavailable if no peer could be told (it is kept and told later all the same).
         """
 
-    async def services(self, name: str) -> list[Signed]:
-        """ServiceRecords at a record name: `id:od01`, `name:wordcount`, `service:sha256:...`, `category:/text`."""
+    async def services(self, name: str) -> Sequence[Signed]:
+        """ServiceRecords at a record name: `id:od01`, `name:wordcount`, `service:sha256:...`, `category:/text`.
+
+        Not to be changed by the caller. The same object as the last time means that nothing has changed.
+        """
 
     async def providers(self, digest: str) -> list[ProviderRecord]:
         """Who serves this content, this node excluded."""

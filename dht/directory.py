@@ -28,6 +28,7 @@ from dht.republish import TICK_S, MeshNews, Republisher
 from dht.sealing import Keyring
 from dht.storage import KnownContact, opened_storage
 from dht.tasks import OwnedTasks, periodically
+from dht.views import View
 from protocol.identifiers import check_digest, check_region, node_id, record_key
 from protocol.problems import ConfigError, InvalidRecord, Problem, Unavailable
 from protocol.records import ProviderRecord, Record, RegionRecord, ServiceRecord, Signed, raw_public_key, sign
@@ -93,12 +94,13 @@ class NetworkDirectory:
         keys = [record_key(name) for name in record.names]
         for key in keys:
             self._replica.check(key, signed.envelope)
-            if rules.competes_at(key, record) and rules.supersedes(self._replica.held(key), signed):
+            if rules.competes_at(key, record) and self._replica.outranks(key, signed):
                 raise _outdated(record)
-        outcomes = await asyncio.gather(*(self._spread(key, signed) for key in keys))
+        left = await self._left_behind(signed)
+        outcomes = await asyncio.gather(*(self._spread(key, signed) for key in [*keys, *left]))
         if self._overlay.alone:
             return
-        for key, outcome in zip(keys, outcomes, strict=True):
+        for key, outcome in zip(keys, outcomes[: len(keys)], strict=True):
             if outcome.superseded and rules.competes_at(key, record) and await self._is_outdated(key, signed):
                 raise _outdated(record)
         if not any(outcome.acks for outcome in outcomes):
@@ -113,20 +115,31 @@ class NetworkDirectory:
         self._replica.keep(key, signed, ours=True, spread_at=0.0)
         outcome = await self._overlay.store(key, [signed.envelope])
         if outcome.enough:
-            rows = [row for row in self._storage.at(key) if row.envelope == signed.envelope]
-            self._storage.mark_spread(rows, self._clock())
+            row = self._storage.in_slot(key, rules.slot(signed.record))
+            self._storage.mark_spread([row] if row is not None else [], self._clock())
         return outcome
+
+    async def _left_behind(self, signed: Signed) -> list[bytes]:
+        """Keys of categories in which an older version stands and this one does not: put there too, it hides that one.
+
+        Empty as well if the mesh does not answer: a publication waits for nothing but its own acks.
+        """
+        record = signed.record
+        if not isinstance(record, ServiceRecord) or record.withdrawn:
+            return []
+        key = record_key(f"id:{record.id}")
+        outcome = await self._overlay.read(key)
+        older = [*self._replica.held(key), *self._checked(key, outcome.envelopes)]
+        return [record_key(name) for name in sorted({n for one in older for n in rules.left_behind(one, signed)})]
 
     async def _is_outdated(self, key: bytes, signed: Signed) -> bool:
         """Do not believe a peer's word that something newer exists: look at it."""
         outcome = await self._overlay.read(key)
-        self._replica.offer(key, list(outcome.envelopes))
-        return rules.supersedes(self._replica.held(key), signed)
+        return rules.supersedes(self._checked(key, outcome.envelopes), signed)
 
-    async def services(self, name: str) -> list[Signed]:
+    async def services(self, name: str) -> Sequence[Signed]:
         """See `Directory.services`."""
-        found = await self._read(rules.check_name(name, *rules.SERVICE_NAMES))
-        return [s for s in found if isinstance(s.record, ServiceRecord)]
+        return await self._read(rules.check_name(name, *rules.SERVICE_NAMES))
 
     # --- content ---
 
@@ -205,14 +218,23 @@ class NetworkDirectory:
 
     # --- reading ---
 
-    async def _read(self, name: str) -> list[Signed]:
-        """Verified, visible records at a name. Raises Unavailable if there seem to be none but too few answered."""
+    async def _read(self, name: str) -> Sequence[Signed]:
+        """Verified, visible records at a name, newest first: the same object as before if nothing has changed.
+
+        Raises Unavailable if there seem to be none but too few answered, or if only a part of a large set came in time;
+        what came is kept, and the next call goes on from there.
+        """
         key = record_key(name)
-        outcome = await self._overlay.read(key)
-        found = rules.visible([*self._replica.held(key), *self._checked(key, outcome.envelopes)], self._clock())
-        if not found and not outcome.conclusive and not self._overlay.alone:
+        view = self._replica.views.get(key)
+        outcome = await self._overlay.read(key, view)
+        if view is None:
+            view = View(key, self._replica.held(key))
+        view.add(*self._checked(key, outcome.envelopes))
+        self._replica.views.keep(key, view)
+        found = view.visible(self._clock())
+        if not self._overlay.alone and not (outcome.whole if found else outcome.conclusive):
             raise Unavailable(
-                f"{outcome.answered} nodes answered: too few to say that nothing is known as {name[:100]}",
+                f"{outcome.answered} nodes answered: too few to say what is known as {name[:100]}",
                 fix="Try again; if it persists, check that other nodes of the mesh can be reached over UDP.",
                 retry_after=1.0,
             )

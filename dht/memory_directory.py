@@ -113,8 +113,10 @@ class MemoryDirectory:
 
     def _spread(self, signed: Signed) -> None:
         reachable = [self._own] if self.node in self._mesh.unreachable else [self._own, self._mesh.sets]
-        for name in signed.record.names:
-            for sets in reachable:
+        record = signed.record
+        for sets in reachable:
+            older = sets[record_key(f"id:{record.id}")] if isinstance(record, ServiceRecord) else []
+            for name in {*record.names, *(name for one in older for name in rules.left_behind(one, signed))}:
                 sets[record_key(name)] = rules.merge(sets[record_key(name)], [signed])
 
     def _held(self, key: bytes) -> list[Signed]:
@@ -122,7 +124,8 @@ class MemoryDirectory:
         return [s for s in rules.merge(self._own[key], shared) if s.record.expiry > self._clock()]
 
     def _read(self, name: str) -> list[Signed]:
-        found = rules.visible(self._held(record_key(name)), self._clock())
+        key = record_key(name)
+        found = [s for s in rules.visible(self._held(key), self._clock()) if rules.bound_to(s.record, key)]
         if not found and self.node in self._mesh.unreachable:
             raise Unavailable(f"0 nodes answered: too few to say that nothing is known as {name[:100]}")
         return found

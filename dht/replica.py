@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from dht import rules
 from dht.rules import Verdict
 from dht.storage import Row, Storage
+from dht.views import Views
 from protocol.problems import InvalidRecord
 from protocol.records import Signed, verify
 
@@ -18,7 +19,9 @@ MAX_ROWS = 500_000
 """Rows that this node keeps in all: some 300 MB."""
 ORDERED_CACHE = 64
 """Sets kept in the order of pages."""
-VERIFIED_CACHE = 8192
+COUNTED_CACHE = 4096
+"""Keys whose records are counted by owner."""
+VERIFIED_CACHE = 16_384
 """Envelopes whose signature is remembered as good: a check costs about 130 us."""
 
 
@@ -30,12 +33,16 @@ class Replica:
         self._clock = clock
         self._verified = lru_cache(maxsize=VERIFIED_CACHE)(verify)
         self._ordered: OrderedDict[bytes, tuple[float, rules.OrderedSet]] = OrderedDict()
+        self._counts: OrderedDict[bytes, Counter[bytes]] = OrderedDict()
+        """At some keys, how many records each owner has: an upper bound, since expired ones are not taken out."""
+        self.views = Views()
+        """What this node has read at other nodes."""
 
     def check(self, key: bytes, envelope: bytes) -> Signed:
-        """A record that may stand at `key` now. Raises InvalidRecord."""
+        """A record that may stand at `key` now, if only in the slot of its older version. Raises InvalidRecord."""
         signed = self._verified(envelope)
         rules.accept(signed.record, self._clock())
-        if not rules.bound_to(signed.record, key):
+        if not rules.may_stand(signed.record, key):
             raise InvalidRecord("the record does not name the key at which it was offered")
         return signed
 
@@ -74,24 +81,51 @@ class Replica:
             return Verdict.REFUSED
         place = rules.slot(signed.record)
         before = self.storage.in_slot(key, place)
-        if before is None and not self._has_room(key, signed):
+        if before is None and not (rules.bound_to(signed.record, key) and self._has_room(key, signed)):
             return Verdict.REFUSED
         if before is not None and rules.supersedes([self._verified(before.envelope)], signed):
             return Verdict.SUPERSEDED
-        if before is not None and before.envelope == signed.envelope:
-            ours = ours or before.ours
-        else:
-            self._ordered.pop(key, None)
+        is_echo = before is not None and before.envelope == signed.envelope
+        ours = ours or (is_echo and before is not None and before.ours)
         self.storage.put([Row(key, place, signed.public_key, signed.record.expiry, ours, spread_at, signed.envelope)])
+        if not is_echo:
+            self._changed(key, before, signed)
         return Verdict.KEPT
+
+    def _changed(self, key: bytes, before: Row | None, signed: Signed) -> None:
+        self.views.heard(key, signed)
+        if before is None and key in self._counts:
+            self._counts[key][signed.public_key] += 1
+        if key in self._ordered:
+            until, ordered = self._ordered[key]
+            if before is not None:
+                ordered.remove(before.envelope)
+            ordered.add(signed.envelope)
+            self._ordered[key] = min(until, signed.record.expiry), ordered
+
+    def outranks(self, key: bytes, signed: Signed) -> bool:
+        """True if something of higher rank is held in the record's slot."""
+        before = self.storage.in_slot(key, rules.slot(signed.record))
+        if before is None or before.expiry <= self._clock():
+            return False
+        return rules.supersedes([self._verified(before.envelope)], signed)
 
     def _has_room(self, key: bytes, signed: Signed) -> bool:
         """True if one more slot fits; a full set makes room for a record of higher rank, as the merge does."""
-        total, owned = self.storage.count_at(key, signed.public_key)
-        if total < rules.MAX_PER_KEY and owned < rules.MAX_PER_OWNER[type(signed.record)]:
+        counts = self._counted(key)
+        if counts.total() < rules.MAX_PER_KEY and counts[signed.public_key] < rules.MAX_PER_OWNER[type(signed.record)]:
             return True
+        self._counts.pop(key, None)
+        self._ordered.pop(key, None)
         rows = self.storage.at(key)
         merged = rules.merge([self._verified(row.envelope) for row in rows], [signed])
         slots = {rules.slot(one.record) for one in merged}
         self.storage.drop(key, [row.slot for row in rows if row.slot not in slots])
         return rules.slot(signed.record) in slots
+
+    def _counted(self, key: bytes) -> Counter[bytes]:
+        if key not in self._counts:
+            self._counts[key] = Counter(self.storage.owners_at(key))
+            if len(self._counts) > COUNTED_CACHE:
+                self._counts.popitem(last=False)
+        return self._counts[key]

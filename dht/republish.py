@@ -130,13 +130,17 @@ class Republisher:
         await asyncio.gather(*(self._spread(gate, key, rows) for key, rows in groups.items()))
 
     async def _spread(self, gate: asyncio.Semaphore, key: bytes, rows: list[Row]) -> None:
+        """Of what is held for others, the whole set at once: replicas that hold the same are then asked, not told."""
         async with gate:
-            outcome = await self._overlay.store(key, [row.envelope for row in rows])
+            whole = any(not row.ours for row in rows)
+            envelopes = self._replica.ordered(key).envelopes if whole else [row.envelope for row in rows]
+            outcome = await self._overlay.store(key, list(envelopes))
         self.spreads += 1
         now = self._clock()
-        for ours in (True, False):
-            again = spread_again_from(key, now, ours=ours, enough=outcome.enough)
-            self._storage.mark_spread([row for row in rows if row.ours == ours], again)
+        ours = [row for row in rows if row.ours]
+        self._storage.mark_spread(ours, spread_again_from(key, now, ours=True, enough=outcome.enough))
+        if whole:
+            self._storage.mark_held_spread(key, spread_again_from(key, now, ours=False, enough=outcome.enough))
 
     async def _hand_over(self) -> None:
         """Tell newcomers what they are now among the nearest for: one pass over the keys for all of them."""

@@ -9,6 +9,9 @@ in one slot the higher rank stays:
     provider  node, content               the same
     region    node, region                the same
 
+A service record that moved to another category may stand at the old category's key too, but only in the slot that its
+own older version had there: it hides that one, and is not shown itself.
+
 A tombstone takes its slot like any record and hides it for readers. It is bound to the keys of the version that it
 withdraws: at `service:<digest>` no other version ever competes, so an older version stays findable by its digest after
 a newer one took the slot at `id:`, `name:` and `category:`. A publisher who withdraws an old version and means to keep
@@ -18,11 +21,12 @@ the newer one signs the tombstone with the old version's seq plus one.
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from itertools import pairwise
+from typing import NamedTuple
 
 import msgspec
 
@@ -34,9 +38,18 @@ MAX_LIFETIME_S = {ServiceRecord: 400 * 86_400, ProviderRecord: 3600, RegionRecor
 """How far ahead an expiry may lie, in seconds."""
 MAX_PER_OWNER = {ServiceRecord: 1024, ProviderRecord: 16, RegionRecord: 16}
 """Records of one signing key at one key; those of the highest rank stay."""
-MAX_PER_KEY = 8192
+MAX_PER_KEY = 16_384
+"""Beyond it every owner keeps an equal share, so that who publishes much cannot crowd out who publishes little."""
 POSITION_BYTES = 8
 """Length of a cursor and of a fingerprint."""
+EVERYWHERE = (0, (1 << 8 * POSITION_BYTES) - 1)
+"""The range of all positions."""
+SHORT_BYTES = 6
+"""Positions and fingerprints of parts are told in so many bytes where many stand in one datagram."""
+PARTS = 96
+LISTED_WITH_CONTACTS = 96
+LISTED = 128
+"""A range of at most so many envelopes is told by its positions."""
 
 
 class Verdict(IntEnum):
@@ -76,8 +89,20 @@ def accept(record: Record, now: float) -> None:
 
 
 def bound_to(record: Record, key: bytes) -> bool:
-    """True if `key` is the key of one of the record's own names; nowhere else may it be stored."""
+    """True if `key` is the key of one of the record's own names; nowhere else is it shown."""
     return any(record_key(name) == key for name in record.names)
+
+
+def may_stand(record: Record, key: bytes) -> bool:
+    """True if the record names `key`, or may stand there in the place of its own older version, which it hides."""
+    return isinstance(record, ServiceRecord) or bound_to(record, key)
+
+
+def left_behind(older: Signed, newer: Signed) -> set[str]:
+    """Categories of an older version in which the newer one does not stand."""
+    if slot(older.record) != slot(newer.record) or rank(older) >= rank(newer):
+        return set()
+    return {name for name in older.record.names if name.startswith("category:")} - set(newer.record.names)
 
 
 def is_withdrawn(record: Record) -> bool:
@@ -109,13 +134,19 @@ def merge(*sets: Iterable[Signed]) -> list[Signed]:
         if place not in best or rank(signed) > rank(best[place]):
             best[place] = signed
     kept: list[Signed] = []
+    turns: list[int] = []
+    """How many records of the same owner stand before each."""
     per_owner: Counter[tuple[type[Record], bytes]] = Counter()
     for signed in sorted(best.values(), key=rank, reverse=True):
         owner = type(signed.record), signed.public_key
-        per_owner[owner] += 1
-        if per_owner[owner] <= MAX_PER_OWNER[type(signed.record)]:
+        if per_owner[owner] < MAX_PER_OWNER[type(signed.record)]:
             kept.append(signed)
-    return kept[:MAX_PER_KEY]
+            turns.append(per_owner[owner])
+        per_owner[owner] += 1
+    if len(kept) <= MAX_PER_KEY:
+        return kept
+    by_turn = sorted(range(len(kept)), key=turns.__getitem__)[:MAX_PER_KEY]
+    return [kept[i] for i in sorted(by_turn)]
 
 
 def visible(records: Iterable[Signed], now: float) -> list[Signed]:
@@ -153,7 +184,56 @@ class OrderedSet:
         ordered = sorted((position(e), e) for e in envelopes)
         self.positions = [place for place, _ in ordered]
         self.envelopes = [envelope for _, envelope in ordered]
-        self.fingerprint = hashlib.sha256(b"".join(self.positions)).digest()[:POSITION_BYTES]
+        self._whole: Summary | None = None
+
+    @property
+    def fingerprint(self) -> bytes:
+        return self.summary(*EVERYWHERE).fingerprint
+
+    def add(self, envelope: bytes) -> None:
+        place = position(envelope)
+        at = bisect_right(self.positions, place)
+        self.positions.insert(at, place)
+        self.envelopes.insert(at, envelope)
+        self._whole = None
+
+    def remove(self, envelope: bytes) -> None:
+        """Without effect if it is not in the set."""
+        at = bisect_left(self.positions, position(envelope))
+        if at < len(self.envelopes) and self.envelopes[at] == envelope:
+            del self.positions[at], self.envelopes[at]
+            self._whole = None
+
+    def summary(self, low: int, high: int) -> Summary:
+        """What is at the positions from `low` to `high`, both included: listed, or as fingerprints of its parts."""
+        if (low, high) == EVERYWHERE and self._whole is not None:
+            return self._whole
+        chosen = self._between(low, high)
+        if len(chosen) <= (LISTED_WITH_CONTACTS if (low, high) == EVERYWHERE else LISTED):
+            found = Summary(_digest_of(chosen), b"", b"".join(p[:SHORT_BYTES] for p in chosen))
+        else:
+            parts = (_digest_of(self._between(*part))[:SHORT_BYTES] for part in parts_of(low, high))
+            found = Summary(_digest_of(chosen), b"".join(parts), b"")
+        if (low, high) == EVERYWHERE:
+            self._whole = found
+        return found
+
+    def fingerprint_of(self, low: int, high: int) -> bytes:
+        """The shortened fingerprint of the envelopes from `low` to `high`, as in the parts of a summary."""
+        return _digest_of(self._between(low, high))[:SHORT_BYTES]
+
+    def between(self, low: int, high: int) -> list[bytes]:
+        """The envelopes from `low` to `high`."""
+        return self.envelopes[self._slice(low, high)]
+
+    def _between(self, low: int, high: int) -> list[bytes]:
+        return self.positions[self._slice(low, high)]
+
+    def _slice(self, low: int, high: int) -> slice:
+        if low > high:
+            return slice(0, 0)
+        first = bisect_left(self.positions, low.to_bytes(POSITION_BYTES, "big"))
+        return slice(first, bisect_right(self.positions, high.to_bytes(POSITION_BYTES, "big")))
 
     def page(self, cursor: bytes, budget: int) -> tuple[Sequence[bytes], bytes | None]:
         """Envelopes after `cursor` (empty: from the start) that fit in `budget` bytes of msgpack, and the next cursor.
@@ -167,6 +247,35 @@ class OrderedSet:
                 return self.envelopes[first:after], self.positions[after - 1] if after > first else cursor
             after += 1
         return self.envelopes[first:], None
+
+
+class Summary(NamedTuple):
+    """Of a range of positions: the fingerprint of the whole, and either the shortened fingerprints of its `PARTS`, or
+    (if it holds few) its shortened positions; both as one string of `SHORT_BYTES` each."""
+
+    fingerprint: bytes
+    parts: bytes
+    positions: bytes
+
+
+def parts_of(low: int, high: int) -> list[tuple[int, int]]:
+    """The range cut into PARTS of nearly equal width, ends included."""
+    span = high - low + 1
+    return [(low + span * i // PARTS, low + span * (i + 1) // PARTS - 1) for i in range(PARTS)]
+
+
+def shorts(joined: bytes) -> list[bytes]:
+    return [joined[i : i + SHORT_BYTES] for i in range(0, len(joined), SHORT_BYTES)]
+
+
+def cursor_before(short: bytes) -> bytes:
+    """The cursor after which the envelope at this shortened position comes next, or nearly next."""
+    place = int.from_bytes(short + bytes(POSITION_BYTES - SHORT_BYTES), "big")
+    return (place - 1).to_bytes(POSITION_BYTES, "big") if place else b""
+
+
+def _digest_of(positions: Sequence[bytes]) -> bytes:
+    return hashlib.sha256(b"".join(positions)).digest()[:POSITION_BYTES]
 
 
 def stretches(cursor: bytes, most: int) -> list[tuple[bytes, bytes]]:

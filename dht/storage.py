@@ -81,12 +81,12 @@ class Storage:
     def in_slot(self, key: bytes, slot: bytes) -> Row | None:
         return next(iter(self._rows("WHERE key = ? AND slot = ?", key, slot)), None)
 
-    def count_at(self, key: bytes, owner: bytes) -> tuple[int, int]:
-        """How many rows stand at `key`, and how many of them one key signed."""
+    def owners_at(self, key: bytes) -> dict[bytes, int]:
+        """How many rows at `key` each key signed."""
         with _translated(self._database):
-            query = "SELECT COUNT(*), COALESCE(SUM(owner = ?), 0) FROM dht_records WHERE key = ?"
-            total, owned = self._db.execute(query, (owner, key)).fetchone()
-            return int(total), int(owned)
+            return dict(
+                self._db.execute("SELECT owner, COUNT(*) FROM dht_records WHERE key = ? GROUP BY owner", (key,))
+            )
 
     def put(self, rows: Iterable[Row]) -> None:
         """Insert, or replace what is in the same slot of the same key."""
@@ -129,6 +129,11 @@ class Storage:
                 "UPDATE dht_records SET spread_at = ? WHERE key = ? AND slot = ? AND envelope = ?",
                 [(when, row.key, row.slot, row.envelope) for row in rows],
             )
+
+    def mark_held_spread(self, key: bytes, when: float) -> None:
+        """Note when all that is held for others at `key` was spread."""
+        with _translated(self._database):
+            self._db.execute("UPDATE dht_records SET spread_at = ? WHERE key = ? AND ours = 0", (when, key))
 
     def make_ours_due(self) -> None:
         """As if nothing that is ours had ever been spread."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -19,7 +19,7 @@ from dht.contracts import Directory
 from protocol.identifiers import check_category, check_service_id, is_digest
 from protocol.instances import StartRequest
 from protocol.problems import BadRequest, NoMatchingService, Problem, Unavailable
-from protocol.records import ServiceRecord
+from protocol.records import ServiceRecord, Signed
 from region_controller import resolution
 from region_controller.resolution import WarmthOf
 
@@ -33,12 +33,19 @@ LAST_KNOWN_S = 600.0
 OWN_S = 2.0
 """How long what was published or withdrawn here is laid over the mesh's answers: by then the mesh knows."""
 MAX_CACHED_NAMES = 512
-MAX_ENTRIES_SEARCHED = 5_000
+
+
+def _searched_text(record: ServiceRecord) -> str:
+    return f"{record.id} {record.name} {record.description} {record.category}".casefold()
+
 
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
 class _Lookup(Struct):
+    """`source`: the directory's own list; while it stays the same object, nothing has changed."""
+
+    source: Sequence[Signed]
     records: tuple[ServiceRecord, ...]
     at: float
 
@@ -132,14 +139,12 @@ class Catalogue:
         text: str = "",
     ) -> list[ServiceRecord]:
         """Newest first. `text` is looked for in id, name, description and category, without regard to case."""
-        found = await self._lookup(f"id:{service_id}" if service_id else f"category:{category}")
         wanted = text.casefold()
         return [
             record
-            for record in resolution.newest_versions(found[:MAX_ENTRIES_SEARCHED])
+            for record in await self._lookup(f"id:{service_id}" if service_id else f"category:{category}")
             if resolution.matches_meaning(record, category, inputs, outputs)
-            and (not service_id or record.id == service_id)
-            and (not wanted or wanted in f"{record.id} {record.name} {record.description} {record.category}".casefold())
+            and (not wanted or wanted in _searched_text(record))
         ]
 
     async def by_digest(self, digest: str) -> list[ServiceRecord]:
@@ -162,11 +167,15 @@ class Catalogue:
         return self._with_own(name, await self._cached(name))
 
     def _with_own(self, name: str, found: tuple[ServiceRecord, ...]) -> tuple[ServiceRecord, ...]:
+        """What the mesh shows, one record per publisher, id and name, newest first, under what was done here."""
         now, horizon = self._clock(), self._monotonic() - OWN_S
         own = [o.record for o in self._own.values() if o.at >= horizon and name in o.record.names]
-        newest = {(r.publisher, r.id, r.name): r.seq for r in sorted(own, key=lambda r: r.seq)}
-        others = [r for r in found if r.seq > newest.get((r.publisher, r.id, r.name), -1)]
-        return tuple(r for r in (*own, *others) if r.expiry > now and not r.withdrawn)
+        if own:
+            newest = {(r.publisher, r.id, r.name): r for r in sorted(own, key=lambda r: r.seq)}
+            seqs = {slot: record.seq for slot, record in newest.items()}
+            others = [r for r in found if r.seq > seqs.get((r.publisher, r.id, r.name), -1)]
+            found = (*sorted(newest.values(), key=lambda r: -r.seq), *others)
+        return tuple(r for r in found if r.expiry > now and not r.withdrawn)
 
     async def _cached(self, name: str) -> tuple[ServiceRecord, ...]:
         known = self._cache.get(name)
@@ -198,9 +207,13 @@ class Catalogue:
             self._refreshing.discard(name)
 
     async def _fetch(self, name: str) -> tuple[ServiceRecord, ...]:
-        signed = await self._directory.services(name)
-        records = tuple(s.record for s in signed if isinstance(s.record, ServiceRecord))
-        self._cache[name] = _Lookup(records, self._monotonic())
+        source = await self._directory.services(name)
+        known = self._cache.get(name)
+        if known is not None and known.source is source:
+            records = known.records
+        else:
+            records = tuple(s.record for s in source if isinstance(s.record, ServiceRecord))
+        self._cache[name] = _Lookup(source, records, self._monotonic())
         self._cache.move_to_end(name)
         while len(self._cache) > MAX_CACHED_NAMES:
             self._cache.popitem(last=False)

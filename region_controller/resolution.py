@@ -69,8 +69,8 @@ def matches_meaning(record: ServiceRecord, category: str, inputs: Sequence[str],
     """In the subtree, accepts every requested input, produces every requested output."""
     return (
         in_category(record.category, category)
-        and set(inputs) <= set(record.inputs)
-        and set(outputs) <= set(record.outputs)
+        and all(one in record.inputs for one in inputs)
+        and all(one in record.outputs for one in outputs)
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any, Generic
 from kademlia.crawling import SpiderCrawl
 from kademlia.node import Node
 
-from dht.overlay.messages import A, Nodes, Page
+from dht.overlay.messages import A, Nodes, Page, Parts
 
 CANDIDATES = 64
 """Nearest nodes looked at; those behind them cannot matter."""
@@ -116,7 +116,7 @@ class Crawl(SpiderCrawl, Generic[A]):
             self.nearest.remove([node.id])
             return
         self.answers[node.id] = answer
-        if isinstance(answer, Nodes | Page):
+        if isinstance(answer, Nodes | Page | Parts):
             named = [(c.node, c.address) for c in answer.contacts]
             nodes = [Node(node_id, *address) for node_id, address in named if address is not None]
             unknown = [n for n in nodes if n.id not in self._heard_of and n.id not in self._silent]

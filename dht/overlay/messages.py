@@ -7,12 +7,15 @@
                cursor]                                  next cursor, fingerprint]
     3 store   [id, sender, prove, key,       19 stored [id, sender, proof, verdicts]
                envelopes]
+    4 compare [id, sender, prove, key,       20 parts  [id, sender, proof, contacts, fingerprint,
+               low, high]                               parts, positions]
 
 `id` 8 random bytes, the same in the answer; `sender` and `key` 20 bytes; a contact is `[node id, packed IP, port]`.
 `prove` asks for a proof: the answer then carries `[public key, signature]` over
 PROOF_CONTEXT || mesh name || 0 || request id || asker's node id || answerer's node id, and the node id is the hash of
 that public key. An asker believes an address to be a node's only after such a proof. `cursor` nil asks for the first
-page and for contacts nearer to the key; bytes ask for what follows.
+page and for contacts nearer to the key; bytes ask for what follows. `low` and `high` bound a range of positions: see
+`dht.rules.Summary`; the range of all positions is answered with contacts too.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from msgspec import Meta, Struct
 
 from dht.overlay.datagrams import Address
-from dht.rules import POSITION_BYTES
+from dht.rules import LISTED, POSITION_BYTES, SHORT_BYTES
 from protocol.identifiers import KEY_BYTES, node_id
 from protocol.records import MAX_ENVELOPE, raw_public_key
 
@@ -38,6 +41,8 @@ MessageId = Annotated[bytes, Meta(min_length=MESSAGE_ID_BYTES, max_length=MESSAG
 Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 Cursor = Annotated[bytes, Meta(max_length=POSITION_BYTES)]
 Fingerprint = Annotated[bytes, Meta(min_length=POSITION_BYTES, max_length=POSITION_BYTES)]
+Position = Annotated[int, Meta(ge=0)]
+Shorts = Annotated[bytes, Meta(max_length=LISTED * SHORT_BYTES)]
 Envelopes = Annotated[tuple[Annotated[bytes, Meta(max_length=MAX_ENVELOPE)], ...], Meta(max_length=64)]
 
 
@@ -98,6 +103,12 @@ class Store(Request, frozen=True, tag=3):
     envelopes: Envelopes
 
 
+class Compare(Request, frozen=True, tag=4):
+    key: Key
+    low: Position
+    high: Position
+
+
 class Answer(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     id: MessageId
     sender: Key
@@ -123,9 +134,16 @@ class Stored(Answer, frozen=True, tag=19):
     verdicts: Annotated[tuple[Annotated[int, Meta(ge=0, le=255)], ...], Meta(max_length=64)]
 
 
-AnyRequest = Ping | Find | Records | Store
-AnyAnswer = Pong | Nodes | Page | Stored
-A = TypeVar("A", Pong, Nodes, Page, Stored)
+class Parts(Answer, frozen=True, tag=20):
+    contacts: Contacts
+    fingerprint: Fingerprint
+    parts: Shorts
+    positions: Shorts
+
+
+AnyRequest = Ping | Find | Records | Store | Compare
+AnyAnswer = Pong | Nodes | Page | Stored | Parts
+A = TypeVar("A", Pong, Nodes, Page, Stored, Parts)
 
 _decoder: msgspec.msgpack.Decoder[AnyRequest | AnyAnswer] = msgspec.msgpack.Decoder(AnyRequest | AnyAnswer)
 encode = msgspec.msgpack.encode

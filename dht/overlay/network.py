@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,9 +28,11 @@ from dht.overlay.messages import (
     A,
     AnyAnswer,
     AnyRequest,
+    Compare,
     Find,
     Nodes,
     Page,
+    Parts,
     Ping,
     Pong,
     Proof,
@@ -45,6 +47,7 @@ from dht.tasks import OwnedTasks
 from protocol.identifiers import KEY_BYTES
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 REFRESH_PREFIXES = 5
 FIRST_REFRESH_S = 15.0
@@ -70,19 +73,23 @@ MAX_CHECKS = 64
 """Nodes whose claimed id is being checked at one time."""
 
 ACKNOWLEDGED = {rules.Verdict.KEPT, rules.Verdict.SUPERSEDED}
+COMPARE_FROM = 16
+"""Of a larger set only those records are sent that the receiver lacks: a question is cheaper than many stores."""
 STORE_OVERHEAD = 64
 """Bytes of a store request beside its envelopes."""
 
 
 class Tuning(Struct, frozen=True, kw_only=True):
     """Kademlia's constants. `k` bucket size; `alpha` questions at once; `replicas` nodes that keep a record;
-    `acks` of them make a store good; `lookup_s` deadline of a lookup."""
+    `acks` of them make a store good; `lookup_s` deadline of a lookup; `paging_s` that of a large set's
+    further pages."""
 
     k: int = 20
     alpha: int = 4
     replicas: int = 8
     acks: int = 5
     lookup_s: float = 2.0
+    paging_s: float = 10.0
 
     @property
     def policy(self) -> CrawlPolicy:
@@ -98,6 +105,15 @@ class Shelf(Protocol):
         """One `dht.rules.Verdict` for each envelope."""
 
 
+class Known(Protocol):
+    """What the reader of a set has of it already: see `dht.views.View`."""
+
+    @property
+    def ordered(self) -> rules.OrderedSet: ...
+
+    def has(self, short: bytes) -> bool: ...
+
+
 @dataclass(frozen=True)
 class StoreOutcome:
     """`asked` nodes were sent the records, `acks` answered that they hold them, or something newer (`superseded`).
@@ -111,11 +127,13 @@ class StoreOutcome:
 
 @dataclass(frozen=True)
 class ReadOutcome:
-    """`envelopes` as peers sent them, not judged. `conclusive`: what is not among them does not exist."""
+    """`envelopes` as peers sent them, not judged. `conclusive`: what is not among them does not exist. `whole` false:
+    a set is known to hold more than what arrived in time."""
 
     envelopes: frozenset[bytes] = frozenset()
     conclusive: bool = False
     answered: int = 0
+    whole: bool = True
 
 
 class Overlay:
@@ -272,6 +290,12 @@ class Overlay:
     async def _hand_over(self, node: Node, key: bytes, envelopes: Sequence[bytes]) -> list[int] | None:
         """The verdicts, or None if the node went silent or refused everything."""
         verdicts: list[int] = []
+        if len(envelopes) > COMPARE_FROM:
+            lacking = await self._lacking(node, key, envelopes)
+            if lacking is None:
+                return None
+            verdicts += [rules.Verdict.KEPT] * (len(envelopes) - len(lacking))
+            envelopes = lacking
         for batch in rules.batches(envelopes, MAX_PLAINTEXT - STORE_OVERHEAD):
             stored = await self._ask(node, Store, Stored, key, tuple(batch))
             if stored is None:
@@ -279,44 +303,137 @@ class Overlay:
             verdicts += stored.verdicts
         return verdicts if ACKNOWLEDGED.intersection(verdicts) else None
 
-    async def read(self, key: bytes) -> ReadOutcome:
-        """The union of what the nodes nearest to `key` hold, within the lookup deadline.
+    async def _lacking(self, node: Node, key: bytes, envelopes: Sequence[bytes]) -> list[bytes] | None:
+        """Which of many envelopes a node may lack, by one look at what it holds. None if it went silent."""
+        told = await self._ask(node, Compare, Parts, key, *rules.EVERYWHERE)
+        if told is None:
+            return None
+        ours = rules.OrderedSet(envelopes)
+        if not told.parts:
+            held = set(rules.shorts(told.positions))
+            return [e for e in ours.envelopes if rules.position(e)[: rules.SHORT_BYTES] not in held]
+        pairs = zip(rules.parts_of(*rules.EVERYWHERE), rules.shorts(told.parts), strict=False)
+        return [e for part, digest in pairs if digest != ours.fingerprint_of(*part) for e in ours.between(*part)]
 
-        When many nodes died at once, a first search may learn little but who is dead: then a second one follows.
+    async def read(self, key: bytes, known: Known | None = None) -> ReadOutcome:
+        """The union of what the nodes nearest to `key` hold, but for what is `known` already.
+
+        The search ends at the lookup deadline, the reading of further pages PAGING_S later. When many nodes died at
+        once, a first search may learn little but who is dead: then a second one follows.
         """
         deadline = asyncio.get_running_loop().time() + self._tuning.lookup_s
         found: set[bytes] = set()
         for _ in range(SEARCHES):
-            crawl = self._crawl(key, Records, Page, key, None)
-            await crawl.run(deadline)
-            self._lookups.update(count=1, hops=crawl.hops, answers=len(crawl.answers))
-            found.update(e for page in crawl.answers.values() for e in page.envelopes)
-            complete = await self._read_rest(key, crawl, found, deadline)
-            outcome = ReadOutcome(frozenset(found), crawl.conclusive and complete, len(crawl.answers))
-            if found or outcome.conclusive or not crawl.converged:
+            if known is None:
+                crawl, whole = await self._read_all(key, found, deadline)
+            else:
+                crawl, whole = await self._read_news(key, known, found, deadline)
+            outcome = ReadOutcome(frozenset(found), crawl.conclusive and whole, len(crawl.answers), whole)
+            if found or known or outcome.conclusive or not crawl.converged:
                 break
         return outcome
 
-    async def _read_rest(self, key: bytes, crawl: Crawl[Page], found: set[bytes], deadline: float) -> bool:
-        """Fetch the further pages, of equal sets only once. True if none is missing.
-
-        Of sets that differ, as many are read as it takes to meet every store that had its acks.
-        """
-        holders: dict[bytes, list[Node]] = {}
+    async def _read_all(self, key: bytes, found: set[bytes], deadline: float) -> tuple[Crawl[Page], bool]:
+        crawl = self._crawl(key, Records, Page, key, None)
+        await crawl.run(deadline)
+        self._count_lookup(crawl)
+        found.update(e for page in crawl.answers.values() for e in page.envelopes)
+        sets: dict[bytes, list[Node]] = {}
         for node in crawl.nearest_answered(len(crawl.answers)):
             if crawl.answers[node.id].next is not None:
-                holders.setdefault(crawl.answers[node.id].fingerprint, []).append(node)
-        rest = [
-            self._read_stretch(key, after, up_to, nodes[i % len(nodes) :] + nodes[: i % len(nodes)], found)
-            for nodes in list(holders.values())[: self._tuning.replicas - self._tuning.acks + 1]
-            for i, (after, up_to) in enumerate(self._stretches(crawl.answers[nodes[0].id]))
-        ]
-        try:
-            async with asyncio.timeout_at(deadline):
-                return all(await asyncio.gather(*rest))
-        except TimeoutError:
-            log.info("record-set-incomplete", key=key.hex(), found=len(found))
-            return False
+                sets.setdefault(crawl.answers[node.id].fingerprint, []).append(node)
+
+        async def rest(nodes: list[Node]) -> bool:
+            pieces = self._stretches(crawl.answers[nodes[0].id])
+            turned = [(*piece, nodes[i % len(nodes) :] + nodes[: i % len(nodes)]) for i, piece in enumerate(pieces)]
+            return all(await asyncio.gather(*(self._read_stretch(key, *piece, found) for piece in turned)))
+
+        return crawl, await self._of_each_set(sets, rest)
+
+    async def _read_news(
+        self, key: bytes, known: Known, found: set[bytes], deadline: float
+    ) -> tuple[Crawl[Parts], bool]:
+        crawl = self._crawl(key, Compare, Parts, key, *rules.EVERYWHERE)
+        await crawl.run(deadline)
+        self._count_lookup(crawl)
+        sets: dict[bytes, list[Node]] = {}
+        for node in crawl.nearest_answered(len(crawl.answers)):
+            if (fingerprint := crawl.answers[node.id].fingerprint) != known.ordered.fingerprint:
+                sets.setdefault(fingerprint, []).append(node)
+
+        async def differences(nodes: list[Node]) -> bool:
+            gate = asyncio.Semaphore(STRETCHES)
+            told = crawl.answers[nodes[0].id]
+            return await self._read_difference(key, rules.EVERYWHERE, told, nodes, known, found, gate)
+
+        return crawl, await self._of_each_set(sets, differences)
+
+    async def _of_each_set(
+        self, sets: Mapping[bytes, list[Node]], read: Callable[[list[Node]], Awaitable[bool]]
+    ) -> bool:
+        """Read as many sets that differ as it takes to meet every store that had its acks; of equal sets, one.
+
+        `sets`: holders by fingerprint. One that cannot be read is replaced by the next. When one set is here whole,
+        the others have LOOKUP_S left: a slow or lying holder must not keep the reader. True if one is whole.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = list(sets.values())
+        until = loop.time() + self._tuning.paging_s
+        wanted = self._tuning.replicas - self._tuning.acks + 1
+        whole = 0
+        async with OwnedTasks() as tasks:
+            reading: set[asyncio.Task[bool]] = set()
+            while (reading or waiting) and whole < wanted and loop.time() < until:
+                while waiting and len(reading) + whole < wanted:
+                    reading.add(tasks.run(_awaited(read(waiting.pop(0)))))
+                done, reading = await asyncio.wait(
+                    reading, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if read_now := sum(task.result() for task in done):
+                    whole += read_now
+                    until = min(until, loop.time() + self._tuning.lookup_s)
+        return whole > 0 or not sets
+
+    async def _read_difference(
+        self,
+        key: bytes,
+        where: tuple[int, int],
+        told: Parts,
+        nodes: Sequence[Node],
+        known: Known,
+        found: set[bytes],
+        gate: asyncio.Semaphore,
+    ) -> bool:
+        """Add to `found` what `nodes`, who hold equal sets, have in a range and we do not. `told`: its summary."""
+        if not told.parts:
+            missing = [short for short in rules.shorts(told.positions) if not known.has(short)]
+            return all(await asyncio.gather(*(self._read_at(key, short, nodes, found, gate) for short in missing)))
+        if where[1] - where[0] < rules.PARTS:
+            return False  # so narrow a range holds no more than can be listed: a liar
+        pairs = zip(rules.parts_of(*where), rules.shorts(told.parts), strict=False)
+        ranges = [part for part, digest in pairs if digest != known.ordered.fingerprint_of(*part)]
+
+        async def narrower(part: tuple[int, int]) -> bool:
+            async with gate:
+                answer = await self._ask_any(nodes, Compare, Parts, key, *part)
+            return answer is not None and await self._read_difference(key, part, answer, nodes, known, found, gate)
+
+        return all(await asyncio.gather(*map(narrower, ranges)))
+
+    async def _read_at(
+        self, key: bytes, short: bytes, nodes: Sequence[Node], found: set[bytes], gate: asyncio.Semaphore
+    ) -> bool:
+        """Fetch the envelope at a position, with those that share its page."""
+        async with gate:
+            if any(rules.position(e).startswith(short) for e in found):
+                return True
+            page = await self._ask_any(nodes, Records, Page, key, rules.cursor_before(short))
+        if page is not None:
+            found.update(page.envelopes)
+        return page is not None
+
+    def _count_lookup(self, crawl: Crawl[A]) -> None:
+        self._lookups.update(count=1, hops=crawl.hops, answers=len(crawl.answers))
 
     def _stretches(self, first: Page) -> list[tuple[bytes, bytes]]:
         return [] if first.next is None else rules.stretches(first.next, STRETCHES)
@@ -325,15 +442,14 @@ class Overlay:
         self, key: bytes, cursor: bytes, up_to: bytes, nodes: Sequence[Node], found: set[bytes]
     ) -> bool:
         """Add to `found` what `nodes`, who hold equal sets, have after `cursor` and up to `up_to`. True if all came."""
-        for node in nodes:
-            for _ in range(MAX_PAGES):
-                page = await self._ask(node, Records, Page, key, cursor)
-                if page is None or (page.next is not None and page.next <= cursor):
-                    break
-                found.update(page.envelopes)
-                if page.next is None or page.next >= up_to:
-                    return True
-                cursor = page.next
+        for _ in range(MAX_PAGES):
+            page = await self._ask_any(nodes, Records, Page, key, cursor)
+            if page is None or (page.next is not None and page.next <= cursor):
+                return False
+            found.update(page.envelopes)
+            if page.next is None or page.next >= up_to:
+                return True
+            cursor = page.next
         return False
 
     # --- asking ---
@@ -354,12 +470,30 @@ class Overlay:
             ask=lambda node: self._ask(node, request, answer, *args),
             usable=lambda node: not self._routing.is_resting(node.id, now),
             missing=self._routing.missing(now),
-            patience=lambda node: self._endpoint.round_trips.timeout(address_of(node)) / 2,
+            patience=self._patience,
             spawn=self._tasks.run,
         )
 
     async def _ask(self, node: Node, request: type[Request], answer: type[A], *args: Any) -> A | None:
         return await self._call(Peer(node.id, address_of(node)), request, answer, *args)
+
+    async def _ask_any(self, nodes: Sequence[Node], request: type[Request], answer: type[A], *args: Any) -> A | None:
+        """The first answer of nodes that would all answer alike. The next is asked when one fails, or is slow."""
+        asked: set[asyncio.Task[A | None]] = set()
+        for node in nodes:
+            asked.add(self._tasks.run(self._ask(node, request, answer, *args)))
+            done, asked = await asyncio.wait(asked, timeout=self._patience(node), return_when=asyncio.FIRST_COMPLETED)
+            if found := next((a for task in done if (a := task.result()) is not None), None):
+                return found
+        while asked:
+            done, asked = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+            if found := next((a for task in done if (a := task.result()) is not None), None):
+                return found
+        return None
+
+    def _patience(self, node: Node) -> float:
+        """After how many seconds a node counts as slow."""
+        return self._endpoint.round_trips.timeout(address_of(node)) / 2
 
     async def _call(self, peer: Peer, request: type[Request], answer: type[A], *args: Any) -> A | None:
         """One question, with its consequences for the routing table."""
@@ -410,6 +544,8 @@ class Overlay:
                 return Nodes(request.id, self.id, proof, self._contacts_for(request, self._tuning.k))
             case Records():
                 return self._page(request, proof)
+            case Compare():
+                return self._parts(request, proof)
             case Store():
                 verdicts = self._shelf.offer(request.key, request.envelopes)
                 return Stored(request.id, self.id, proof, tuple(map(int, verdicts)))
@@ -421,7 +557,15 @@ class Overlay:
         taken, following = held.page(request.cursor or b"", MAX_PLAINTEXT - size_of(page) - PAGE_RESERVE)
         return Page(request.id, self.id, proof, contacts, tuple(taken), following, page.fingerprint)
 
-    def _contacts_for(self, request: Find | Records, count: int) -> tuple[messages.WireContact, ...]:
+    def _parts(self, request: Compare, proof: Proof | None) -> Parts | None:
+        if not request.low <= request.high <= rules.EVERYWHERE[1]:
+            return None
+        everywhere = (request.low, request.high) == rules.EVERYWHERE
+        contacts = self._contacts_for(request, PAGE_CONTACTS) if everywhere else ()
+        told = self._shelf.ordered(request.key).summary(request.low, request.high)
+        return Parts(request.id, self.id, proof, contacts, *told)
+
+    def _contacts_for(self, request: Find | Records | Compare, count: int) -> tuple[messages.WireContact, ...]:
         nearest = self._routing.table.find_neighbors(Node(request.key), count, exclude=Node(request.sender))
         return tuple(messages.wire_contact(n.id, address_of(n)) for n in nearest)
 
@@ -434,6 +578,10 @@ class Overlay:
             **{f"lookups_{name}": count for name, count in self._lookups.items()},
             **{f"datagrams_{name}": count for name, count in self._endpoint.counts.items()},
         }
+
+
+async def _awaited(result: Awaitable[T]) -> T:
+    return await result
 
 
 def _is_numeric(host: str) -> bool:

@@ -155,3 +155,17 @@ async def test_names_of_other_kinds_are_refused(meshes: Meshes, name: str) -> No
     async with meshes(1) as (only,):
         with pytest.raises(BadRequest):
             await only.services(name)
+
+
+async def test_a_service_that_moved_to_another_category_is_gone_from_the_old_one(meshes: Meshes) -> None:
+    old = service("od01", content="v1", seq=1000, category="/image/detection")
+    new = service("od01", content="v2", seq=2000, category="/video/detection")
+    async with meshes(4) as nodes:
+        await nodes[0].publish(old)
+        await nodes[1].publish(new)
+        for reader in nodes:
+            assert await digests(reader, "category:/image/detection") == []
+            assert await digests(reader, "category:/image") == []
+            assert await digests(reader, "category:/video") == [new.record.digest]  # type: ignore[union-attr]
+            assert await digests(reader, "category:/") == [new.record.digest]  # type: ignore[union-attr]
+            assert len(await reader.services(old.record.names[0])) == 1, "by its digest it stays findable"

@@ -1,0 +1,65 @@
+"""Summaries of sets: two that differ are told apart wherever they differ, and changes in place leave no trace."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dht import rules
+
+envelopes = st.sets(st.integers(0, 2000), max_size=400).map(lambda numbers: {b"envelope %d" % n for n in numbers})
+
+
+def missing(ours: rules.OrderedSet, theirs: rules.OrderedSet, low: int, high: int) -> set[bytes]:
+    """Shortened positions of theirs that we lack, found as a reader finds them."""
+    told = theirs.summary(low, high)
+    if not told.parts:
+        have = {p[: rules.SHORT_BYTES] for p in ours.positions}
+        return set(rules.shorts(told.positions)) - have
+    found: set[bytes] = set()
+    for part, digest in zip(rules.parts_of(low, high), rules.shorts(told.parts), strict=True):
+        if digest != ours.fingerprint_of(*part):
+            found |= missing(ours, theirs, *part)
+    return found
+
+
+@given(envelopes, envelopes)
+def test_a_reader_finds_exactly_what_it_lacks(a: set[bytes], b: set[bytes]) -> None:
+    ours, theirs = rules.OrderedSet(a), rules.OrderedSet(b)
+    assert missing(ours, theirs, *rules.EVERYWHERE) == {rules.position(e)[: rules.SHORT_BYTES] for e in b - a}
+    assert (ours.fingerprint == theirs.fingerprint) == (a == b)
+
+
+@given(envelopes, envelopes)
+def test_adding_and_removing_in_place_gives_the_set_made_at_once(a: set[bytes], b: set[bytes]) -> None:
+    changed = rules.OrderedSet(a)
+    for one in b - a:
+        changed.add(one)
+    for one in a - b:
+        changed.remove(one)
+    made = rules.OrderedSet(b)
+    assert (changed.positions, changed.envelopes, changed.fingerprint) == (
+        made.positions,
+        made.envelopes,
+        made.fingerprint,
+    )
+    changed.remove(b"never there")
+    assert changed.fingerprint == made.fingerprint
+
+
+@given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
+def test_parts_cover_their_range_without_overlap(x: int, y: int) -> None:
+    low, high = min(x, y), max(x, y)
+    parts = [part for part in rules.parts_of(low, high) if part[0] <= part[1]]
+    assert (parts[0][0], parts[-1][1]) == (low, high)
+    assert all(before[1] + 1 == after[0] for before, after in pairwise(parts))
+
+
+@given(envelopes)
+def test_an_envelope_is_on_the_page_after_the_cursor_before_its_position(a: set[bytes]) -> None:
+    held = rules.OrderedSet(a)
+    for envelope in list(a)[:20]:
+        page, _ = held.page(rules.cursor_before(rules.position(envelope)[: rules.SHORT_BYTES]), 1000)
+        assert envelope in page
