@@ -30,7 +30,7 @@ class Directory(Protocol):
         what the mesh knows, Unavailable if no peer could be told (it is kept and told later all the same).
         """
 
-    async def services(self, name: str) -> Sequence[Signed]:
+    async def services(self, name: str) -> list[Signed]:
         """ServiceRecords at a record name: `id:od01`, `name:wordcount`, `service:sha256:...`, `category:/text`.
 
         Not to be changed by the caller. The same object as the last time means that nothing has changed.

@@ -137,7 +137,7 @@ class NetworkDirectory:
         outcome = await self._overlay.read(key)
         return rules.supersedes(self._checked(key, outcome.envelopes), signed)
 
-    async def services(self, name: str) -> Sequence[Signed]:
+    async def services(self, name: str) -> list[Signed]:
         """See `Directory.services`."""
         return await self._read(rules.check_name(name, *rules.SERVICE_NAMES))
 
@@ -218,7 +218,7 @@ class NetworkDirectory:
 
     # --- reading ---
 
-    async def _read(self, name: str) -> Sequence[Signed]:
+    async def _read(self, name: str) -> list[Signed]:
         """Verified, visible records at a name, newest first: the same object as before if nothing has changed.
 
         Raises Unavailable if there seem to be none but too few answered, or if only a part of a large set came in time;
