@@ -119,8 +119,12 @@ def _without_mdns(site: Site) -> None:
 
 async def downloaded(bed: TestBed, host: Host, url: str, target: Path, digest: str) -> float:
     """curl on the host; the seconds it took, as curl tells. Raises RuntimeError if the file is not the digest's."""
-    command = ["curl", "-sSf", "--max-time", "600", "-o", str(target), "-w", "%{time_total}", url]
-    seconds = float(await bed.run(host, *command, timeout_s=610))
+    command = ["curl", "-sS", "--fail-with-body", "--max-time", "600", "-o", str(target), "-w", "%{time_total}", url]
+    try:
+        seconds = float(await bed.run(host, *command, timeout_s=610))
+    except RuntimeError as error:
+        said = target.read_bytes()[:1000].decode(errors="replace") if target.exists() else "nothing"
+        raise RuntimeError(f"{error}; answered: {said}") from error
     found = (await bed.run(host, "sha256sum", str(target), timeout_s=60)).split()[0]
     target.unlink()
     if f"sha256:{found}" != digest:

@@ -65,8 +65,11 @@ def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
         try:
             yield store
         finally:
-            store.settle()
-            store.save_order()
+            try:
+                store.settle()
+                store.save_order()
+            except DiskFull as problem:  # costs reading blobs again, or a choice of what to evict; hides no other error
+                log.warning("store-not-settled", why=problem.detail)
 
 
 class BlobStore:

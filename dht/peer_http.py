@@ -26,6 +26,15 @@ _NETWORK_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError, ssl.SSLEr
 """What a broken connection raises while a body is read. TimeoutError is an OSError: a total or idle timeout."""
 
 
+KEEPALIVE_S = 4.0
+"""Less than any `idle_s`: aiohttp may leave the read timer of a finished answer running, and reuse the connection."""
+
+
+def peer_connector() -> aiohttp.TCPConnector:
+    """For the session of a `PeerHttp`."""
+    return aiohttp.TCPConnector(keepalive_timeout=KEEPALIVE_S)
+
+
 class PeerHttp:
     """Requests to `host:port` addresses of node-to-node listeners. `tls` None: plain HTTP, for tests only."""
 

@@ -50,7 +50,7 @@ from dht import (
     running_content,
     running_directory,
 )
-from dht.peer_http import PeerHttp
+from dht.peer_http import PeerHttp, peer_connector
 from dht.tasks import running_loops
 from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
 from node.discovery import ControllerBrowser, announced, lan_address, watched_for_namesakes
@@ -120,7 +120,7 @@ class _Parts:
     async def store(self) -> None:
         """Records and content: what every node has, whatever its roles."""
         config, enter = self._config, self._stack.enter_async_context
-        session = await enter(aiohttp.ClientSession())
+        session = await enter(aiohttp.ClientSession(connector=peer_connector()))
         self._client_tls, self._server_tls = client_context(self._identity), server_context(self._identity)
         self._http = PeerHttp(session, self._client_tls)
         self.directory = await enter(
