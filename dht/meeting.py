@@ -20,6 +20,8 @@ from protocol.records import ProviderRecord
 log = structlog.get_logger(__name__)
 
 MEET_S = 0.4
+REDRAW = 0.1
+"""The chance that a meeting is with another holder than the one before."""
 FIND_S = 2.0
 """How often the directory is asked for more providers, while there is anybody of use."""
 
@@ -55,6 +57,7 @@ class Meetings:
         self._node_of: dict[bytes, str] = {}
         self._held: dict[str, set[int]] = {}
         self._elsewhere: dict[str, set[int]] = {}
+        self._partners: set[str] = set()
         self._under_way: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -79,12 +82,18 @@ class Meetings:
                         self._meet(group, source)
 
     def _turn(self) -> list[Source]:
-        """One holder of the whole and one partial holder, at random; those never heard of, all."""
+        """One holder of the whole and one partial holder; those never heard of, all.
+
+        They are drawn at random and mostly kept: each new one costs a connection.
+        """
         dropped = self._picker.dropped
         live = [s for s in self._sources.values() if s.node not in dropped]
         unheard = [s for s in live if not s.whole and s.node not in self._held]
         kinds = [s for s in live if s.whole], [s for s in live if not s.whole and s.node in self._held]
-        return unheard + [random.choice(kind) for kind in kinds if kind]  # noqa: S311 - not a secret
+        kept = [[s for s in kind if s.node in self._partners and random.random() > REDRAW] for kind in kinds]  # noqa: S311
+        drawn = [random.choice(old or kind) for old, kind in zip(kept, kinds, strict=True) if kind]  # noqa: S311
+        self._partners = {s.node for s in drawn}
+        return unheard + drawn
 
     def _meet(self, group: asyncio.TaskGroup, source: Source) -> None:
         if source.node not in self._under_way:

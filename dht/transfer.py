@@ -27,7 +27,7 @@ from protocol.records import ProviderRecord
 
 log = structlog.get_logger(__name__)
 
-MAX_SOURCES = 16
+MAX_SOURCES = 12
 MANIFESTS_ASKED_AT_ONCE = 3
 HEDGE_S = 0.4
 """When none of those asked for the manifest has answered for so long, one more is asked."""
