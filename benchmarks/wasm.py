@@ -83,8 +83,8 @@ async def main() -> None:
             cold, docker_run, phases = await cold_starts(client, session, image_of(fl01))
             urls = {s: (await started(client, session, s)).url for s in ("wc02", "fl01", "wc01")}
             rates = await loads({**urls, "fl01 direct": address_of(fl01)})
-            for view in await client.instances():
-                docker_remove(view.instance)
+            node = site.running.node
+    docker_remove(node)
     finish(
         "wasm",
         runs=COLD_RUNS,
@@ -224,9 +224,9 @@ def docker(*arguments: str) -> str:
     return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def docker_remove(instance: str) -> None:
+def docker_remove(node: str) -> None:
     """Containers outlive their node on purpose; a benchmark leaves none."""
-    for container in docker("ps", "-aq", "--filter", f"label=cornerstore.instance={instance}").split():
+    for container in docker("ps", "-aq", "--filter", f"label=cornerstore.node={node}").split():
         docker("rm", "-f", container)
 
 
