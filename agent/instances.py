@@ -43,6 +43,8 @@ class Slot:
         self.unsaved = False
         """The disk (full, or locked) refused to keep the entry as it is now."""
         self.used_at = 0.0
+        self.waking = False
+        """It was woken and the engine not yet told: what the engine shows until then is of before."""
 
     @property
     def id(self) -> str:

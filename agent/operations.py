@@ -116,8 +116,8 @@ class Operations:
 
     async def _look(self, slot: Slot, runtime: Runtime) -> tuple[Effect, ...]:
         """Once more whenever the state changed during the inspection: what it showed is of before. The same holds
-        while a start was decided and the engine not yet asked."""
-        while slot.state is not State.STARTING or slot.seen is not None:
+        while a start or a waking was decided and the engine not yet asked."""
+        while not slot.waking and (slot.state is not State.STARTING or slot.seen is not None):
             before = slot.entry.instance
             seen = await runtime.inspect(slot.id)
             ended = seen is not None and seen.condition is Condition.EXITED
@@ -152,8 +152,10 @@ class Operations:
         elif effect is Effect.PAUSE and runtime is not None:
             if slot.state is State.PAUSED:  # nobody woke it meanwhile
                 await runtime.pause(slot.id)
-        elif effect is Effect.RESUME and runtime is not None:
-            await runtime.resume(slot.id)
+        elif effect is Effect.RESUME:
+            slot.waking = False
+            if runtime is not None:
+                await runtime.resume(slot.id)
         elif effect is Effect.REMOVE:
             await self.proxy.close(slot.id)
             self._instances.forget(slot)

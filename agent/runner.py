@@ -152,6 +152,7 @@ class Runner:
         slot = self._instances.find(instance)
         if slot is not None and slot.state is State.PAUSED:
             slot.used_at = self._instances.now()
+            slot.waking = True
             self._later(slot, self._instances.apply(slot, lifecycle.Woken(now=slot.used_at)))
 
     async def addresses_of(self, instance: str) -> frozenset[str] | None:
