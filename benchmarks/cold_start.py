@@ -29,11 +29,11 @@ from csar import pack
 from node.local_mesh import BASE_IMAGE, Site
 from protocol.instances import StartAnswer, StartRequest, State
 
-RUNS = 10
-ARCHIVE_RUNS = 5
+RUNS = 6
+ARCHIVE_RUNS = 3
 PATIENCE_S = 30.0
 PAUSE_AFTER_S = 0.4
-SETTLE_S = 2.0
+SETTLE_S = 1.5
 """Between two measurements: what the one before left to be done (a sandbox to be made) is done."""
 
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
@@ -166,7 +166,6 @@ class Bench:
             await asyncio.to_thread(pack, archived(self.folder / service, service, whole), packed, over=over)
             sizes.append(packed.stat().st_size)
             await self.publish(packed)
-        docker("rmi", image)
         answer = await self.client.start(StartRequest(service="thin", wait_s=PATIENCE_S))
         await until_answered(self.session, f"http://{answer.host}:{answer.port}/")
         await self.client.remove(answer.instance, answer.lease.token)
