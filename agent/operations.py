@@ -21,7 +21,7 @@ from agent.readiness import Pace, answers
 from agent.runtime import Condition, Publication, Runtime
 from agent.workloads import awaited, not_started, probed_port
 from protocol.causes import Cause
-from protocol.instances import PortBinding, State
+from protocol.instances import OnProgress, PortBinding, Progress, State
 from protocol.problems import EngineUnavailable, NoCapacity, PortTaken, Problem
 from protocol.service import ServiceDescriptor
 
@@ -70,7 +70,7 @@ class Operations:
                 await self.alive.listen_on(gateway)
             slot.seen = await runtime.start(workload)
 
-    async def until_ready(self, slot: Slot) -> None:
+    async def until_ready(self, slot: Slot, on_progress: OnProgress | None = None) -> None:
         """Probe the container's own address (a published port answers before the service does), and look at the engine
         now and then, until the lifecycle says that it runs or not."""
         port = probed_port(slot.entry.ports)
@@ -83,14 +83,14 @@ class Operations:
             elif pace.look_due():
                 await self.observe(slot)
                 if pace.tell_due():
-                    await self._tell_what_is_awaited(slot)
+                    await self._tell_what_is_awaited(slot, on_progress)
             else:
                 await pace.wait(slot.changed)
         instance = slot.entry.instance
         if instance.state is not State.RUNNING:
             raise not_started(instance, slot.entry.ports)
 
-    async def _tell_what_is_awaited(self, slot: Slot) -> None:
+    async def _tell_what_is_awaited(self, slot: Slot, on_progress: OnProgress | None) -> None:
         try:
             lines = await self.runtimes[slot.entry.runtime].logs(slot.id)
         except EngineUnavailable as problem:
@@ -98,6 +98,8 @@ class Operations:
             return
         reason = awaited(slot.entry.instance, slot.entry.ports)
         self._instances.apply(slot, lifecycle.Awaiting(now=self._instances.now(), reason=reason, log=lines))
+        if on_progress is not None:
+            on_progress(Progress("ready", reason))
 
     async def observe(self, slot: Slot) -> None:
         """Inspect one instance and let the lifecycle judge."""

@@ -265,7 +265,7 @@ class Runner:
             await self._operations.run(slot)
         progress(Progress("ready", "waiting until it answers"))
         with timings.phase("ready"):
-            await self._operations.until_ready(slot)
+            await self._operations.until_ready(slot, progress)
 
     async def _make_ready(self, slot: Slot, launch: _Launch, archive: Archive) -> None:
         """Fetched, read, admitted, built: after this the engine can start it."""

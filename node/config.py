@@ -12,6 +12,7 @@ from node.files import replace_file
 from protocol.identifiers import check_region
 from protocol.peers import Role
 from protocol.problems import BadRequest, ConfigError
+from protocol.records import Address
 
 FILE_NAME = "config.toml"
 DEFAULT_DATA_DIR = Path("~/.local/share/cornerstore")
@@ -35,7 +36,7 @@ class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     peer_port: Port | None = None
     dht_port: Port | None = None
     mdns: bool = True
-    advertise: Annotated[tuple[HostPort, ...], Meta(max_length=3)] = ()
+    advertise: Annotated[tuple[Address, ...], Meta(max_length=3)] = ()
 
 
 class Mesh(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ from agent.memory_runtime import MemoryRuntime, running_memory_runtime
 from agent.runtime import Condition, Workload
 from protocol import link
 from protocol.causes import Cause, cause_of
-from protocol.instances import InstanceReport, State
+from protocol.instances import InstanceReport, Progress, State
 from protocol.parameters import Constraint, Parameter
 from protocol.problems import (
     BadRequest,
@@ -240,7 +240,10 @@ async def test_a_start_that_is_never_ready_says_what_it_awaits_and_fails(
         s.runtime.behaviour.deaf = True
         reports: list[InstanceReport] = []
         agent.instances.subscribe(reports.append)
-        start = asyncio.create_task(agent.runner.start(start_command("one", s.put(wait_for_start=wait_for_start))))
+        steps: list[Progress] = []
+        command = start_command("one", s.put(wait_for_start=wait_for_start))
+        start = asyncio.create_task(agent.runner.start(command, steps.append))
+        await until(lambda: steps and steps[-1] == Progress("ready", awaited))
         await until(lambda: any(r.reason == awaited and r.log == ("started",) for r in reports))
         assert agent.reports()[0].state is State.STARTING
         s.clock.now += 31

@@ -36,6 +36,7 @@ def test_round_trip(tmp_path: Path) -> None:
         ('mesh = "m"\nregion = "r"\nreigon = "x"\n', "reigon"),
         ('mesh = "m"\nregion = "r"\nroles = ["boss"]\n', "boss"),
         ('mesh = "m"\nregion = "r"\n[network]\nrest_port = 70000\n', "rest_port"),
+        (f'mesh = "m"\nregion = "r"\n[network]\nadvertise = ["{"h" * 81}:7401"]\n', "advertise"),
         ("mesh = ", FILE_NAME),
     ],
 )
