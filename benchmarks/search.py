@@ -29,6 +29,7 @@ import uvloop
 from benchmarks.report import finish, summary
 from dht import rules
 from dht.directory import NetworkDirectory
+from dht.republish import distance
 from dht.storage import Row, opened_storage
 from dht.tasks import OwnedTasks
 from protocol.identifiers import node_id, record_key
@@ -66,15 +67,18 @@ def fill(folder: Path) -> None:
     now = time.time()
     by_id = {bytes.fromhex(node_id(raw_public_key(identity(n)))): n for n in range(NODES)}
     rows: dict[int, list[Row]] = defaultdict(list)
+    holders: dict[bytes, list[int]] = {}
     for number in range(SERVICES):
         signed = made(number, seq=int(now * 1000) - SERVICES + number)
         place = rules.slot(signed.record)
         for name in signed.record.names[3:]:  # the categories: what is searched
             key = record_key(name)
             row = Row(key, place, signed.public_key, signed.record.expiry, False, now, signed.envelope)
-            nearest = sorted(by_id, key=lambda i, k=key: int.from_bytes(i, "big") ^ int.from_bytes(k, "big"))
-            for holder in nearest[:REPLICAS]:
-                rows[by_id[holder]].append(row)
+            if key not in holders:
+                nearest = sorted(by_id, key=lambda node_id, k=key: distance(node_id, k))
+                holders[key] = [by_id[node_id] for node_id in nearest[:REPLICAS]]
+            for holder in holders[key]:
+                rows[holder].append(row)
     for number in range(NODES):
         with opened_storage(folder / f"{number}.sqlite") as storage:
             storage.put(rows[number])
