@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import structlog
 from msgspec import Struct
 
+from dht.database import NO_ROOM
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.problems import BadRequest, DiskFull, TooLarge, TooManyRequests
 
@@ -122,6 +122,6 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in NO_ROOM:
             raise
         raise DiskFull(f"the upload cannot be kept: {error.strerror}", fix="Free disk space.") from error
