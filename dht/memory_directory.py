@@ -109,7 +109,9 @@ class MemoryDirectory:
         return sign(record, self._identity)
 
     def _next_seq(self, key: bytes) -> int:
-        return rules.next_seq(self._held(key), raw_public_key(self._identity), self._clock())
+        own = raw_public_key(self._identity)
+        said = [s.record.seq for s in self._held(key) if s.public_key == own]
+        return rules.next_seq(max(said, default=None), self._clock())
 
     def _spread(self, signed: Signed) -> None:
         reachable = [self._own] if self.node in self._mesh.unreachable else [self._own, self._mesh.sets]

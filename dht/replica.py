@@ -1,26 +1,37 @@
-"""What this node holds for the mesh: the rules of `dht.rules` applied to the rows of `dht.storage`."""
+"""What this node holds for the mesh: the rules of `dht.rules` and `dht.seats` applied to the rows of `dht.storage`.
+
+An offer costs the same however much stands at its key: what is held already is known by its slot and never verified
+again, and what there is no room for is refused before its signature is looked at.
+"""
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 from dht import rules
+from dht.allowance import Allowance
 from dht.rules import Verdict
+from dht.seats import OWN, UNPROVEN, seat
 from dht.storage import Row, Storage
 from dht.views import Views
 from protocol.problems import InvalidRecord
-from protocol.records import Signed, verify
+from protocol.records import Record, Signed, reopened, verify
 
 MAX_ROWS_PER_OWNER = 50_000
 """Rows that one signing key may occupy on this node."""
+MAX_ROWS_PER_VIA = 100_000
+"""Rows that one member may bring to this node."""
 MAX_ROWS = 500_000
-"""Rows that this node keeps in all: some 300 MB."""
+"""Rows that this node keeps in all: some 500 MB. When they are reached, who brought the most loses first."""
+BURST = 4096
+RECORDS_PER_S = 64.0
+"""New records that one sender may offer, in a burst and in the long run. What is held already costs nothing."""
+SPREAD_NOTED_S = 60.0
+"""An echo within this time of the last one is not written down: it would change nothing but the disk."""
 ORDERED_CACHE = 64
 """Sets kept in the order of pages."""
-COUNTED_CACHE = 4096
-"""Keys whose records are counted by owner."""
 VERIFIED_CACHE = 16_384
 """Envelopes whose signature is remembered as good: a check costs about 130 us."""
 
@@ -32,24 +43,31 @@ class Replica:
         self.storage = storage
         self._clock = clock
         self._verified = lru_cache(maxsize=VERIFIED_CACHE)(verify)
+        self._allowance = Allowance(burst=BURST, per_s=RECORDS_PER_S)
         self._ordered: OrderedDict[bytes, tuple[float, rules.OrderedSet]] = OrderedDict()
-        self._counts: OrderedDict[bytes, Counter[bytes]] = OrderedDict()
-        """At some keys, how many records each owner has: an upper bound, since expired ones are not taken out."""
         self.views = Views()
         """What this node has read at other nodes."""
 
     def check(self, key: bytes, envelope: bytes) -> Signed:
         """A record that may stand at `key` now, if only in the slot of its older version. Raises InvalidRecord."""
         signed = self._verified(envelope)
+        self._judge(key, signed)
+        return signed
+
+    def _judge(self, key: bytes, signed: Signed) -> None:
         rules.accept(signed.record, self._clock())
         if not rules.may_stand(signed.record, key):
             raise InvalidRecord("the record does not name the key at which it was offered")
-        return signed
 
     def held(self, key: bytes) -> list[Signed]:
         """Unexpired records at `key`, tombstones included."""
         now = self._clock()
-        return [self._verified(row.envelope) for row in self.storage.at(key) if row.expiry > now]
+        return [reopened(row.envelope) for row in self.storage.at(key) if row.expiry > now]
+
+    def outranks(self, key: bytes, signed: Signed) -> bool:
+        """True if something of higher rank is held in the record's slot."""
+        row = self.storage.in_slot(key, rules.slot(signed.record))
+        return row is not None and row.expiry > self._clock() and row.rank > rules.rank(signed)
 
     def ordered(self, key: bytes) -> rules.OrderedSet:
         """The same, ordered for answers to peers. Kept for a while: one reader asks for many pages."""
@@ -64,68 +82,95 @@ class Replica:
             self._ordered.popitem(last=False)
         return found
 
-    def offer(self, key: bytes, envelopes: Sequence[bytes]) -> list[Verdict]:
-        """Take records from a peer, each judged on its own. Never raises for what a peer sent."""
-        return [self._offer(key, envelope) for envelope in envelopes]
+    def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes = UNPROVEN) -> list[Verdict]:
+        """Take records from the peer `via`, each judged on its own. Never raises for what a peer sent."""
+        return [self._offer(key, envelope, via) for envelope in envelopes]
 
-    def _offer(self, key: bytes, envelope: bytes) -> Verdict:
+    def _offer(self, key: bytes, envelope: bytes, via: bytes) -> Verdict:
+        now = self._clock()
         try:
-            return self.keep(key, self.check(key, envelope), ours=False, spread_at=self._clock())
+            signed = reopened(envelope)
+            self._judge(key, signed)
+            before = self.storage.in_slot(key, rules.slot(signed.record))
+            if before is not None and before.envelope == envelope:
+                if now - before.spread_at >= SPREAD_NOTED_S:
+                    self.storage.mark_spread([before], now)
+                return Verdict.KEPT
+            if not self._allowance.take(via, now):
+                return Verdict.REFUSED
+            row = _row(key, signed, via=via, ours=False, spread_at=now)
+            if before is None and self._room_for(row, signed.record) is None:
+                return Verdict.REFUSED
+            self._verified(envelope)
         except InvalidRecord:
             return Verdict.REFUSED
+        return self._keep(row, signed)
 
-    def keep(self, key: bytes, signed: Signed, *, ours: bool, spread_at: float) -> Verdict:
+    def keep(self, key: bytes, signed: Signed, *, ours: bool, spread_at: float, via: bytes = OWN) -> Verdict:
         """Merge one checked record into the set at `key`. A record that is ours stays ours when a peer echoes it."""
-        full = self.storage.rows() >= MAX_ROWS or self.storage.owned_by(signed.public_key) >= MAX_ROWS_PER_OWNER
-        if full and not ours:
-            return Verdict.REFUSED
-        place = rules.slot(signed.record)
-        before = self.storage.in_slot(key, place)
-        if before is None and not (rules.bound_to(signed.record, key) and self._has_room(key, signed)):
-            return Verdict.REFUSED
-        if before is not None and rules.supersedes([self._verified(before.envelope)], signed):
+        return self._keep(_row(key, signed, via=OWN if ours else via, ours=ours, spread_at=spread_at), signed)
+
+    def _keep(self, row: Row, signed: Signed) -> Verdict:
+        before = self.storage.in_slot(row.key, row.slot)
+        if before is None:
+            room = self._room_for(row, signed.record)
+            if room is None:
+                return Verdict.REFUSED
+            row, leaving = room
+        elif before.rank > row.rank:
             return Verdict.SUPERSEDED
-        is_echo = before is not None and before.envelope == signed.envelope
-        ours = ours or (is_echo and before is not None and before.ours)
-        self.storage.put([Row(key, place, signed.public_key, signed.record.expiry, ours, spread_at, signed.envelope)])
-        if not is_echo:
-            self._changed(key, before, signed)
+        else:
+            leaving = []
+            ours = row.ours or (before.ours and before.envelope == row.envelope)
+            row = row._replace(ours=ours, via=_brought_by(row, before, ours=ours))
+        self.storage.put([row], leaving=leaving)
+        self._reorder(row, [*leaving, before] if before is not None else leaving)
+        self.views.heard(row.key, signed)
         return Verdict.KEPT
 
-    def _changed(self, key: bytes, before: Row | None, signed: Signed) -> None:
-        self.views.heard(key, signed)
-        if before is None and key in self._counts:
-            self._counts[key][signed.public_key] += 1
-        if key in self._ordered:
-            until, ordered = self._ordered[key]
-            if before is not None:
-                ordered.remove(before.envelope)
-            ordered.add(signed.envelope)
-            self._ordered[key] = min(until, signed.record.expiry), ordered
+    def _reorder(self, row: Row, gone: Sequence[Row]) -> None:
+        """Keep the ordered sets true without reading them anew."""
+        for one in gone:
+            if one.key in self._ordered:
+                self._ordered[one.key][1].remove(one.envelope)
+        if row.key in self._ordered:
+            until, ordered = self._ordered[row.key]
+            ordered.add(row.envelope)
+            self._ordered[row.key] = min(until, row.expiry), ordered
 
-    def outranks(self, key: bytes, signed: Signed) -> bool:
-        """True if something of higher rank is held in the record's slot."""
-        before = self.storage.in_slot(key, rules.slot(signed.record))
-        if before is None or before.expiry <= self._clock():
-            return False
-        return rules.supersedes([self._verified(before.envelope)], signed)
+    def _room_for(self, row: Row, record: Record) -> tuple[Row, list[Row]] | None:
+        """The row as it may take a free slot, and who leaves for it; None if there is no room."""
+        if not rules.bound_to(record, row.key):
+            return None
+        whole, ours = self.storage.whole, row.ours
+        if not ours and (whole.owners[row.owner] >= MAX_ROWS_PER_OWNER or whole.vias[row.via] >= MAX_ROWS_PER_VIA):
+            return None
+        per_owner = rules.MAX_PER_OWNER[type(record)]
+        place = seat(self.storage.occupancy(row.key), owner=row.owner, via=row.via, per_owner=per_owner)
+        if not place.granted:
+            return None
+        if place.leaver is not None:
+            leaver = self.storage.lowest(row.key, *place.leaver)
+            if leaver is None or (place.by_rank and leaver.rank > row.rank):
+                return None
+            return row._replace(via=_brought_by(row, leaver, ours=ours) if place.by_rank else row.via), [leaver]
+        if whole.total < MAX_ROWS:
+            return row, []
+        crowded, rows = whole.vias.largest
+        if not ours and rows <= whole.vias[row.via] + 1:
+            return None
+        longest = self.storage.longest_lived(crowded)
+        return row, [longest] if longest is not None else []
 
-    def _has_room(self, key: bytes, signed: Signed) -> bool:
-        """True if one more slot fits; a full set makes room for a record of higher rank, as the merge does."""
-        counts = self._counted(key)
-        if counts.total() < rules.MAX_PER_KEY and counts[signed.public_key] < rules.MAX_PER_OWNER[type(signed.record)]:
-            return True
-        self._counts.pop(key, None)
-        self._ordered.pop(key, None)
-        rows = self.storage.at(key)
-        merged = rules.merge([self._verified(row.envelope) for row in rows], [signed])
-        slots = {rules.slot(one.record) for one in merged}
-        self.storage.drop(key, [row.slot for row in rows if row.slot not in slots])
-        return rules.slot(signed.record) in slots
 
-    def _counted(self, key: bytes) -> Counter[bytes]:
-        if key not in self._counts:
-            self._counts[key] = Counter(self.storage.owners_at(key))
-            if len(self._counts) > COUNTED_CACHE:
-                self._counts.popitem(last=False)
-        return self._counts[key]
+def _row(key: bytes, signed: Signed, *, via: bytes, ours: bool, spread_at: float) -> Row:
+    seq, withdrawn, envelope = rules.rank(signed)
+    slot, expiry = rules.slot(signed.record), signed.record.expiry
+    return Row(key, slot, signed.public_key, via, seq, withdrawn, expiry, ours, spread_at, envelope)
+
+
+def _brought_by(row: Row, before: Row, *, ours: bool) -> bytes:
+    """A row that takes the place of another of the same signer counts against the same member as that one."""
+    if ours:
+        return OWN
+    return row.via if before.via == OWN else before.via

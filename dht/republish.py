@@ -8,7 +8,8 @@
     ours                      when a cut has ended                         the replicas nearest to the key
 
 Times are spread by a tenth either way, by key, so that a node does not send everything at once and replicas of one key
-do not all send it. Re-replication passes envelopes on as they are: it never extends an expiry.
+do not all send it. Re-replication passes envelopes on as they are: it never extends an expiry. Of what one other member
+brought to a key, RELAYED_PER_VIA records are passed on: see `dht.seats`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import structlog
 
 from dht.overlay import Overlay
 from dht.replica import Replica
-from dht.storage import Row
+from dht.storage import PURGED_AT_ONCE, Row
 
 log = structlog.get_logger(__name__)
 
@@ -107,15 +108,21 @@ class Republisher:
         now = self._clock()
         if now >= self._next_purge:
             self._next_purge = now + PURGE_S
-            self._storage.purge(now)
-            if self._storage.on_disk:
-                await asyncio.to_thread(self._storage.checkpoint)
+            while self._storage.purge(now) == PURGED_AT_ONCE:
+                await asyncio.sleep(0)
+            await self._checkpoint()
+        elif self._storage.log_is_long:
+            await self._checkpoint()
         if self._news.reached_again:
             self._news.reached_again = False
             self._storage.make_ours_due()
         if self._overlay.connected:
             await self._hand_over()
             await self.spread_due()
+
+    async def _checkpoint(self) -> None:
+        if self._storage.on_disk:
+            await asyncio.to_thread(self._storage.checkpoint)
 
     async def spread_due(self) -> None:
         """Spread what is due now."""
@@ -133,8 +140,8 @@ class Republisher:
         """Of what is held for others, the whole set at once: replicas that hold the same are then asked, not told."""
         async with gate:
             whole = any(not row.ours for row in rows)
-            envelopes = self._replica.ordered(key).envelopes if whole else [row.envelope for row in rows]
-            outcome = await self._overlay.store(key, list(envelopes))
+            passed_on = self._storage.relayed(key) if whole else rows
+            outcome = await self._overlay.store(key, [row.envelope for row in passed_on if row.expiry > self._clock()])
         self.spreads += 1
         now = self._clock()
         ours = [row for row in rows if row.ours]
@@ -148,11 +155,12 @@ class Republisher:
             return
         newcomers = set(self._news.newcomers)
         self._news.newcomers.clear()
+        now = self._clock()
         for count, key in enumerate(self._storage.keys(), start=1):
             nearest = self._overlay.nearest_contacts(key, self._replicas)
             targets = owed(key, self._overlay.id, nearest, newcomers)
-            envelopes = self._replica.ordered(key).envelopes if targets else []
-            if envelopes:
+            rows = self._storage.relayed(key) if targets else []
+            if envelopes := [row.envelope for row in rows if row.expiry > now]:
                 await self._overlay.store_at(targets, key, envelopes)
                 self.handovers += 1
             if count % KEYS_BETWEEN_PAUSES == 0:

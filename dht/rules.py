@@ -167,9 +167,9 @@ def competes_at(key: bytes, record: Record) -> bool:
     return True
 
 
-def next_seq(held: Iterable[Signed], public_key: bytes, now: float) -> int:
-    """The clock in ms, but always above what this key signed before."""
-    return max([int(now * 1000), *(s.record.seq + 1 for s in held if s.public_key == public_key)])
+def next_seq(last: int | None, now: float) -> int:
+    """The clock in ms, but always above the last that the same key signed."""
+    return max(int(now * 1000), -1 if last is None else last + 1)
 
 
 def position(envelope: bytes) -> bytes:

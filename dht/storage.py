@@ -1,5 +1,8 @@
 """Records and routing contacts on disk: two tables of `state.sqlite`.
 
+What the rules compare stands in columns and indexes of its own, so that a decision reads a row or two and never an
+envelope. How many rows there are, and whose, is counted as they come and go.
+
 Every call is one short transaction in the caller's thread. That is on purpose: in WAL mode with `synchronous=NORMAL`
 a commit waits for no disk (it costs some 50 us, less than the trip to another thread), and a power cut loses at most
 the last moments, which the mesh still knows. The one slow step, folding the log back into the database, is left to
@@ -9,28 +12,35 @@ the last moments, which the mesh still knows. The one slow step, folding the log
 from __future__ import annotations
 
 import sqlite3
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from dht.database import database_problem, transaction
+from dht.seats import OWN, RELAYED_PER_VIA, Occupancy
 from protocol.problems import ConfigError
 
+_COLUMNS = ", ".join(("key", "slot", "owner", "via", "seq", "withdrawn", "expiry", "ours", "spread_at", "envelope"))
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS dht_records (
+CREATE TABLE IF NOT EXISTS dht_held (
     key BLOB NOT NULL,          -- 20 bytes
     slot BLOB NOT NULL,         -- rules.slot
     owner BLOB NOT NULL,        -- public key that signed
+    via BLOB NOT NULL,          -- node id of the member that brought it first, or a constant of dht.seats
+    seq INTEGER NOT NULL,
+    withdrawn INTEGER NOT NULL,
     expiry INTEGER NOT NULL,    -- Unix s
     ours INTEGER NOT NULL,      -- 1: published here, republished until it expires
     spread_at REAL NOT NULL,    -- Unix s of the last time that this node spread or was sent it
     envelope BLOB NOT NULL,
     PRIMARY KEY (key, slot)
 ) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS dht_records_expiry ON dht_records (expiry);
-CREATE INDEX IF NOT EXISTS dht_records_spread ON dht_records (ours, spread_at);
+CREATE INDEX IF NOT EXISTS dht_held_expiry ON dht_held (expiry);
+CREATE INDEX IF NOT EXISTS dht_held_spread ON dht_held (ours, spread_at);
+CREATE INDEX IF NOT EXISTS dht_held_rank ON dht_held (key, owner, seq, withdrawn);
+CREATE INDEX IF NOT EXISTS dht_held_via ON dht_held (via, expiry);
 CREATE TABLE IF NOT EXISTS dht_contacts (
     node BLOB PRIMARY KEY,      -- 20 bytes
     host TEXT NOT NULL,
@@ -39,6 +49,11 @@ CREATE TABLE IF NOT EXISTS dht_contacts (
 ) WITHOUT ROWID;
 """
 BUSY_TIMEOUT_S = 2.0
+COUNTED_KEYS = 1024
+"""Keys whose rows are kept counted in memory; those of another are counted anew when it is needed."""
+PURGED_AT_ONCE = 256
+MAX_LOG_BYTES = 8 << 20
+"""A log that is longer is folded into the database before its time."""
 
 
 class Row(NamedTuple):
@@ -47,10 +62,18 @@ class Row(NamedTuple):
     key: bytes
     slot: bytes
     owner: bytes
+    via: bytes
+    seq: int
+    withdrawn: bool
     expiry: int
     ours: bool
     spread_at: float
     envelope: bytes
+
+    @property
+    def rank(self) -> tuple[int, bool, bytes]:
+        """As `rules.rank`."""
+        return self.seq, self.withdrawn, self.envelope
 
 
 class KnownContact(NamedTuple):
@@ -66,8 +89,8 @@ class Storage:
     def __init__(self, connection: sqlite3.Connection, database: Path | None) -> None:
         self._db = connection
         self._database = database
-        self._per_owner: Counter[bytes] = Counter()
-        self._count_owners()
+        self._occupancies: OrderedDict[bytes, Occupancy] = OrderedDict()
+        self._whole = self._counted("SELECT owner, via, COUNT(*) FROM dht_held GROUP BY owner, via")
 
     @property
     def on_disk(self) -> bool:
@@ -81,40 +104,72 @@ class Storage:
     def in_slot(self, key: bytes, slot: bytes) -> Row | None:
         return next(iter(self._rows("WHERE key = ? AND slot = ?", key, slot)), None)
 
-    def owners_at(self, key: bytes) -> dict[bytes, int]:
-        """How many rows at `key` each key signed."""
-        with _translated(self._database):
-            return dict(
-                self._db.execute("SELECT owner, COUNT(*) FROM dht_records WHERE key = ? GROUP BY owner", (key,))
-            )
+    @property
+    def whole(self) -> Occupancy:
+        """The rows of all keys together."""
+        return self._whole
 
-    def put(self, rows: Iterable[Row]) -> None:
-        """Insert, or replace what is in the same slot of the same key."""
-        rows = list(rows)
-        with _translated(self._database), transaction(self._db):
-            self._db.executemany("INSERT OR REPLACE INTO dht_records VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
-        self._per_owner.update(row.owner for row in rows)
+    def occupancy(self, key: bytes) -> Occupancy:
+        """The rows at one key."""
+        there = self._occupancies.get(key)
+        if there is None:
+            query = "SELECT owner, via, COUNT(*) FROM dht_held WHERE key = ? GROUP BY owner, via"
+            there = self._occupancies[key] = self._counted(query, key)
+            if len(self._occupancies) > COUNTED_KEYS:
+                self._occupancies.popitem(last=False)
+        self._occupancies.move_to_end(key)
+        return there
 
-    def drop(self, key: bytes, slots: Collection[bytes]) -> None:
-        if not slots:
-            return
-        with _translated(self._database), transaction(self._db):
-            self._db.executemany("DELETE FROM dht_records WHERE key = ? AND slot = ?", [(key, s) for s in slots])
+    def lowest(self, key: bytes, owner: bytes, via: bytes | None) -> Row | None:
+        """The lowest ranked row that one key signed, among those that `via` brought (None: anybody)."""
+        rows = self._rows(
+            "WHERE key = ? AND owner = ? AND (via = ? OR ? IS NULL) ORDER BY seq, withdrawn, envelope LIMIT 1",
+            *(key, owner, via, via),
+        )
+        return rows[0] if rows else None
 
-    def owned_by(self, owner: bytes) -> int:
-        """An upper bound of the rows that one signing key occupies; exact after each `purge`."""
-        return self._per_owner[owner]
+    def longest_lived(self, via: bytes) -> Row | None:
+        """Of all that one member brought, what would stay longest."""
+        rows = self._rows("WHERE via = ? ORDER BY expiry DESC LIMIT 1", via)
+        return rows[0] if rows else None
 
-    def rows(self) -> int:
-        """An upper bound of the number of rows, without asking the database."""
-        return self._per_owner.total()
+    def highest_seq(self, key: bytes, owner: bytes) -> int | None:
+        """The highest seq that one key signed at `key`."""
+        with translated(self._database):
+            query = "SELECT MAX(seq) FROM dht_held WHERE key = ? AND owner = ?"
+            (seq,) = self._db.execute(query, (key, owner)).fetchone()
+            return None if seq is None else int(seq)
+
+    def put(self, rows: Iterable[Row], *, leaving: Iterable[Row] = ()) -> None:
+        """Insert, or replace what is in the same slot of the same key; `leaving` goes in the same transaction."""
+        rows, gone = list(rows), list(leaving)
+        with translated(self._database), transaction(self._db):
+            self._db.executemany("DELETE FROM dht_held WHERE key = ? AND slot = ?", [(r.key, r.slot) for r in gone])
+            for row in rows:
+                gone += self._rows("WHERE key = ? AND slot = ?", row.key, row.slot)
+                self._db.execute("INSERT OR REPLACE INTO dht_held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        for row in gone:
+            self._count_out(row.key, row.owner, row.via)
+        for row in rows:
+            self._whole.add(row.owner, row.via)
+            if row.key in self._occupancies:
+                self._occupancies[row.key].add(row.owner, row.via)
 
     def purge(self, now: float) -> int:
-        """Delete what expired; returns how many rows went."""
-        with _translated(self._database):
-            gone = self._db.execute("DELETE FROM dht_records WHERE expiry <= ?", (now,)).rowcount
-        self._count_owners()
-        return gone
+        """Delete what expired, at most PURGED_AT_ONCE rows; returns how many went."""
+        with translated(self._database), transaction(self._db):
+            gone = self._db.execute(
+                "SELECT key, slot, owner, via FROM dht_held WHERE expiry <= ? LIMIT ?", (now, PURGED_AT_ONCE)
+            ).fetchall()
+            self._db.executemany("DELETE FROM dht_held WHERE key = ? AND slot = ?", [row[:2] for row in gone])
+        for key, _, owner, via in gone:
+            self._count_out(key, owner, via)
+        return len(gone)
+
+    def _count_out(self, key: bytes, owner: bytes, via: bytes) -> None:
+        self._whole.remove(owner, via)
+        if key in self._occupancies:
+            self._occupancies[key].remove(owner, via)
 
     def due(self, *, ours: bool, spread_before: float, limit: int) -> list[Row]:
         """Rows last spread before that time, the longest waiting first."""
@@ -124,81 +179,95 @@ class Storage:
 
     def mark_spread(self, rows: Iterable[Row], when: float) -> None:
         """Note when rows were spread, unless they were replaced meanwhile."""
-        with _translated(self._database), transaction(self._db):
+        with translated(self._database), transaction(self._db):
             self._db.executemany(
-                "UPDATE dht_records SET spread_at = ? WHERE key = ? AND slot = ? AND envelope = ?",
+                "UPDATE dht_held SET spread_at = ? WHERE key = ? AND slot = ? AND envelope = ?",
                 [(when, row.key, row.slot, row.envelope) for row in rows],
             )
 
     def mark_held_spread(self, key: bytes, when: float) -> None:
         """Note when all that is held for others at `key` was spread."""
-        with _translated(self._database):
-            self._db.execute("UPDATE dht_records SET spread_at = ? WHERE key = ? AND ours = 0", (when, key))
+        with translated(self._database):
+            self._db.execute("UPDATE dht_held SET spread_at = ? WHERE key = ? AND ours = 0", (when, key))
 
     def make_ours_due(self) -> None:
         """As if nothing that is ours had ever been spread."""
-        with _translated(self._database):
-            self._db.execute("UPDATE dht_records SET spread_at = 0 WHERE ours = 1")
+        with translated(self._database):
+            self._db.execute("UPDATE dht_held SET spread_at = 0 WHERE ours = 1")
 
     def keys(self) -> list[bytes]:
-        with _translated(self._database):
-            return [key for (key,) in self._db.execute("SELECT DISTINCT key FROM dht_records")]
+        with translated(self._database):
+            return [key for (key,) in self._db.execute("SELECT DISTINCT key FROM dht_held")]
 
-    def count(self) -> int:
-        with _translated(self._database):
-            return int(self._db.execute("SELECT COUNT(*) FROM dht_records").fetchone()[0])
+    def relayed(self, key: bytes) -> list[Row]:
+        """What this node may pass on of the rows at `key`: its own, and RELAYED_PER_VIA that each member brought."""
+        return self._rows(
+            "JOIN (SELECT key AS k, slot AS s, ROW_NUMBER() OVER (PARTITION BY via ORDER BY slot) AS nth "
+            "FROM dht_held WHERE key = ?) ON key = k AND slot = s WHERE via = ? OR nth <= ?",
+            *(key, OWN, RELAYED_PER_VIA),
+        )
 
     # --- contacts ---
 
     def remember(self, contacts: Iterable[KnownContact]) -> None:
-        with _translated(self._database), transaction(self._db):
+        with translated(self._database), transaction(self._db):
             self._db.executemany("INSERT OR REPLACE INTO dht_contacts VALUES (?, ?, ?, ?)", contacts)
 
     def known_contacts(self, *, limit: int) -> list[KnownContact]:
         """The most recently seen first."""
-        with _translated(self._database):
+        with translated(self._database):
             found = self._db.execute("SELECT * FROM dht_contacts ORDER BY seen_at DESC LIMIT ?", (limit,))
             return [KnownContact(*row) for row in found]
 
     def forget_contacts(self, seen_before: float) -> None:
-        with _translated(self._database):
+        with translated(self._database):
             self._db.execute("DELETE FROM dht_contacts WHERE seen_at < ?", (seen_before,))
 
     def checkpoint(self) -> None:
         """Fold the log into the database, on a connection of its own. Waits for the disk: call it in a thread."""
         if self._database is None:
             return
-        with _translated(self._database), closing(_connect(self._database)) as connection:
+        with translated(self._database), closing(connected(self._database)) as connection:
             connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def _rows(self, where: str, *values: bytes | float) -> list[Row]:
-        with _translated(self._database):
-            found = self._db.execute(f"SELECT * FROM dht_records {where}", values)  # noqa: S608 (a constant clause)
-            return [Row(k, s, o, e, bool(ours), at, env) for k, s, o, e, ours, at, env in found]
+    @property
+    def log_is_long(self) -> bool:
+        """True if the write-ahead log should be folded in now."""
+        if self._database is None:
+            return False
+        log = Path(f"{self._database}-wal")
+        return log.exists() and log.stat().st_size > MAX_LOG_BYTES
 
-    def _count_owners(self) -> None:
-        with _translated(self._database):
-            counts = self._db.execute("SELECT owner, COUNT(*) FROM dht_records GROUP BY owner")
-            self._per_owner = Counter(dict(counts.fetchall()))
+    def _rows(self, where: str, *values: bytes | float | None) -> list[Row]:
+        with translated(self._database):
+            found = self._db.execute(f"SELECT {_COLUMNS} FROM dht_held {where}", values)  # noqa: S608 (a constant clause)
+            return [Row(*row)._replace(withdrawn=bool(row[5]), ours=bool(row[7])) for row in found]
+
+    def _counted(self, query: str, *values: bytes) -> Occupancy:
+        with translated(self._database):
+            return Occupancy(self._db.execute(query, values))
 
 
 @contextmanager
 def opened_storage(database: Path | None) -> Iterator[Storage]:
     """The storage in the file `database` (made if absent), or in memory for None."""
-    with _translated(database), closing(_connect(database)) as connection:
+    with translated(database), closing(connected(database)) as connection:
         connection.execute("PRAGMA journal_mode = WAL").fetchall()
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}").fetchall()
         connection.executescript(_SCHEMA)
         yield Storage(connection, database)
 
 
-def _connect(database: Path | None) -> sqlite3.Connection:
+def connected(database: Path | None) -> sqlite3.Connection:
+    """A connection in autocommit mode."""
     return sqlite3.connect(":memory:" if database is None else database, timeout=BUSY_TIMEOUT_S, isolation_level=None)
 
 
 @contextmanager
-def _translated(database: Path | None) -> Iterator[None]:
+def translated(database: Path | None) -> Iterator[None]:
+    """Turns the errors of SQLite into Problems."""
     try:
         yield
     except sqlite3.Error as error:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from msgspec import Struct
@@ -21,7 +21,7 @@ from protocol.instances import StartRequest
 from protocol.problems import BadRequest, NoMatchingService, Problem, Unavailable
 from protocol.records import ServiceRecord, Signed
 from region_controller import resolution
-from region_controller.resolution import WarmthOf
+from region_controller.resolution import Standing, WarmthOf
 
 log = structlog.get_logger(__name__)
 
@@ -33,12 +33,21 @@ LAST_KNOWN_S = 600.0
 OWN_S = 2.0
 """How long what was published or withdrawn here is laid over the mesh's answers: by then the mesh knows."""
 MAX_CACHED_NAMES = 512
+MAX_LISTED = 5_000
+SEEN_S = 600.0
+"""A publisher met for the first time so long ago is no longer new."""
+MAX_PUBLISHERS = 65_536
+MISSING_S = 60.0
+"""How long content that could not be had is the last choice."""
+MAX_MISSING = 4096
 
 
 def _searched_text(record: ServiceRecord) -> str:
     return f"{record.id} {record.name} {record.description} {record.category}".casefold()
 
 
+K = TypeVar("K")
+V = TypeVar("V")
 Spawn = Callable[[Coroutine[Any, Any, None]], object]
 
 
@@ -73,6 +82,9 @@ class Catalogue:
         self._cache: OrderedDict[str, _Lookup] = OrderedDict()
         self._refreshing: set[str] = set()
         self._own: dict[tuple[bytes, str], _Own] = {}
+        self._met: OrderedDict[bytes, float] = OrderedDict()
+        self._trusted: OrderedDict[bytes, None] = OrderedDict()
+        self._missing: OrderedDict[str, float] = OrderedDict()
 
     async def resolve(self, request: StartRequest, warmth_of: WarmthOf) -> tuple[ServiceRecord, str]:
         """The service a request means, and why that one.
@@ -115,7 +127,10 @@ class Catalogue:
 
     async def _meant(self, request: StartRequest, warmth_of: WarmthOf) -> tuple[ServiceRecord, str]:
         category = check_category(request.category) if request.category is not None else "/"
-        match = resolution.by_meaning(request, category, await self._lookup(f"category:{category}"), warmth_of)
+        found = await self._lookup(f"category:{category}")
+        horizon = self._monotonic() - MISSING_S
+        missing = {digest for digest, at in self._missing.items() if at > horizon}
+        match = resolution.by_meaning(request, category, found, warmth_of, self._standing, missing)
         if match is None:
             raise resolution.no_such_meaning(request, category, await self._near())
         return match
@@ -138,24 +153,45 @@ class Catalogue:
         service_id: str = "",
         text: str = "",
     ) -> list[ServiceRecord]:
-        """Newest first. `text` is looked for in id, name, description and category, without regard to case."""
+        """At most MAX_LISTED, publishers known here first, then newest first.
+
+        `text` is looked for in id, name, description and category, without regard to case.
+        """
         wanted = text.casefold()
-        return [
+        matches = [
             record
             for record in await self._lookup(f"id:{service_id}" if service_id else f"category:{category}")
             if resolution.matches_meaning(record, category, inputs, outputs)
             and (not wanted or wanted in _searched_text(record))
         ]
+        return resolution.listed(matches, self._standing)[:MAX_LISTED]
 
     async def by_digest(self, digest: str) -> list[ServiceRecord]:
         """The records of one service, one per publisher, newest first."""
         return resolution.newest_versions(await self._lookup(f"service:{digest}"))
+
+    # --- whom to prefer -----------------------------------------------------------------------------------------------
+
+    def trust(self, publisher: bytes) -> None:
+        """Something of this publisher was published or started here."""
+        _remember(self._trusted, publisher, None, MAX_PUBLISHERS)
+
+    def missing(self, digest: str) -> None:
+        """The content could not be had: for MISSING_S, anything else that fits is a better choice."""
+        _remember(self._missing, digest, self._monotonic(), MAX_MISSING)
+
+    def _standing(self, publisher: bytes) -> Standing:
+        if publisher in self._trusted:
+            return Standing.TRUSTED
+        met = self._met.get(publisher)
+        return Standing.SEEN if met is not None and self._monotonic() - met >= SEEN_S else Standing.NEW
 
     # --- own publications -------------------------------------------------------------------------------------------
 
     def published(self, record: ServiceRecord) -> None:
         """Here from now on, or, if it is a tombstone, gone from now on, whatever the mesh has heard yet."""
         now = self._monotonic()
+        self.trust(record.publisher)
         self._own = {key: own for key, own in self._own.items() if now - own.at <= OWN_S}
         self._own[(record.publisher, record.digest)] = _Own(record, now)
         for name in record.names:
@@ -214,7 +250,16 @@ class Catalogue:
         else:
             records = tuple(s.record for s in source if isinstance(s.record, ServiceRecord))
         self._cache[name] = _Lookup(source, records, self._monotonic())
+        for publisher in {record.publisher for record in records}.difference(self._met):
+            _remember(self._met, publisher, self._monotonic(), MAX_PUBLISHERS)
         self._cache.move_to_end(name)
         while len(self._cache) > MAX_CACHED_NAMES:
             self._cache.popitem(last=False)
         return records
+
+
+def _remember(memory: OrderedDict[K, V], name: K, value: V, most: int) -> None:
+    memory[name] = value
+    memory.move_to_end(name)
+    if len(memory) > most:
+        memory.popitem(last=False)

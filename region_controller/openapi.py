@@ -134,7 +134,7 @@ OPERATIONS: tuple[Operation, ...] = (
         name="search_services",
         method="GET",
         path="/v1/services",
-        summary="Published services of the whole mesh, newest first.",
+        summary="Published services of the whole mesh: of publishers known here first, then newest first.",
         answers={200: list[ServiceView]},
         parameters=(
             Parameter("category", "subtree, such as /image"),

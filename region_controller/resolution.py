@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from enum import IntEnum
 
 from protocol.identifiers import in_category
 from protocol.instances import StartRequest
@@ -13,6 +14,19 @@ from region_controller.placement import Warmth
 
 WarmthOf = Callable[[str], Warmth]
 """How far along this region is with a digest."""
+
+
+class Standing(IntEnum):
+    """What is known here of a publisher, best first. Keys to publish with are free: a new one vouches for nothing."""
+
+    TRUSTED = 0
+    """Something of it was published or started here."""
+    SEEN = 1
+    """It has been in the mesh for a while."""
+    NEW = 2
+
+
+StandingOf = Callable[[bytes], Standing]
 
 MAX_CANDIDATES = 20
 """How many services an AmbiguousService lists."""
@@ -45,15 +59,31 @@ def by_name(text: str, found: Iterable[ServiceRecord]) -> ServiceRecord | None:
 
 
 def by_meaning(
-    request: StartRequest, category: str, found: Iterable[ServiceRecord], warmth_of: WarmthOf
+    request: StartRequest,
+    category: str,
+    found: Iterable[ServiceRecord],
+    warmth_of: WarmthOf,
+    standing_of: StandingOf = lambda _: Standing.NEW,
+    missing: Container[str] = (),
 ) -> tuple[ServiceRecord, str] | None:
-    """The best match of category, inputs and outputs: warm > built > cached > newest. None if nothing matches."""
+    """The best match of category, inputs and outputs. None if nothing matches.
+
+    Warm > built > cached > by a publisher of better standing > newest. What is `missing` (digests whose content could
+    not be had of late) comes after all others. A publisher of whom something is here is trusted.
+    """
     matches = [r for r in newest_versions(found) if matches_meaning(r, category, request.inputs, request.outputs)]
     if not matches:
         return None
-    best = min(matches, key=lambda r: (warmth_of(r.digest), *_newest_first(r)))
+    warmth = {r.digest: warmth_of(r.digest) for r in matches}
+    present = {r.publisher for r in matches if warmth[r.digest] < Warmth.COLD}
+
+    def preference(record: ServiceRecord) -> tuple[bool, Warmth, Standing, tuple[int, str, bytes]]:
+        standing = Standing.TRUSTED if record.publisher in present else standing_of(record.publisher)
+        return record.digest in missing, warmth[record.digest], standing, _newest_first(record)
+
+    best = min(matches, key=preference)
     digests = len({r.digest for r in matches})
-    rivals = "the only match" if digests == 1 else f"of {digests} matches {_WHY[warmth_of(best.digest)]}"
+    rivals = "the only match" if digests == 1 else f"of {digests} matches {_WHY[warmth[best.digest]]}"
     return best, f"{best.id} ({best.name}) in {best.category}: {rivals}"
 
 
@@ -77,6 +107,11 @@ def matches_meaning(record: ServiceRecord, category: str, inputs: Sequence[str],
 def newest_versions(records: Iterable[ServiceRecord]) -> list[ServiceRecord]:
     """One record per publisher, id and name, newest first."""
     return sorted((lineage[0] for lineage in _lineages(sorted(set(records), key=_newest_first))), key=_newest_first)
+
+
+def listed(records: Iterable[ServiceRecord], standing_of: StandingOf) -> list[ServiceRecord]:
+    """Publishers of better standing first, of equal standing the newest record."""
+    return sorted(records, key=lambda r: (standing_of(r.publisher), _newest_first(r)))
 
 
 def no_such_service(text: str, all_records: Iterable[ServiceRecord]) -> NoMatchingService:

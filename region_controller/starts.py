@@ -18,7 +18,15 @@ from msgspec import Struct
 from protocol.causes import Cause, cause_of
 from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
 from protocol.link import Done, Extend, Start
-from protocol.problems import DeadlineExceeded, Problem, StartFailed, Unavailable
+from protocol.problems import (
+    ContentNotFound,
+    CorruptContent,
+    DeadlineExceeded,
+    InvalidArchive,
+    Problem,
+    StartFailed,
+    Unavailable,
+)
 from protocol.records import RegionRecord
 from region_controller.catalogue import Catalogue
 from region_controller.flights import Flight, Flights
@@ -39,6 +47,9 @@ LOOK_S = 1.0
 """Between two looks at a start for which nobody waits any more."""
 EXTEND_MARGIN_S = 2.0
 """An instance this close to its end is extended before it is handed out, not behind it."""
+MAX_CANDIDATES_TRIED = 8
+CONTENT_UNUSABLE = (ContentNotFound, CorruptContent, InvalidArchive)
+"""Problems of the service, not of the host: when a description fits several services, the next one may do."""
 EXTEND_STEP_S = 1
 """Extensions ask for so much more than needed, so that a busy instance is extended once a second, not per request."""
 
@@ -93,11 +104,31 @@ class Starts:
 
     async def _start(self, request: StartRequest, on_progress: OnProgress, route: Route) -> Answered:
         try:
-            wanted = await self._resolve(request, on_progress, route)
-            return await self._warm(wanted) or await self._together(wanted, on_progress)
+            return await self._first_that_is_whole(request, on_progress, route)
         except Problem:
             self._region.stats.starts["failed"] += 1
             raise
+
+    async def _first_that_is_whole(self, request: StartRequest, on_progress: OnProgress, route: Route) -> Answered:
+        """Of the services that a description fits, one after the other until the content of one can be had.
+
+        A request that names its service means that one and no other.
+        """
+        tried: set[str] = set()
+        while True:
+            wanted = await self._resolve(request, on_progress, route)
+            digest = wanted.record.digest
+            try:
+                answered = await self._warm(wanted) or await self._together(wanted, on_progress)
+            except CONTENT_UNUSABLE as problem:
+                self._catalogue.missing(digest)
+                if request.service is not None or digest in tried or len(tried) + 1 >= MAX_CANDIDATES_TRIED:
+                    raise
+                log.info("next-candidate", digest=digest, problem=problem.detail)
+                tried.add(digest)
+            else:
+                self._catalogue.trust(wanted.record.publisher)
+                return answered
 
     async def _resolve(self, request: StartRequest, on_progress: OnProgress, route: Route) -> Wanted:
         began = time.perf_counter()

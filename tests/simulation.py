@@ -16,7 +16,7 @@ import looptime
 
 from dht import rules
 from dht.directory import NetworkDirectory
-from dht.overlay import Tuning, running_overlay
+from dht.overlay import Overlay, Tuning, running_overlay
 from dht.overlay.datagrams import Address
 from dht.overlay.messages import WireContact, wire_contact
 from dht.overlay.simulated import SimulatedNetwork
@@ -76,8 +76,22 @@ class Simulation:
 
     async def add_liar(self, number: int, *, through: int) -> None:
         """A member that takes every record and keeps none, knows of none, and names nodes that do not exist."""
+        overlay = await self.add_bare(number, through=through)
+        chance = random.Random(f"{self.seed} lies {number}")
+
+        def invented(request: object, count: int) -> tuple[WireContact, ...]:
+            key: bytes = request.key  # type: ignore[attr-defined]
+            return tuple(
+                wire_contact(key[:4] + chance.randbytes(16), address(10_000_000 + chance.randrange(1000)))
+                for _ in range(count)
+            )
+
+        overlay._contacts_for = invented  # type: ignore[method-assign, assignment]
+
+    async def add_bare(self, number: int, *, through: int) -> Overlay:
+        """A member of the overlay that takes every record and keeps none; what it sends is up to the caller."""
         self._running[number] = await self._stack.enter_async_context(AsyncExitStack())
-        overlay = await self._running[number].enter_async_context(
+        return await self._running[number].enter_async_context(
             running_overlay(
                 self.network.transport(number),
                 identity=identity(number),
@@ -90,16 +104,6 @@ class Simulation:
                 chance=random.Random(f"{self.seed} {number}"),
             )
         )
-        chance = random.Random(f"{self.seed} lies {number}")
-
-        def invented(request: object, count: int) -> tuple[WireContact, ...]:
-            key: bytes = request.key  # type: ignore[attr-defined]
-            return tuple(
-                wire_contact(key[:4] + chance.randbytes(16), address(10_000_000 + chance.randrange(1000)))
-                for _ in range(count)
-            )
-
-        overlay._contacts_for = invented  # type: ignore[method-assign, assignment]
 
     async def kill(self, number: int) -> None:
         """Without a word to the others, as by a power cut."""
@@ -112,7 +116,7 @@ class SwallowingShelf:
     def ordered(self, key: bytes) -> rules.OrderedSet:
         return rules.OrderedSet(())
 
-    def offer(self, key: bytes, envelopes: Sequence[bytes]) -> list[int]:
+    def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes) -> list[int]:
         return [0] * len(envelopes)
 
 

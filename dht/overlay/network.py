@@ -43,6 +43,7 @@ from dht.overlay.messages import (
 )
 from dht.overlay.routing import SUSPICIOUS_SHARE, Routing, address_of, refresh_targets
 from dht.sealing import MAX_PLAINTEXT, Keyring, Sealer
+from dht.seats import UNPROVEN
 from dht.tasks import OwnedTasks
 from protocol.identifiers import KEY_BYTES
 
@@ -101,8 +102,8 @@ class Shelf(Protocol):
 
     def ordered(self, key: bytes) -> rules.OrderedSet: ...
 
-    def offer(self, key: bytes, envelopes: Sequence[bytes]) -> Sequence[int]:
-        """One `dht.rules.Verdict` for each envelope."""
+    def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes) -> Sequence[int]:
+        """One `dht.rules.Verdict` for each envelope. `via`: the proven id of the node that sent them, or UNPROVEN."""
 
 
 class Known(Protocol):
@@ -533,7 +534,8 @@ class Overlay:
     # --- answering ---
 
     def _serve(self, request: AnyRequest, address: Address, proof: Proof | None) -> AnyAnswer | None:
-        if self._routing.is_proven(request.sender, address):
+        proven = self._routing.is_proven(request.sender, address)
+        if proven:
             self._heard(Peer(request.sender, address))
         else:
             self._check(request.sender, address)
@@ -547,7 +549,7 @@ class Overlay:
             case Compare():
                 return self._parts(request, proof)
             case Store():
-                verdicts = self._shelf.offer(request.key, request.envelopes)
+                verdicts = self._shelf.offer(request.key, request.envelopes, request.sender if proven else UNPROVEN)
                 return Stored(request.id, self.id, proof, tuple(map(int, verdicts)))
 
     def _page(self, request: Records, proof: Proof | None) -> Page:

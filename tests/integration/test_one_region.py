@@ -77,6 +77,27 @@ async def test_fifty_phones_one_start(tmp_path: Path) -> None:
         assert [a.start for a in answers].count("cold") == 1
 
 
+async def test_a_start_by_description_goes_on_to_the_next_service_if_the_content_of_one_is_gone(
+    tmp_path: Path,
+) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        real = await site.publish(a_service("real", seq=1))
+        for i in range(12):
+            key = key_of(f"fake{i}")
+            await site.publish(a_service(f"fake{i}", seq=100 + i, publisher=key), key)
+        agent.failures += [ContentNotFound("nobody offers it") for _ in range(8)]
+        with pytest.raises(ContentNotFound):
+            await start(site, service=None, category="/text")
+        assert len(agent.starts) == 8, "bounded"
+        agent.failures += [ContentNotFound("nobody offers it") for _ in range(4)]
+        answer, _ = await start(site, service=None, category="/text")
+        assert answer.service.digest == real.digest
+        assert len({command.digest for command in agent.starts}) == 13, "none was tried twice"
+        agent.failures.append(ContentNotFound("nobody offers it"))
+        with pytest.raises(ContentNotFound):
+            await start(site, service="fake3")
+
+
 async def test_failure_reaches_every_waiter_and_poisons_nothing(tmp_path: Path) -> None:
     async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
         await site.publish(a_service())

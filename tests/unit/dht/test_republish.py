@@ -19,7 +19,7 @@ def key(last: int) -> bytes:
 
 
 def row(spread_at: float, *, ours: bool = True) -> Row:
-    return Row(key(0), b"slot", b"owner", 10_000, ours, spread_at, b"envelope")
+    return Row(key(0), b"slot", b"owner", b"via", 1, False, 10_000, ours, spread_at, b"envelope")
 
 
 def test_intervals_are_spread_by_a_tenth_and_the_same_for_one_key() -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dht.seats import OWN
 from dht.storage import KnownContact, Row, opened_storage
 from protocol.problems import ConfigError
 
@@ -11,7 +12,8 @@ KEY = b"k" * 20
 
 
 def row(slot: bytes = b"s", *, key: bytes = KEY, expiry: int = 100, ours: bool = False, spread_at: float = 0.0) -> Row:
-    return Row(key, slot, b"owner", expiry, ours, spread_at, b"envelope-" + slot)
+    via = OWN if ours else b"n" * 20
+    return Row(key, slot, b"owner", via, 1, False, expiry, ours, spread_at, b"envelope-" + slot)
 
 
 def test_records_and_contacts_survive_a_restart(tmp_path: Path) -> None:
@@ -23,7 +25,7 @@ def test_records_and_contacts_survive_a_restart(tmp_path: Path) -> None:
     with opened_storage(database) as storage:
         assert storage.at(KEY) == [row(ours=True)]
         assert storage.known_contacts(limit=9) == [contact]
-        assert storage.owned_by(b"owner") == 1
+        assert storage.whole.owners[b"owner"] == 1
 
 
 def test_one_row_per_slot_of_a_key() -> None:
@@ -31,7 +33,7 @@ def test_one_row_per_slot_of_a_key() -> None:
         storage.put([row(expiry=1), row(b"t")])
         storage.put([row(expiry=2)])
         assert {r.slot: r.expiry for r in storage.at(KEY)} == {b"s": 2, b"t": 100}
-        storage.drop(KEY, [b"s"])
+        storage.put([], leaving=[row(expiry=2)])
         assert [r.slot for r in storage.at(KEY)] == [b"t"]
 
 
@@ -40,7 +42,7 @@ def test_purge_deletes_what_expired_and_recounts_owners() -> None:
         storage.put([row(expiry=10), row(b"t", expiry=11)])
         assert storage.purge(10.0) == 1
         assert [r.slot for r in storage.at(KEY)] == [b"t"]
-        assert storage.owned_by(b"owner") == 1
+        assert storage.whole.owners[b"owner"] == 1
 
 
 def test_due_rows_come_longest_waiting_first_and_not_after_they_were_spread() -> None:

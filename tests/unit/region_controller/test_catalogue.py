@@ -11,8 +11,9 @@ from protocol.instances import StartRequest
 from protocol.problems import AmbiguousService, BadRequest, NoMatchingService, Unavailable
 from protocol.records import ServiceRecord, Signed
 from region_controller import resolution
-from region_controller.catalogue import OWN_S, Catalogue
+from region_controller.catalogue import MISSING_S, OWN_S, SEEN_S, Catalogue
 from region_controller.placement import Warmth
+from region_controller.resolution import Standing
 from tests.one_region import a_service, key_of
 
 
@@ -131,6 +132,50 @@ def test_among_matches_warm_then_built_then_cached_then_newest() -> None:
         warm[digest[name]] = warmth
     order.append(by_meaning(records, warm, category="/text"))
     assert order == ["newest", "new", "old", "oldest"]
+
+
+def test_a_flood_of_new_publishers_does_not_win_over_those_known_here() -> None:
+    ours, old = a_service("ours", seq=1), a_service("old", seq=2, publisher=key_of("old"))
+    fakes = [a_service(f"z{i}", seq=2**50 + i, publisher=key_of(f"z{i}")) for i in range(30)]
+    standing = {ours.publisher: Standing.TRUSTED, old.publisher: Standing.SEEN}
+
+    def chosen(records: list[ServiceRecord], *, missing: set[str], warm: str = "") -> str:
+        found = resolution.by_meaning(
+            StartRequest(category="/text"),
+            "/text",
+            records,
+            lambda d: Warmth.CACHED if d == warm else Warmth.COLD,
+            lambda publisher: standing.get(publisher, Standing.NEW),
+            missing,
+        )
+        assert found is not None
+        return found[0].id
+
+    everything = [*fakes, old, ours]
+    assert chosen(everything, missing=set()) == "ours"
+    assert chosen(everything, missing={ours.digest}) == "old"
+    assert chosen(everything, missing={ours.digest, old.digest}) == "z29"
+    assert chosen(everything, missing={r.digest for r in everything}) == "ours"
+    assert chosen(everything, missing=set(), warm=fakes[3].digest) == "z3", "what is here is the first choice"
+    assert [r.id for r in resolution.listed(everything, lambda p: standing.get(p, Standing.NEW))][:3] == [
+        "ours",
+        "old",
+        "z29",
+    ]
+
+
+async def test_a_publisher_met_some_time_ago_comes_before_a_new_one() -> None:
+    known = a_service("known", seq=1, publisher=key_of("known"))
+    bench = Bench(known)
+    await bench.catalogue.search(category="/text")
+    bench.now += SEEN_S
+    bench.directory.found = (known, a_service("fake", seq=9, publisher=key_of("fake")))
+    assert [r.id for r in await bench.catalogue.search(category="/text")] == ["known", "fake"]
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold))[0].id == "known"
+    bench.catalogue.missing(known.digest)
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold))[0].id == "fake"
+    bench.now += MISSING_S
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold))[0].id == "known"
 
 
 def test_only_the_newest_version_matches() -> None:
