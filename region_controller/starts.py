@@ -19,8 +19,6 @@ from protocol.causes import Cause, cause_of
 from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
 from protocol.link import Done, Extend, Start
 from protocol.problems import (
-    ContentNotFound,
-    CorruptContent,
     DeadlineExceeded,
     InvalidArchive,
     Problem,
@@ -35,7 +33,7 @@ from region_controller.idempotency import Answered, IdempotencyKeys
 from region_controller.leases import Held, lease_deadline
 from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote
 from region_controller.placement import Nobody, Placement, choose
-from region_controller.refusals import Refusal
+from region_controller.refusals import Refusal, causes_in
 from region_controller.region import Region, first_address
 from region_controller.wanted import Route, Wanted, flavour_of, loop_time, since
 
@@ -48,8 +46,7 @@ LOOK_S = 1.0
 EXTEND_MARGIN_S = 2.0
 """An instance this close to its end is extended before it is handed out, not behind it."""
 MAX_CANDIDATES_TRIED = 8
-CONTENT_UNUSABLE = (ContentNotFound, CorruptContent, InvalidArchive)
-"""Problems of the service, not of the host: when a description fits several services, the next one may do."""
+"""Of the services that a description fits."""
 EXTEND_STEP_S = 1
 """Extensions ask for so much more than needed, so that a busy instance is extended once a second, not per request."""
 
@@ -120,7 +117,9 @@ class Starts:
             digest = wanted.record.digest
             try:
                 answered = await self._warm(wanted) or await self._together(wanted, on_progress)
-            except CONTENT_UNUSABLE as problem:
+            except Problem as problem:
+                if not _is_unusable(problem):
+                    raise
                 self._catalogue.missing(digest)
                 if request.service is not None or digest in tried or len(tried) + 1 >= MAX_CANDIDATES_TRIED:
                     raise
@@ -352,6 +351,11 @@ def _given_up(report: InstanceReport) -> StartFailed:
         reason="not-ready",
         log=list(report.log),
     )
+
+
+def _is_unusable(problem: Problem) -> bool:
+    """True if the service itself is at fault: its archive cannot be had, or is none."""
+    return isinstance(problem, InvalidArchive) or Cause.CONTENT in causes_in(problem)
 
 
 def _start_command(instance: str, wanted: Wanted) -> Start:

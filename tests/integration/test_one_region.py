@@ -86,7 +86,7 @@ async def test_a_start_by_description_goes_on_to_the_next_service_if_the_content
             key = key_of(f"fake{i}")
             await site.publish(a_service(f"fake{i}", seq=100 + i, publisher=key), key)
         agent.failures += [ContentNotFound("nobody offers it") for _ in range(8)]
-        with pytest.raises(ContentNotFound):
+        with pytest.raises(Unavailable, match="nobody who has the archive"):
             await start(site, service=None, category="/text")
         assert len(agent.starts) == 8, "bounded"
         agent.failures += [ContentNotFound("nobody offers it") for _ in range(4)]
@@ -94,7 +94,7 @@ async def test_a_start_by_description_goes_on_to_the_next_service_if_the_content
         assert answer.service.digest == real.digest
         assert len({command.digest for command in agent.starts}) == 13, "none was tried twice"
         agent.failures.append(ContentNotFound("nobody offers it"))
-        with pytest.raises(ContentNotFound):
+        with pytest.raises(Unavailable, match="nobody who has the archive"):
             await start(site, service="fake3")
 
 
