@@ -7,7 +7,7 @@ again, and what there is no room for is refused before its signature is looked a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 
 from dht import rules
@@ -30,8 +30,9 @@ RECORDS_PER_S = 64.0
 """New records that one sender may offer, in a burst and in the long run. What is held already costs nothing."""
 SPREAD_NOTED_S = 60.0
 """An echo within this time of the last one is not written down: it would change nothing but the disk."""
-ORDERED_CACHE = 64
-"""Sets kept in the order of pages."""
+ORDERED_SETS = 1024
+ORDERED_ROWS = 131_072
+"""Sets kept in the order of pages, and the records in all of them: more than one member can bring."""
 VERIFIED_CACHE = 16_384
 """Envelopes whose signature is remembered as good: a check costs about 130 us."""
 
@@ -59,10 +60,10 @@ class Replica:
         if not rules.may_stand(signed.record, key):
             raise InvalidRecord("the record does not name the key at which it was offered")
 
-    def held(self, key: bytes) -> list[Signed]:
-        """Unexpired records at `key`, tombstones included."""
+    def held(self, key: bytes) -> Iterator[Signed]:
+        """Unexpired records at `key`, tombstones included; each is decoded as it is asked for."""
         now = self._clock()
-        return [reopened(row.envelope) for row in self.storage.at(key) if row.expiry > now]
+        return (reopened(row.envelope) for row in self.storage.at(key) if row.expiry > now)
 
     def outranks(self, key: bytes, signed: Signed) -> bool:
         """True if something of higher rank is held in the record's slot."""
@@ -74,13 +75,18 @@ class Replica:
         now = self._clock()
         kept = self._ordered.get(key)
         if kept is not None and now < kept[0]:
+            self._ordered.move_to_end(key)
             return kept[1]
         rows = [row for row in self.storage.at(key) if row.expiry > now]
         found = rules.OrderedSet(row.envelope for row in rows)
         self._ordered[key] = min((row.expiry for row in rows), default=now), found
-        if len(self._ordered) > ORDERED_CACHE:
+        self._ordered.move_to_end(key)
+        while len(self._ordered) > 1 and (len(self._ordered) > ORDERED_SETS or self._ordered_rows() > ORDERED_ROWS):
             self._ordered.popitem(last=False)
         return found
+
+    def _ordered_rows(self) -> int:
+        return sum(len(ordered.positions) for _, ordered in self._ordered.values())
 
     def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes = UNPROVEN) -> list[Verdict]:
         """Take records from the peer `via`, each judged on its own. Never raises for what a peer sent."""

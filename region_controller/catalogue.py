@@ -33,7 +33,6 @@ LAST_KNOWN_S = 600.0
 OWN_S = 2.0
 """How long what was published or withdrawn here is laid over the mesh's answers: by then the mesh knows."""
 MAX_CACHED_NAMES = 512
-MAX_LISTED = 5_000
 SEEN_S = 600.0
 """A publisher met for the first time so long ago is no longer new."""
 MAX_PUBLISHERS = 65_536
@@ -153,7 +152,7 @@ class Catalogue:
         service_id: str = "",
         text: str = "",
     ) -> list[ServiceRecord]:
-        """At most MAX_LISTED, publishers known here first, then newest first.
+        """Publishers known here first; of equal standing, newest first.
 
         `text` is looked for in id, name, description and category, without regard to case.
         """
@@ -164,7 +163,7 @@ class Catalogue:
             if resolution.matches_meaning(record, category, inputs, outputs)
             and (not wanted or wanted in _searched_text(record))
         ]
-        return resolution.listed(matches, self._standing)[:MAX_LISTED]
+        return resolution.known_first(matches, self._standing)
 
     async def by_digest(self, digest: str) -> list[ServiceRecord]:
         """The records of one service, one per publisher, newest first."""
@@ -249,9 +248,9 @@ class Catalogue:
             records = known.records
         else:
             records = tuple(s.record for s in source if isinstance(s.record, ServiceRecord))
+            for publisher in {record.publisher for record in records}.difference(self._met):
+                _remember(self._met, publisher, self._monotonic(), MAX_PUBLISHERS)
         self._cache[name] = _Lookup(source, records, self._monotonic())
-        for publisher in {record.publisher for record in records}.difference(self._met):
-            _remember(self._met, publisher, self._monotonic(), MAX_PUBLISHERS)
         self._cache.move_to_end(name)
         while len(self._cache) > MAX_CACHED_NAMES:
             self._cache.popitem(last=False)

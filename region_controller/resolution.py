@@ -109,9 +109,10 @@ def newest_versions(records: Iterable[ServiceRecord]) -> list[ServiceRecord]:
     return sorted((lineage[0] for lineage in _lineages(sorted(set(records), key=_newest_first))), key=_newest_first)
 
 
-def listed(records: Iterable[ServiceRecord], standing_of: StandingOf) -> list[ServiceRecord]:
-    """Publishers of better standing first, of equal standing the newest record."""
-    return sorted(records, key=lambda r: (standing_of(r.publisher), _newest_first(r)))
+def known_first(records: Sequence[ServiceRecord], standing_of: StandingOf) -> list[ServiceRecord]:
+    """Publishers of better standing first; those of equal standing in the order given."""
+    standing = {publisher: standing_of(publisher) for publisher in {r.publisher for r in records}}
+    return sorted(records, key=lambda record: standing[record.publisher])
 
 
 def no_such_service(text: str, all_records: Iterable[ServiceRecord]) -> NoMatchingService:

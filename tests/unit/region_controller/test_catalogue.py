@@ -157,11 +157,8 @@ def test_a_flood_of_new_publishers_does_not_win_over_those_known_here() -> None:
     assert chosen(everything, missing={ours.digest, old.digest}) == "z29"
     assert chosen(everything, missing={r.digest for r in everything}) == "ours"
     assert chosen(everything, missing=set(), warm=fakes[3].digest) == "z3", "what is here is the first choice"
-    assert [r.id for r in resolution.listed(everything, lambda p: standing.get(p, Standing.NEW))][:3] == [
-        "ours",
-        "old",
-        "z29",
-    ]
+    known = resolution.known_first(everything, lambda p: standing.get(p, Standing.NEW))
+    assert [r.id for r in known] == ["ours", "old", *(r.id for r in fakes)]
 
 
 async def test_a_publisher_met_some_time_ago_comes_before_a_new_one() -> None:
