@@ -74,6 +74,8 @@ MAX_CHECKS = 64
 """Nodes whose claimed id is being checked at one time."""
 
 ACKNOWLEDGED = {rules.Verdict.KEPT, rules.Verdict.SUPERSEDED}
+PAGE_BY_PAGE_FROM = 4
+"""More missing envelopes of one range than this are read page by page, fewer each for itself."""
 COMPARE_FROM = 16
 """Of a larger set only those records are sent that the receiver lacks: a question is cheaper than many stores."""
 STORE_OVERHEAD = 64
@@ -408,6 +410,9 @@ class Overlay:
         """Add to `found` what `nodes`, who hold equal sets, have in a range and we do not. `told`: its summary."""
         if not told.parts:
             missing = [short for short in rules.shorts(told.positions) if not known.has(short)]
+            if len(missing) > PAGE_BY_PAGE_FROM:
+                up_to = where[1].to_bytes(rules.POSITION_BYTES, "big")
+                return await self._read_stretch(key, rules.cursor_before(missing[0]), up_to, nodes, found)
             return all(await asyncio.gather(*(self._read_at(key, short, nodes, found, gate) for short in missing)))
         if where[1] - where[0] < rules.PARTS:
             return False  # so narrow a range holds no more than can be listed: a liar
@@ -426,8 +431,6 @@ class Overlay:
     ) -> bool:
         """Fetch the envelope at a position, with those that share its page."""
         async with gate:
-            if any(rules.position(e).startswith(short) for e in found):
-                return True
             page = await self._ask_any(nodes, Records, Page, key, rules.cursor_before(short))
         if page is not None:
             found.update(page.envelopes)
