@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limited_sites import SEED, LimitedSites, all_at_once, content_url, limited_sites
+from benchmarks.lookup_sim import require_matplotlib
 from benchmarks.plain_registry import PlainRegistry, running_registry
 from benchmarks.report import RESULTS, finish
 
@@ -155,6 +156,7 @@ def main() -> None:
     arguments.add_argument("--crowds", type=int, nargs="+", default=CROWDS)
     arguments.add_argument("--runs", type=int, default=1)
     given = arguments.parse_args()
+    require_matplotlib()
     asyncio.run(measure(given.rate_mbit, int(given.size_mb * 1e6), given.crowds, given.runs))
 
 
