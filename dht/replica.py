@@ -13,7 +13,7 @@ from functools import lru_cache
 from dht import rules
 from dht.allowance import Allowance
 from dht.rules import Verdict
-from dht.seats import OWN, UNPROVEN, seat
+from dht.seats import OWN, RELAYED_PER_VIA, UNPROVEN, seat
 from dht.storage import Row, Storage
 from dht.views import Views
 from protocol.problems import InvalidRecord
@@ -84,6 +84,15 @@ class Replica:
         while len(self._ordered) > 1 and (len(self._ordered) > ORDERED_SETS or self._ordered_rows() > ORDERED_ROWS):
             self._ordered.popitem(last=False)
         return found
+
+    def passed_on(self, key: bytes) -> Sequence[bytes]:
+        """What this node tells others of the set at `key`: RELAYED_PER_VIA of what each other member brought."""
+        _, most = self.storage.occupancy(key).vias.largest
+        if most <= RELAYED_PER_VIA:
+            return self.ordered(key).envelopes
+        now = self._clock()
+        rows = self.storage.some_of_each_via(key, RELAYED_PER_VIA)
+        return [row.envelope for row in rows if row.expiry > now]
 
     def _ordered_rows(self) -> int:
         return sum(len(ordered.positions) for _, ordered in self._ordered.values())

@@ -140,8 +140,8 @@ class Republisher:
         """Of what is held for others, the whole set at once: replicas that hold the same are then asked, not told."""
         async with gate:
             whole = any(not row.ours for row in rows)
-            passed_on = self._storage.relayed(key) if whole else rows
-            outcome = await self._overlay.store(key, [row.envelope for row in passed_on if row.expiry > self._clock()])
+            envelopes = self._replica.passed_on(key) if whole else [row.envelope for row in rows]
+            outcome = await self._overlay.store(key, list(envelopes))
         self.spreads += 1
         now = self._clock()
         ours = [row for row in rows if row.ours]
@@ -155,12 +155,11 @@ class Republisher:
             return
         newcomers = set(self._news.newcomers)
         self._news.newcomers.clear()
-        now = self._clock()
         for count, key in enumerate(self._storage.keys(), start=1):
             nearest = self._overlay.nearest_contacts(key, self._replicas)
             targets = owed(key, self._overlay.id, nearest, newcomers)
-            rows = self._storage.relayed(key) if targets else []
-            if envelopes := [row.envelope for row in rows if row.expiry > now]:
+            envelopes = self._replica.passed_on(key) if targets else []
+            if envelopes:
                 await self._overlay.store_at(targets, key, envelopes)
                 self.handovers += 1
             if count % KEYS_BETWEEN_PAUSES == 0:

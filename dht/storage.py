@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dht.database import database_problem, transaction
-from dht.seats import OWN, RELAYED_PER_VIA, Occupancy
+from dht.seats import OWN, Occupancy
 from protocol.problems import ConfigError
 
 _COLUMNS = ", ".join(("key", "slot", "owner", "via", "seq", "withdrawn", "expiry", "ours", "spread_at", "envelope"))
@@ -199,12 +199,12 @@ class Storage:
         with translated(self._database):
             return [key for (key,) in self._db.execute("SELECT DISTINCT key FROM dht_held")]
 
-    def relayed(self, key: bytes) -> list[Row]:
-        """What this node may pass on of the rows at `key`: its own, and RELAYED_PER_VIA that each member brought."""
+    def some_of_each_via(self, key: bytes, count: int) -> list[Row]:
+        """Of the rows at `key`: those published here, and `count` that each member brought, always the same."""
         return self._rows(
             "JOIN (SELECT key AS k, slot AS s, ROW_NUMBER() OVER (PARTITION BY via ORDER BY slot) AS nth "
             "FROM dht_held WHERE key = ?) ON key = k AND slot = s WHERE via = ? OR nth <= ?",
-            *(key, OWN, RELAYED_PER_VIA),
+            *(key, OWN, count),
         )
 
     # --- contacts ---

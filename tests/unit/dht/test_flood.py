@@ -137,7 +137,7 @@ def test_one_member_cannot_fill_the_node(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_of_what_one_member_brought_a_bounded_part_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dht.storage.RELAYED_PER_VIA", 5)
+    monkeypatch.setattr("dht.replica.RELAYED_PER_VIA", 5)
     with opened_storage(None) as storage:
         replica = Replica(storage, time.time)
         for envelope in fakes(30, keys=30):
@@ -145,9 +145,13 @@ def test_of_what_one_member_brought_a_bounded_part_is_passed_on(monkeypatch: pyt
         honest, own = real(3), service("own", category="/text")
         replica.offer(KEY, [s.envelope for s in honest], HONEST)
         replica.keep(KEY, own, ours=True, spread_at=0.0)
-        passed_on = storage.relayed(KEY)
-        assert Counter(row.via for row in passed_on) == {FLOODER: 5, HONEST: 3, OWN: 1}
-        assert storage.relayed(KEY) == passed_on, "always the same ones"
+        passed_on = set(replica.passed_on(KEY))
+        vias = Counter(row.via for row in storage.at(KEY) if row.envelope in passed_on)
+        assert vias == {FLOODER: 5, HONEST: 3, OWN: 1}
+        assert set(replica.passed_on(KEY)) == passed_on, "always the same ones"
+        quiet = record_key("id:own")
+        replica.keep(quiet, own, ours=True, spread_at=0.0)
+        assert list(replica.passed_on(quiet)) == [own.envelope]
 
 
 def test_counts_follow_what_comes_and_goes(tmp_path: Path) -> None:
