@@ -226,6 +226,11 @@ class OrderedSet:
         """The envelopes from `low` to `high`."""
         return self.envelopes[self._slice(low, high)]
 
+    def differing(self, low: int, high: int, parts: bytes) -> list[tuple[int, int]]:
+        """Which parts of the range another set, of which `parts` is told in a summary, does not hold alike."""
+        pairs = zip(parts_of(low, high), shorts(parts), strict=False)
+        return [part for part, digest in pairs if digest != self.fingerprint_of(*part)]
+
     def _between(self, low: int, high: int) -> list[bytes]:
         return self.positions[self._slice(low, high)]
 
@@ -266,6 +271,15 @@ def parts_of(low: int, high: int) -> list[tuple[int, int]]:
 
 def shorts(joined: bytes) -> list[bytes]:
     return [joined[i : i + SHORT_BYTES] for i in range(0, len(joined), SHORT_BYTES)]
+
+
+def lacking(envelopes: Sequence[bytes], parts: bytes, positions: bytes) -> list[bytes]:
+    """Which envelopes a set may lack, by its summary EVERYWHERE: if that is true, all of them and perhaps some more."""
+    ours = OrderedSet(envelopes)
+    if not parts:
+        held = set(shorts(positions))
+        return [e for e in ours.envelopes if position(e)[:SHORT_BYTES] not in held]
+    return [e for part in ours.differing(*EVERYWHERE, parts) for e in ours.between(*part)]
 
 
 def cursor_before(short: bytes) -> bytes:

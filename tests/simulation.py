@@ -86,7 +86,7 @@ class Simulation:
                 for _ in range(count)
             )
 
-        overlay._contacts_for = invented  # type: ignore[method-assign, assignment]
+        overlay._answering.contacts_for = invented  # type: ignore[method-assign, assignment]
 
     async def add_bare(self, number: int, *, through: int) -> Overlay:
         """A member of the overlay that takes every record and keeps none; what it sends is up to the caller."""

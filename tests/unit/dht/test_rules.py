@@ -130,6 +130,17 @@ def test_fingerprints_tell_sets_apart_and_ignore_order() -> None:
     assert first == second != other
 
 
+@pytest.mark.parametrize("count", [3, 500])
+def test_a_summary_tells_what_its_set_lacks(count: int) -> None:
+    held = [f"held {i}".encode() for i in range(count)]
+    told = rules.OrderedSet(held).summary(*rules.EVERYWHERE)
+    assert bool(told.parts) == (count == 500)
+    assert rules.lacking(held, told.parts, told.positions) == []
+    lacking = rules.lacking([*held, b"news"], told.parts, told.positions)
+    assert b"news" in lacking
+    assert len(lacking) <= 1 + count // 8
+
+
 @pytest.mark.parametrize("after", [b"", b"\x02" + bytes(7), b"\x80" + bytes(7), b"\xff" * 8])
 def test_stretches_cover_every_position_after_the_cursor_once(after: bytes) -> None:
     parts = rules.stretches(after, 16)

@@ -1,0 +1,59 @@
+"""Iterative lookups from this node's routing table: to the nodes nearest to a key, with or without a question to each.
+
+A lookup always comes back: converged, or with what it had learned when its time was over (see `dht.overlay.crawl`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+from dht.overlay.asking import Asking
+from dht.overlay.crawl import Crawl
+from dht.overlay.messages import A, Find, Nodes, Request
+from dht.overlay.routing import Routing
+from dht.overlay.tuning import Tuning
+from dht.tasks import OwnedTasks
+
+
+class Lookups:
+    """`counts` of the lookups with a question: `count`, `hops` to the nearest node, `answers`."""
+
+    def __init__(self, own_id: bytes, routing: Routing, asking: Asking, tuning: Tuning, tasks: OwnedTasks) -> None:
+        self.counts: Counter[str] = Counter()
+        self._own_id = own_id
+        self._routing = routing
+        self._asking = asking
+        self._tuning = tuning
+        self._tasks = tasks
+
+    async def find(self, key: bytes) -> Crawl[Nodes]:
+        """Who is nearest to the key."""
+        crawl = self._crawl(key, Find, Nodes, key)
+        await crawl.run(asyncio.get_running_loop().time() + self._tuning.lookup_s)
+        return crawl
+
+    async def ask_nearest(
+        self, key: bytes, deadline: float, request: type[Request], answer: type[A], *args: Any
+    ) -> Crawl[A]:
+        """Put one question to the nodes nearest to the key. `deadline`: in the event loop's time."""
+        crawl = self._crawl(key, request, answer, *args)
+        await crawl.run(deadline)
+        self.counts.update(count=1, hops=crawl.hops, answers=len(crawl.answers))
+        return crawl
+
+    def _crawl(self, key: bytes, request: type[Request], answer: type[A], *args: Any) -> Crawl[A]:
+        now = asyncio.get_running_loop().time()
+        seeds = [n for n in self._routing.closest(key, self._tuning.k) if not self._routing.is_resting(n.id, now)]
+        return Crawl[A](
+            key,
+            seeds or self._routing.lost_members(),
+            self._tuning.policy,
+            own_id=self._own_id,
+            ask=lambda node: self._asking.ask(node, request, answer, *args),
+            usable=lambda node: not self._routing.is_resting(node.id, now),
+            missing=self._routing.missing(now),
+            patience=self._asking.patience,
+            spawn=self._tasks.run,
+        )

@@ -1,0 +1,195 @@
+"""Reading the set of records at a key: the union of what the nodes nearest to it hold.
+
+Nodes whose sets have equal fingerprints are read as one, which any of them may serve. What arrives is passed on as it
+came, unjudged; the outcome says whether what did not arrive can be taken for absent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from kademlia.node import Node
+
+from dht import rules
+from dht.overlay.asking import Asking
+from dht.overlay.crawl import Crawl
+from dht.overlay.lookups import Lookups
+from dht.overlay.messages import Compare, Page, Parts, Records
+from dht.overlay.tuning import Tuning
+from dht.tasks import OwnedTasks
+
+T = TypeVar("T")
+
+SEARCHES = 2
+MAX_PAGES = 4096
+STRETCHES = 16
+"""Parts of a large set that are read at the same time."""
+PAGE_BY_PAGE_FROM = 4
+"""More missing envelopes of one range than this are read page by page, fewer each for itself."""
+
+
+class Known(Protocol):
+    """What the reader of a set has of it already: see `dht.views.View`."""
+
+    @property
+    def ordered(self) -> rules.OrderedSet: ...
+
+    def has(self, short: bytes) -> bool: ...
+
+
+@dataclass(frozen=True)
+class ReadOutcome:
+    """`envelopes` as peers sent them, not judged. `conclusive`: what is not among them does not exist. `whole` false:
+    a set is known to hold more than what arrived in time."""
+
+    envelopes: frozenset[bytes] = frozenset()
+    conclusive: bool = False
+    answered: int = 0
+    whole: bool = True
+
+
+class Reading:
+    def __init__(self, lookups: Lookups, asking: Asking, tuning: Tuning) -> None:
+        self._lookups = lookups
+        self._asking = asking
+        self._tuning = tuning
+
+    async def read(self, key: bytes, known: Known | None = None) -> ReadOutcome:
+        """The union of what the nodes nearest to `key` hold, but for what is `known` already.
+
+        The search ends at the lookup deadline, the reading of further pages PAGING_S later. When many nodes died at
+        once, a first search may learn little but who is dead: then a second one follows.
+        """
+        deadline = asyncio.get_running_loop().time() + self._tuning.lookup_s
+        found: set[bytes] = set()
+        for _ in range(SEARCHES):
+            if known is None:
+                crawl, whole = await self._read_all(key, found, deadline)
+            else:
+                crawl, whole = await self._read_news(key, known, found, deadline)
+            outcome = ReadOutcome(frozenset(found), crawl.conclusive and whole, len(crawl.answers), whole)
+            if found or known or outcome.conclusive or not crawl.converged:
+                break
+        return outcome
+
+    async def _read_all(self, key: bytes, found: set[bytes], deadline: float) -> tuple[Crawl[Page], bool]:
+        crawl = await self._lookups.ask_nearest(key, deadline, Records, Page, key, None)
+        answers = [(node, crawl.answers[node.id]) for node in crawl.nearest_answered(len(crawl.answers))]
+        found.update(e for page in crawl.answers.values() for e in page.envelopes)
+        sets = by_fingerprint((node, page.fingerprint) for node, page in answers if page.next is not None)
+
+        async def rest(nodes: list[Node]) -> bool:
+            return await _EqualSets(self._asking, key, nodes, found).read_after(crawl.answers[nodes[0].id].next)
+
+        return crawl, await self._of_each_set(sets, rest)
+
+    async def _read_news(
+        self, key: bytes, known: Known, found: set[bytes], deadline: float
+    ) -> tuple[Crawl[Parts], bool]:
+        crawl = await self._lookups.ask_nearest(key, deadline, Compare, Parts, key, *rules.EVERYWHERE)
+        answers = [(node, crawl.answers[node.id].fingerprint) for node in crawl.nearest_answered(len(crawl.answers))]
+        sets = by_fingerprint((node, print_) for node, print_ in answers if print_ != known.ordered.fingerprint)
+
+        async def differences(nodes: list[Node]) -> bool:
+            told = crawl.answers[nodes[0].id]
+            return await _EqualSets(self._asking, key, nodes, found).read_difference(rules.EVERYWHERE, told, known)
+
+        return crawl, await self._of_each_set(sets, differences)
+
+    async def _of_each_set(
+        self, sets: Mapping[bytes, list[Node]], read: Callable[[list[Node]], Awaitable[bool]]
+    ) -> bool:
+        """Read as many sets that differ as it takes to meet every store that had its acks; of equal sets, one.
+
+        `sets`: holders by fingerprint. One that cannot be read is replaced by the next. When one set is here whole,
+        the others have LOOKUP_S left: a slow or lying holder must not keep the reader. True if one is whole.
+        """
+        loop = asyncio.get_running_loop()
+        waiting = list(sets.values())
+        until = loop.time() + self._tuning.paging_s
+        wanted = self._tuning.replicas - self._tuning.acks + 1
+        whole = 0
+        async with OwnedTasks() as tasks:
+            reading: set[asyncio.Task[bool]] = set()
+            while (reading or waiting) and whole < wanted and loop.time() < until:
+                while waiting and len(reading) + whole < wanted:
+                    reading.add(tasks.run(_awaited(read(waiting.pop(0)))))
+                done, reading = await asyncio.wait(
+                    reading, timeout=until - loop.time(), return_when=asyncio.FIRST_COMPLETED
+                )
+                if read_now := sum(task.result() for task in done):
+                    whole += read_now
+                    until = min(until, loop.time() + self._tuning.lookup_s)
+        return whole > 0 or not sets
+
+
+class _EqualSets:
+    """What `nodes` hold at a key: equal sets, so each question goes to whichever of them answers. All methods add to
+    `found`, and return True if all they were to bring came."""
+
+    def __init__(self, asking: Asking, key: bytes, nodes: Sequence[Node], found: set[bytes]) -> None:
+        self._asking = asking
+        self._key = key
+        self._nodes = nodes
+        self._found = found
+        self._gate = asyncio.Semaphore(STRETCHES)
+
+    async def read_after(self, cursor: bytes | None) -> bool:
+        """All that follows a first page, in stretches that begin at different nodes. `cursor` None: nothing does."""
+        pieces = [] if cursor is None else rules.stretches(cursor, STRETCHES)
+        starts = [i % len(self._nodes) for i in range(len(pieces))]
+        turned = [(*piece, [*self._nodes[i:], *self._nodes[:i]]) for i, piece in zip(starts, pieces, strict=True)]
+        return all(await asyncio.gather(*(self._read_stretch(*piece) for piece in turned)))
+
+    async def read_difference(self, where: tuple[int, int], told: Parts, known: Known) -> bool:
+        """What these sets have in a range and we do not. `told`: its summary."""
+        if not told.parts:
+            missing = [short for short in rules.shorts(told.positions) if not known.has(short)]
+            if len(missing) > PAGE_BY_PAGE_FROM:
+                up_to = where[1].to_bytes(rules.POSITION_BYTES, "big")
+                return await self._read_stretch(rules.cursor_before(missing[0]), up_to, self._nodes)
+            return all(await asyncio.gather(*(self._read_at(short) for short in missing)))
+        if where[1] - where[0] < rules.PARTS:
+            return False  # so narrow a range holds no more than can be listed: a liar
+
+        async def narrower(part: tuple[int, int]) -> bool:
+            async with self._gate:
+                answer = await self._asking.ask_any(self._nodes, Compare, Parts, self._key, *part)
+            return answer is not None and await self.read_difference(part, answer, known)
+
+        return all(await asyncio.gather(*map(narrower, known.ordered.differing(*where, told.parts))))
+
+    async def _read_at(self, short: bytes) -> bool:
+        """The envelope at a position, with those that share its page."""
+        async with self._gate:
+            page = await self._asking.ask_any(self._nodes, Records, Page, self._key, rules.cursor_before(short))
+        if page is not None:
+            self._found.update(page.envelopes)
+        return page is not None
+
+    async def _read_stretch(self, cursor: bytes, up_to: bytes, nodes: Sequence[Node]) -> bool:
+        """What comes after `cursor` and up to `up_to`."""
+        for _ in range(MAX_PAGES):
+            page = await self._asking.ask_any(nodes, Records, Page, self._key, cursor)
+            if page is None or (page.next is not None and page.next <= cursor):
+                return False
+            self._found.update(page.envelopes)
+            if page.next is None or page.next >= up_to:
+                return True
+            cursor = page.next
+        return False
+
+
+def by_fingerprint(sets: Iterable[tuple[Node, bytes]]) -> dict[bytes, list[Node]]:
+    """Who holds equal sets, in the order given."""
+    holders: dict[bytes, list[Node]] = {}
+    for node, fingerprint in sets:
+        holders.setdefault(fingerprint, []).append(node)
+    return holders
+
+
+async def _awaited(result: Awaitable[T]) -> T:
+    return await result
