@@ -22,7 +22,6 @@ import errno
 import os
 import shutil
 import threading
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ import structlog
 from dht.blob_index import BlobIndex, opened_index
 from dht.chunk_files import ChunkFiles, Temporary, is_digest_of
 from dht.proof import Proof
+from dht.use_order import UseOrder
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.manifest import Manifest
 from protocol.problems import Conflict, ContentNotFound, CorruptContent, DiskFull
@@ -87,11 +87,7 @@ class BlobStore:
         """Whole blobs of which the database does not say so yet."""
         self._settle_lock = threading.Lock()
         self._present_bytes = 0
-        self._use_lock = threading.Lock()
-        """Around the three below; never held across I/O, so that an event loop may take it."""
-        self._held: Counter[str] = Counter()
-        self._used: dict[str, int] = {}
-        self._tick = 0
+        self._use = UseOrder()
         self.damaged = 0
         """Chunks found damaged since opening."""
 
@@ -162,7 +158,7 @@ class BlobStore:
                 evicted, unused = self._make_room(blob)
             self._whole.difference_update([blob, *evicted])
             for victim in evicted:
-                self._forget_use(victim)
+                self._use.forget(victim)
                 log.info("blob-evicted", digest=victim, arriving=blob)
             self._delete_unused([*old, *unused])
             missing = {c.digest for c in manifest.chunks if self._files.size(c.digest) is None}
@@ -235,24 +231,13 @@ class BlobStore:
 
     def touch(self, digest: str) -> int:
         """Now the most recently used; returns its place in the order. Touches no disk."""
-        with self._use_lock:
-            self._tick += 1
-            self._used[digest] = self._tick
-            return self._tick
+        return self._use.touch(digest)
 
     @contextmanager
     def holding(self, digest: str) -> Iterator[None]:
         """Not evicted for the time of the block. Touches no disk."""
-        self.touch(digest)
-        with self._use_lock:
-            self._held[digest] += 1
-        try:
+        with self._use.holding(digest):
             yield
-        finally:
-            with self._use_lock:
-                self._held[digest] -= 1
-                if not self._held[digest]:
-                    del self._held[digest]
 
     @contextmanager
     def materialized(self, digest: str) -> Iterator[Path]:
@@ -287,7 +272,7 @@ class BlobStore:
         with self._lock, _disk_errors():
             if pins := self.pins(digest):
                 raise Conflict(f"{digest} is pinned: {', '.join(sorted(pins))}", fix="Unpin it first.")
-            if digest in self._held:
+            if digest in self._use.held():
                 raise Conflict(f"{digest} is in use", fix="Try again when it is not.")
             return self._forget(digest)
 
@@ -313,13 +298,12 @@ class BlobStore:
             self._index.keep_whole_only(present)
         known = self._index.blobs()
         self._whole = {digest for digest, whole, _ in known if whole}
-        self._used = {digest: used for digest, _, used in known}
-        self._tick = max(self._used.values(), default=0)
+        self._use.restore({digest: used for digest, _, used in known})
 
     def save_order(self) -> None:
         """Write the order of last use, which is kept in memory so that a warm path touches no disk."""
         with self._lock, _disk_errors(), self._index.transaction():
-            self._write_order()
+            self._index.set_order(self._use.order())
 
     # --- inside; the lock is held ---------------------------------------------------------------------------------
 
@@ -330,10 +314,8 @@ class BlobStore:
         what is here and what is free.
         """
         limit = min(self._quota, self._present_bytes + max(0, shutil.disk_usage(self._root).free - RESERVE))
-        self._write_order()
-        stay = self._index.pinned() | {arriving}
-        with self._use_lock:
-            stay |= set(self._held)
+        self._index.set_order(self._use.order())
+        stay = self._index.pinned() | {arriving} | self._use.held()
         order = [digest for digest, _, _ in self._index.blobs() if digest not in stay]
         needed = self._index.bytes_used_by(stay)
         if needed > limit:
@@ -356,7 +338,7 @@ class BlobStore:
     def _forget(self, digest: str) -> bool:
         """Files first: on a full disk they make the room that the index needs. A crash in between is reconciled."""
         self._whole.discard(digest)
-        self._forget_use(digest)
+        self._use.forget(digest)
         for chunk in self._index.chunks_of(digest):
             if self._index.users_of(chunk) == [digest]:
                 self._delete_file(chunk)
@@ -382,15 +364,6 @@ class BlobStore:
             self._whole.difference_update(blobs)
             self.damaged += 1
         log.error("chunk-damaged", chunk=chunk, blobs=blobs)
-
-    def _forget_use(self, digest: str) -> None:
-        with self._use_lock:
-            self._used.pop(digest, None)
-
-    def _write_order(self) -> None:
-        with self._use_lock:
-            order = dict(self._used)
-        self._index.set_order(order)
 
     # --- files ----------------------------------------------------------------------------------------------------
 

@@ -23,8 +23,10 @@ integer: the position of a chunk in the manifest. Rules:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
+
+from dht.provider import Provider
 
 
 @dataclass(frozen=True)
@@ -70,29 +72,6 @@ Effect = Ask | Cancel
 
 
 @dataclass
-class _Provider:
-    have: frozenset[int] | None
-    lacks: set[int] = field(default_factory=set)
-    elsewhere: dict[int, float] = field(default_factory=dict)
-    """Pieces that it lets others pass on, and until when it is not asked for them again."""
-    requests: set[int] = field(default_factory=set)
-    strikes: int = 0
-    rest_until: float = 0.0
-    rate: float = 0.0
-    depth: int = 1 << 30
-    """Requests at once that it takes, as far as it has said."""
-    trouble: str = ""
-    dropped: str = ""
-
-    def offers(self, piece: int) -> bool:
-        return (self.have is None or piece in self.have) and piece not in self.lacks
-
-    def gives(self, piece: int, now: float) -> bool:
-        """Whether to ask it now."""
-        return self.offers(piece) and self.elsewhere.get(piece, now) <= now
-
-
-@dataclass
 class _Request:
     provider: str
     open: set[int]
@@ -115,7 +94,7 @@ class Picker:
         """All pieces before this place of `_in_order` are delivered."""
         self._wanted = set(lengths)
         self._asked: dict[int, set[int]] = {}
-        self._providers: dict[str, _Provider] = {}
+        self._providers: dict[str, Provider] = {}
         self._requests: dict[int, _Request] = {}
         self._rarity: dict[int, int] = {}
         self._given: frozenset[int] = frozenset()
@@ -160,7 +139,7 @@ class Picker:
 
     def provide(self, provider: str, have: Collection[int] | None) -> None:
         """A provider is known, or holds more than before. `have` None: the whole blob."""
-        known = self._providers.setdefault(provider, _Provider(frozenset()))
+        known = self._providers.setdefault(provider, Provider(frozenset()))
         if known.dropped:
             return
         self._count(known, -1)
@@ -174,7 +153,7 @@ class Picker:
 
     def drop(self, provider: str, why: str) -> None:
         """Ask this provider no more."""
-        known = self._providers.setdefault(provider, _Provider(frozenset()))
+        known = self._providers.setdefault(provider, Provider(frozenset()))
         if known.dropped:
             return
         self._count(known, -1)
@@ -234,32 +213,22 @@ class Picker:
                 return
             provider = self._providers[current.provider]
             elapsed = max(now - current.started, 1e-3)
-            rate = current.received / elapsed
-            provider.rate = rate if not provider.rate else 0.5 * provider.rate + 0.5 * rate
+            provider.showed(current.received / elapsed)
             self._end(request)
 
     def failed(self, request: int, now: float, why: str) -> None:
         if current := self._requests.get(request):
             provider = self._providers[current.provider]
-            provider.trouble = why
             self._end(request)
-            if now < provider.rest_until:
-                return  # another request of the same outage
-            provider.strikes += 1
-            rest = self._limits.rest_s * 2 ** min(provider.strikes - 1, 8)
-            provider.rest_until = now + min(rest, self._limits.max_rest_s)
-            if provider.strikes >= self._limits.strikes and len(self.active) > 1:
+            counts = provider.failed(now, why, rest_s=self._limits.rest_s, max_rest_s=self._limits.max_rest_s)
+            if counts and provider.strikes >= self._limits.strikes and len(self.active) > 1:
                 self.drop(current.provider, why)
 
     def busy(self, request: int, now: float, retry_after: float) -> None:
-        """The provider has no free upload slot. While it works on another request of ours, it just takes fewer."""
+        """The provider has no free upload slot."""
         if current := self._requests.get(request):
-            provider = self._providers[current.provider]
             self._end(request)
-            if provider.requests:
-                provider.depth = len(provider.requests)
-            else:
-                provider.rest_until = now + min(max(retry_after, 0.05), self._limits.max_busy_s)
+            self._providers[current.provider].busy(now, retry_after, max_busy_s=self._limits.max_busy_s)
 
     def lied(self, request: int, why: str) -> None:
         """The provider sent what it should not have: bytes that are not the digest's, or a malformed answer."""
@@ -297,7 +266,7 @@ class Picker:
                 if any(self._providers[n].offers(piece) for n in rivals for piece in request.open):
                     self.drop(request.provider, "slow")
 
-    def _pick(self, provider: _Provider, now: float) -> list[int]:
+    def _pick(self, provider: Provider, now: float) -> list[int]:
         candidates = list(islice(self._offered(provider, now), self._limits.window))
         in_order = self._is_asked_in_order(provider)
         candidates.sort(
@@ -317,14 +286,14 @@ class Picker:
             budget -= self._lengths[piece]
         return picked
 
-    def _offered(self, provider: _Provider, now: float) -> Iterator[int]:
+    def _offered(self, provider: Provider, now: float) -> Iterator[int]:
         """Free pieces that the provider would give now, in the preferred order where that is cheap."""
         if provider.have is not None and len(provider.have) < len(self._free):
             return (piece for piece in provider.have if piece in self._free and provider.gives(piece, now))
         pieces = self._free_in_order() if self._is_asked_in_order(provider) else self._free
         return (piece for piece in pieces if provider.gives(piece, now))
 
-    def _is_asked_in_order(self, provider: _Provider) -> bool:
+    def _is_asked_in_order(self, provider: Provider) -> bool:
         return provider.rate >= self._limits.in_order_rate and not self.in_crowd
 
     def _free_in_order(self) -> Iterator[int]:
@@ -367,15 +336,15 @@ class Picker:
 
     # --- bookkeeping ----------------------------------------------------------------------------------------------
 
-    def _promises(self, provider: _Provider) -> bool:
+    def _promises(self, provider: Provider) -> bool:
         if any(self._requests[number].received for number in provider.requests):
             return True
         return provider.strikes < self._limits.strikes and (bool(provider.requests) or self._offers(provider))
 
-    def _offers(self, provider: _Provider) -> bool:
+    def _offers(self, provider: Provider) -> bool:
         return any(provider.offers(piece) for piece in self._wanted)
 
-    def _count(self, provider: _Provider, step: int) -> None:
+    def _count(self, provider: Provider, step: int) -> None:
         """Rarity counts partial holders only: a whole one adds the same to every piece."""
         for piece in provider.have or ():
             self._rarity[piece] = self._rarity.get(piece, 0) + step
