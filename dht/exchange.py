@@ -199,14 +199,14 @@ class Exchange:
                     await self._disk(self._store.pin, digest, pin)
                 if not self.has(digest):
                     await self._keep_file(manifest, path)
-            except BaseException as error:  # cancelled, too: half a blob that is pinned would never be evicted
+                await self._disk(self._store.settle)
+                await self._announcer.announced(digest)
+            except BaseException as error:  # cancelled, too: what nobody asks for any more must not stay pinned
                 if newly_pinned and pin is not None:
                     await self._disk(self._store.unpin, digest, pin)
                 if isinstance(error, DiskFull | Conflict):
                     await self._disk(self._store.abandon, digest)
                 raise
-        await self._disk(self._store.settle)
-        await self._announcer.announced(digest)
         return digest
 
     async def _keep_file(self, manifest: Manifest, path: Path) -> None:

@@ -462,6 +462,5 @@ async def test_an_addition_that_is_cancelled_leaves_nothing_pinned(tmp_path: Pat
         adding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await adding
-        assert not here.exchange.has(digest_of(data))
-        await here.exchange.remove(digest_of(data))
+        await here.exchange.remove(digest_of(data))  # Conflict, if anything still pinned it
         assert here.exchange.stats().stored_bytes == 0
