@@ -17,6 +17,7 @@ from pathlib import Path
 
 import docker
 import pytest
+import structlog
 from hypothesis import settings
 
 from tests.scripts import with_docker
@@ -80,6 +81,13 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     if everything_required() and skipped and exitstatus == 0:
         reporter.write_line(f"\n{len(skipped)} skipped, and here nothing may be", red=True)
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture(autouse=True)
+def own_logging() -> Iterator[None]:
+    """The command line sets up logging for its process; no test inherits that from another."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")
