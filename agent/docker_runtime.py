@@ -43,7 +43,7 @@ from agent.runtime import (
     artifact_of,
     last_lines,
 )
-from agent.tasks import OwnedTasks
+from dht.tasks import OwnedTasks
 from protocol.instances import Progress
 from protocol.problems import EngineUnavailable, StartFailed
 

@@ -29,7 +29,7 @@ from agent.docker_engine import Api, DockerEngine
 from agent.docker_networks import Bridge, DockerNetworks
 from agent.pause_program import PATH, pause_layer
 from agent.runtime import Attachment
-from agent.tasks import OwnedTasks
+from dht.tasks import OwnedTasks
 from protocol.problems import Problem
 
 log = structlog.get_logger(__name__)

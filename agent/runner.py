@@ -20,8 +20,8 @@ from agent.lifecycle import Effect
 from agent.operations import Operations
 from agent.provision import Archive, Provision, Timings
 from agent.runtime import OnProgress, Runtime, Workload
-from agent.tasks import OwnedTasks
 from agent.workloads import check_labels, environment_of, memory_of, waits_for_message
+from dht.tasks import OwnedTasks
 from protocol import link
 from protocol.instances import InstanceReport, PortBinding, Progress, State
 from protocol.problems import (

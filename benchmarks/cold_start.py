@@ -12,16 +12,14 @@ that is present, over the whole one.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
 
 from benchmarks.cold_start_services import archived, flask, minimal
+from benchmarks.containers import PATIENCE_S, docker, measured, until_answered
 from benchmarks.one_site import one_site
 from benchmarks.report import finish, median_ratio, summary
 from client.controller import ControllerClient
@@ -31,35 +29,11 @@ from protocol.instances import StartAnswer, StartRequest, State
 
 RUNS = 6
 ARCHIVE_RUNS = 3
-PATIENCE_S = 30.0
 PAUSE_AFTER_S = 0.4
 SETTLE_S = 1.5
 """Between two measurements: what the one before left to be done (a sandbox to be made) is done."""
 
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
-
-
-async def until_answered(session: aiohttp.ClientSession, url: str) -> None:
-    """Ask until the service answers 200. Raises TimeoutError after `PATIENCE_S`."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                async with session.get(url) as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                await asyncio.sleep(0.002)
-
-
-async def measured(action: Callable[[], Awaitable[None]]) -> float:
-    """Milliseconds."""
-    began = time.perf_counter()
-    await action()
-    return (time.perf_counter() - began) * 1e3
-
-
-def docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 class Bench:

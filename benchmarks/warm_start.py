@@ -12,7 +12,7 @@ import time
 
 import aiohttp
 
-from benchmarks.cold_start import docker
+from benchmarks.containers import docker
 from benchmarks.one_site import one_site
 from benchmarks.report import finish, median_ratio, summary
 from protocol.instances import StartRequest

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from benchmarks.containers import docker, measured, until_answered
 from benchmarks.one_site import one_site
 from benchmarks.report import finish, median_ratio, summary
 from client.controller import ControllerClient
@@ -29,7 +29,6 @@ COLD_RUNS = 20
 LOAD_RUNS = 5
 LOAD_S = 4.0
 CONNECTIONS = 8
-PATIENCE_S = 30.0
 TEXT = b"a shop at every corner " * 180
 WORDS = 900
 MODULE = Path(__file__).resolve().parent.parent / "services" / "word_count_wasm"
@@ -200,28 +199,6 @@ async def _call(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, mess
     if int(reply) != WORDS:
         raise SystemExit(f"the service counted {reply!r}")
     return b"connection: close" not in head and not head.startswith(b"http/1.0")
-
-
-async def until_answered(session: aiohttp.ClientSession, url: str) -> None:
-    """Ask until the service answers 200. Raises TimeoutError after `PATIENCE_S`."""
-    async with asyncio.timeout(PATIENCE_S):
-        while True:
-            try:
-                async with session.get(url) as response:
-                    if response.status == 200:
-                        return
-            except aiohttp.ClientError:
-                await asyncio.sleep(0.002)
-
-
-async def measured(action: Callable[[], Awaitable[None]]) -> float:
-    began = time.perf_counter()
-    await action()
-    return (time.perf_counter() - began) * 1e3
-
-
-def docker(*arguments: str) -> str:
-    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def docker_remove(node: str) -> None:

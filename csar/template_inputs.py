@@ -4,27 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from csar.findings import raise_first
 from csar.profile import INPUT_TYPES, check_value, wrong_type
 from csar.refusals import Finding, did_you_mean
 from csar.strict_yaml import Document, Path
+from protocol.parameters import Operator
 
-_OPERATORS = frozenset(
-    [
-        "equal",
-        "greater_than",
-        "greater_or_equal",
-        "less_than",
-        "less_or_equal",
-        "in_range",
-        "valid_values",
-        "length",
-        "min_length",
-        "max_length",
-    ]
-)
+_OPERATORS: frozenset[str] = frozenset(get_args(Operator))
 _FUNCTIONS = frozenset(
     ["get_input", "get_property", "get_attribute", "get_operation_output", "get_artifact", "concat", "token"]
 )

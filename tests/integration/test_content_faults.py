@@ -456,11 +456,12 @@ async def test_memory_is_flat_whatever_the_size(tmp_path: Path) -> None:
 
 async def test_an_addition_that_is_cancelled_leaves_nothing_pinned(tmp_path: Path) -> None:
     async with site(Whereabouts(), tmp_path, 1) as here:
-        data = noise(8_000_000)
+        data = noise(48_000_000)  # long enough to be cancelled in the middle
         adding = asyncio.create_task(here.exchange.add(a_file(tmp_path / "blob", data), pin="published"))
         await until(lambda: here.exchange.stats().stored_bytes > 0)
         adding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await adding
+        assert not here.exchange.has(digest_of(data))
         await here.exchange.remove(digest_of(data))  # Conflict, if anything still pinned it
         assert here.exchange.stats().stored_bytes == 0

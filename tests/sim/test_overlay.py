@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 from contextlib import AbstractAsyncContextManager
 
 import pytest
@@ -44,7 +43,7 @@ async def test_60_nodes_with_a_tenth_of_datagrams_lost() -> None:
         assert slowest < 2.0
         assert sim.network.largest <= MAX_DATAGRAM
         contacts = [n.stats()["contacts"] for n in sim.nodes.values()]
-        assert statistics.median(contacts) < 59, "most nodes know every other: nothing was proven about routing"
+        assert sum(count >= 59 for count in contacts) <= 1, "nodes know every other: nothing was proven about routing"
         assert all(n.stats()["crashes"] == 0 for n in sim.nodes.values())
 
 
