@@ -157,7 +157,7 @@ async def running_host() -> AsyncIterator[WasmHost]:
     with ours:
         with theirs:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "agent.wasm_host", str(theirs.fileno())),
+                *(sys.executable, "-P", "-m", "agent.wasm_host", str(theirs.fileno())),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 pass_fds=[theirs.fileno()],
