@@ -1,53 +1,63 @@
 """10,000 services in one mesh: how long a search takes at a controller, and how soon a new service is visible there.
 
-12 nodes over UDP on loopback, in one process, 8 of them holding each key; the records lie in their databases before
-they start. The controller is a node that holds little itself. 40 publishers, each at a node of its own, 50 categories.
+12 nodes that hold the records, 8 of them each key, in two processes; the controller, which holds little, in this one:
+all as `cornerstore up` runs them, over loopback with mutual TLS. The records lie in the holders' databases before they
+start. 40 publishers, 50 categories.
 
-`first_s`: the first search of everything, when the controller has seen nothing yet. `search_p99_ms`: the searches after
-that, one every 0.3 s for a minute, while services are published elsewhere: a mix of text, types and categories of the
-whole tree. `visible_s`: from the call that publishes at another node until a search here finds it, the slowest of 20.
-`refresh_datagrams`: what one refresh of the whole tree costs while nothing changes.
+`first_s`: the first search of everything, when the controller has seen nothing yet; `first_cpu_s`: its processor time
+here. `search_ms`: the searches after that, one every 0.3 s, while services are published elsewhere: a mix of
+text, types and categories of the whole tree. `visible_s`: from the call that publishes at another node until a search
+here finds it, the slowest of 20. `pause_ms`: the longest that the controller's event loop was held up, during the first
+read and after it. `refresh_datagrams`: what one refresh of the whole tree costs while nothing changes.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import structlog
 import uvloop
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from benchmarks.report import finish, summary
+from bootstrap import Identity
+from bootstrap.certificates import issue
+from bootstrap.identity import save_identity
+from bootstrap.mesh import create_mesh
 from dht import rules
-from dht.directory import NetworkDirectory
 from dht.republish import distance
 from dht.storage import Row, opened_storage
-from dht.tasks import OwnedTasks
+from node.config import Mesh, Network, NodeConfig
+from node.runtime import Node, running_node
 from protocol.identifiers import node_id, record_key
 from protocol.problems import Unavailable
 from protocol.records import ServiceRecord, Signed, raw_public_key
 from region_controller.catalogue import Catalogue
-from tests.dht_mesh import identity, node, service
+from tests.dht_mesh import identity, service
 
 SERVICES = 10_000
 PUBLISHERS = 40
 CATEGORIES = 50
-NODES = 12
+HOLDERS = 12
+PROCESSES = 2
 REPLICAS = 8
-SEARCHES = 200
+SEARCHES = int(sys.argv[1]) if len(sys.argv) > 1 else 200
 PACE_S = 0.3
-PUBLISHED = 20
-WARM_UP = 40
+PUBLISHED = SEARCHES // 10
+WARM_UP = SEARCHES // 5
 """Searches at the beginning that may meet a category for the first time: not counted."""
+TICK_S = 0.005
 
 
 def made(number: int, *, seq: int) -> Signed:
@@ -63,12 +73,37 @@ def made(number: int, *, seq: int) -> Signed:
     )
 
 
-def fill(folder: Path) -> None:
-    """What 12 nodes would hold after all had been published."""
+def found_mesh(folders: Sequence[Path], founder: Path) -> list[Identity]:
+    """Identities of one mesh. The first folder's is the controller's: farthest from the root category, so that it does
+    not hold what it searches."""
     now = time.time()
-    by_id = {bytes.fromhex(node_id(raw_public_key(identity(n)))): n for n in range(NODES)}
+    first = create_mesh(founder, mesh="bench", region="eu/bench", roles=["store"], now=now)
+    assert first.root_key is not None
+    root = record_key("category:/")
+    keys = [Ed25519PrivateKey.generate() for _ in folders]
+    keys.sort(key=lambda key: -distance(bytes.fromhex(node_id(raw_public_key(key))), root))
+    members = []
+    for folder, key in zip(folders, keys, strict=True):
+        roles = ["controller", "store"] if folder == folders[0] else ["store"]
+        certificate = issue(
+            key.public_key(), root=first.root, root_key=first.root_key, region="eu/bench", roles=roles, now=now
+        )
+        members.append(save_identity(folder, key=key, certificate=certificate, root=first.root, keyring=first.keyring))
+    return members
+
+
+def configure(folder: Path, roles: Sequence[Any], bootstrap: Sequence[str]) -> None:
+    network = Network(host="127.0.0.1", mdns=False)
+    dht = Mesh(bootstrap=tuple(bootstrap))
+    NodeConfig(mesh="bench", region="eu/bench", roles=tuple(roles), network=network, dht=dht).save(folder)
+
+
+def fill(holders: Sequence[Identity]) -> None:
+    """What the holders would have after all had been published."""
+    now = time.time()
+    by_id = {bytes.fromhex(holder.node): n for n, holder in enumerate(holders)}
     rows: dict[int, list[Row]] = defaultdict(list)
-    holders: dict[bytes, list[int]] = {}
+    at: dict[bytes, list[int]] = {}
     for number in range(SERVICES):
         signed = made(number, seq=int(now * 1000) - SERVICES + number)
         place = rules.slot(signed.record)
@@ -76,30 +111,84 @@ def fill(folder: Path) -> None:
             key = record_key(name)
             via, seq, expiry = signed.public_key[:20], signed.record.seq, signed.record.expiry
             row = Row(key, place, signed.public_key, via, seq, False, expiry, False, now, signed.envelope)
-            if key not in holders:
+            if key not in at:
                 nearest = sorted(by_id, key=lambda node_id, k=key: distance(node_id, k))
-                holders[key] = [by_id[node_id] for node_id in nearest[:REPLICAS]]
-            for holder in holders[key]:
+                at[key] = [by_id[node_id] for node_id in nearest[:REPLICAS]]
+            for holder in at[key]:
                 rows[holder].append(row)
-    for number in range(NODES):
-        with opened_storage(folder / f"{number}.sqlite") as storage:
+    for number, holder in enumerate(holders):
+        with opened_storage(holder.directory.parent / "state.sqlite") as storage:
             storage.put(rows[number])
 
 
-async def main() -> None:
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
-    chance = random.Random(3)
-    with tempfile.TemporaryDirectory(prefix="cornerstore-bench-") as text:
-        folder = Path(text)
-        fill(folder)
-        async with AsyncExitStack() as stack:
-            nodes = [await stack.enter_async_context(node(0, database=folder / "0.sqlite"))]
-            for number in range(1, NODES):
-                database, known = folder / f"{number}.sqlite", nodes[0].contacts()[:1]
-                nodes.append(await stack.enter_async_context(node(number, database=database, bootstrap=known)))
-            controller = await stack.enter_async_context(node(NODES, bootstrap=nodes[0].contacts()[:1]))
-            tasks = await stack.enter_async_context(OwnedTasks())
-            await measure(chance, nodes, controller, tasks)
+class Nodes:
+    """A process with some of the holders."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+
+    async def said(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(await self._process.stdout.readline())
+
+    async def publish(self, signed: Signed, at: int) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"publish": signed.envelope.hex(), "at": at}).encode() + b"\n")
+        await self.said()
+
+
+@asynccontextmanager
+async def nodes_of(folders: Sequence[Path]) -> AsyncIterator[Nodes]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.search_nodes", *map(str, folders)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        yield Nodes(process)
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        await process.wait()
+
+
+@asynccontextmanager
+async def mesh(folder: Path) -> AsyncIterator[tuple[Node, list[Nodes]]]:
+    """The controller, and the processes of the holders."""
+    folders = [folder / str(n) for n in range(HOLDERS + 1)]
+    for one in folders:
+        one.mkdir()
+    fill(found_mesh(folders, folder / "founder")[1:])
+    async with AsyncExitStack() as stack:
+        processes: list[Nodes] = []
+        known: list[str] = []
+        for n in range(PROCESSES):
+            share = folders[1 + n :: PROCESSES]
+            for one in share:
+                configure(one, ["store"], known)
+            processes.append(await stack.enter_async_context(nodes_of(share)))
+            known = (await processes[-1].said())["dht"][:1]
+        configure(folders[0], ["controller", "store"], known)
+        yield await stack.enter_async_context(running_node(NodeConfig.load(folders[0]), folders[0])), processes
+
+
+class Pauses:
+    """The longest that the event loop was held up, in ms, since last asked."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    async def watch(self) -> None:
+        before = time.perf_counter()
+        while True:
+            await asyncio.sleep(TICK_S)
+            now = time.perf_counter()
+            self.longest = max(self.longest, (now - before - TICK_S) * 1e3)
+            before = now
+
+    def taken(self) -> float:
+        longest, self.longest = self.longest, 0.0
+        return round(longest, 1)
 
 
 async def first_search(catalogue: Catalogue) -> list[ServiceRecord]:
@@ -111,22 +200,24 @@ async def first_search(catalogue: Catalogue) -> list[ServiceRecord]:
             print(f"first search: {problem.detail}", file=sys.stderr)
 
 
-async def measure(
-    chance: random.Random, nodes: list[NetworkDirectory], controller: NetworkDirectory, tasks: OwnedTasks
-) -> None:
-    def spawn(work: Coroutine[Any, Any, None]) -> None:
-        tasks.run(work)
-
-    catalogue = Catalogue(controller, spawn, clock=time.time)
-    began = time.perf_counter()
+async def measure(chance: random.Random, controller: Node, holders: Sequence[Nodes]) -> None:
+    assert controller.controller is not None
+    catalogue, directory = controller.controller.catalogue, controller.directory
+    pauses = Pauses()
+    watching = asyncio.create_task(pauses.watch())
+    began, began_cpu = time.perf_counter(), time.process_time()
     found = await first_search(catalogue)
-    first_s = time.perf_counter() - began
-    print(f"first search: {len(found)} in {first_s:.2f} s", file=sys.stderr)
+    first_s, first_cpu_s = time.perf_counter() - began, time.process_time() - began_cpu
+    first_pause = pauses.taken()
+    print(f"first search: {len(found)} in {first_s:.2f} s, {first_cpu_s:.2f} s here", file=sys.stderr)
 
-    before = controller.stats()["datagrams_calls"]
+    before, began, began_cpu = directory.stats()["datagrams_calls"], time.perf_counter(), time.process_time()
     for _ in range(5):
-        await controller.services("category:/")
-    refresh = (controller.stats()["datagrams_calls"] - before) / 5
+        await directory.services("category:/")
+    refresh = (directory.stats()["datagrams_calls"] - before) / 5
+    refresh_ms = (time.perf_counter() - began) / 5 * 1e3
+    refresh_cpu_ms = (time.process_time() - began_cpu) / 5 * 1e3
+    print(f"refresh: {refresh} calls, {refresh_ms:.1f} ms, {refresh_cpu_ms:.1f} ms here", file=sys.stderr)
 
     visible: list[float] = []
 
@@ -134,14 +225,16 @@ async def measure(
         for i in range(PUBLISHED):
             signed = made(SERVICES + i, seq=int(time.time() * 1000))
             began = time.perf_counter()
-            await chance.choice(nodes).publish(signed)
+            await holders[i % PROCESSES].publish(signed, chance.randrange(HOLDERS // PROCESSES))
             while not await catalogue.search(text=f"svc{SERVICES + i} "):
                 await asyncio.sleep(0.05)
             visible.append(time.perf_counter() - began)
             await asyncio.sleep(SEARCHES * PACE_S / PUBLISHED / 2)
 
+    pauses.taken()
     published = asyncio.create_task(publishing())
     times: list[float] = []
+    began_cpu = time.process_time()
     for i in range(SEARCHES):
         query: dict[str, Any] = [
             {"text": f"number {chance.randrange(SERVICES)} "},
@@ -155,6 +248,8 @@ async def measure(
             times.append((time.perf_counter() - began) * 1e3)
         await asyncio.sleep(PACE_S)
     await published
+    later_cpu_s = time.process_time() - began_cpu
+    watching.cancel()
     latency = summary(times)
     finish(
         "search",
@@ -162,9 +257,14 @@ async def measure(
         ours={
             "services": len(found),
             "first_s": round(first_s, 3),
+            "first_cpu_s": round(first_cpu_s, 3),
+            "first_pause_ms": first_pause,
             "search_ms": latency,
             "visible_s": summary(visible),
+            "later_pause_ms": pauses.taken(),
+            "later_cpu_s": round(later_cpu_s, 2),
             "refresh_calls": refresh,
+            "refresh_ms": round(refresh_ms, 1),
         },
         reference={},
         ratios={
@@ -175,6 +275,16 @@ async def measure(
             "refresh_datagrams": 2 * refresh,
         },
     )
+
+
+async def main() -> None:
+    structlog.configure(
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+    )
+    with tempfile.TemporaryDirectory(prefix="cornerstore-bench-") as text:
+        async with mesh(Path(text)) as (controller, holders):
+            await measure(random.Random(3), controller, holders)
 
 
 if __name__ == "__main__":

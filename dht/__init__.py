@@ -7,6 +7,8 @@ from dht.memory_content import MemoryContent, Swarm
 from dht.memory_directory import MemoryDirectory, MemoryMesh
 from dht.overlay import Tuning
 from dht.sealing import Keyring
+from dht.set_client import SetClient
+from dht.set_serving import set_routes
 
 __all__ = [
     "ContentConfig",
@@ -17,9 +19,11 @@ __all__ = [
     "MemoryDirectory",
     "MemoryMesh",
     "NetworkDirectory",
+    "SetClient",
     "Swarm",
     "Tuning",
     "content_routes",
     "running_content",
     "running_directory",
+    "set_routes",
 ]

@@ -62,8 +62,7 @@ class Replica:
 
     def held(self, key: bytes) -> Iterator[Signed]:
         """Unexpired records at `key`, tombstones included; each is decoded as it is asked for."""
-        now = self._clock()
-        return (reopened(row.envelope) for row in self.storage.at(key) if row.expiry > now)
+        return map(reopened, self.storage.envelopes_at(key, self._clock())[0])
 
     def outranks(self, key: bytes, signed: Signed) -> bool:
         """True if something of higher rank is held in the record's slot."""
@@ -77,9 +76,9 @@ class Replica:
         if kept is not None and now < kept[0]:
             self._ordered.move_to_end(key)
             return kept[1]
-        rows = [row for row in self.storage.at(key) if row.expiry > now]
-        found = rules.OrderedSet(row.envelope for row in rows)
-        self._ordered[key] = min((row.expiry for row in rows), default=now), found
+        envelopes, until = self.storage.envelopes_at(key, now)
+        found = rules.OrderedSet(envelopes)
+        self._ordered[key] = now if until is None else until, found
         self._ordered.move_to_end(key)
         while len(self._ordered) > 1 and (len(self._ordered) > ORDERED_SETS or self._ordered_rows() > ORDERED_ROWS):
             self._ordered.popitem(last=False)

@@ -226,6 +226,10 @@ class OrderedSet:
         """The envelopes from `low` to `high`."""
         return self.envelopes[self._slice(low, high)]
 
+    def after(self, place: bytes) -> list[bytes]:
+        """The envelopes that come after a position (empty: all)."""
+        return self.envelopes[bisect_right(self.positions, place) :]
+
     def differing(self, low: int, high: int, parts: bytes) -> list[tuple[int, int]]:
         """Which parts of the range another set, of which `parts` is told in a summary, does not hold alike."""
         pairs = zip(parts_of(low, high), shorts(parts), strict=False)
@@ -284,7 +288,11 @@ def lacking(envelopes: Sequence[bytes], parts: bytes, positions: bytes) -> list[
 
 def cursor_before(short: bytes) -> bytes:
     """The cursor after which the envelope at this shortened position comes next, or nearly next."""
-    place = int.from_bytes(short + bytes(POSITION_BYTES - SHORT_BYTES), "big")
+    return position_before(int.from_bytes(short + bytes(POSITION_BYTES - SHORT_BYTES), "big"))
+
+
+def position_before(place: int) -> bytes:
+    """The last position before one that is read as a number; empty: there is none."""
     return (place - 1).to_bytes(POSITION_BYTES, "big") if place else b""
 
 

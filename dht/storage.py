@@ -89,8 +89,6 @@ class Storage:
     def __init__(self, connection: sqlite3.Connection, database: Path | None) -> None:
         self._db = connection
         self._database = database
-        self.writes = 0
-        """Grows with every change that can make a row due."""
         self._occupancies: OrderedDict[bytes, Occupancy] = OrderedDict()
         self._whole = self._counted("SELECT owner, via, COUNT(*) FROM dht_held GROUP BY owner, via")
 
@@ -102,6 +100,13 @@ class Storage:
 
     def at(self, key: bytes) -> list[Row]:
         return self._rows("WHERE key = ?", key)
+
+    def envelopes_at(self, key: bytes, now: float) -> tuple[list[bytes], int | None]:
+        """The unexpired envelopes at a key, and when the first of them expires: less work than whole rows."""
+        with translated(self._database):
+            query = "SELECT envelope, expiry FROM dht_held WHERE key = ? AND expiry > ?"
+            found = self._db.execute(query, (key, now)).fetchall()
+        return [envelope for envelope, _ in found], min((expiry for _, expiry in found), default=None)
 
     def in_slot(self, key: bytes, slot: bytes) -> Row | None:
         return next(iter(self._rows("WHERE key = ? AND slot = ?", key, slot)), None)
@@ -145,7 +150,6 @@ class Storage:
     def put(self, rows: Iterable[Row], *, leaving: Iterable[Row] = ()) -> None:
         """Insert, or replace what is in the same slot of the same key; `leaving` goes in the same transaction."""
         rows, gone = list(rows), list(leaving)
-        self.writes += 1
         with translated(self._database), transaction(self._db):
             self._db.executemany("DELETE FROM dht_held WHERE key = ? AND slot = ?", [(r.key, r.slot) for r in gone])
             for row in rows:
@@ -180,16 +184,8 @@ class Storage:
             "WHERE ours = ? AND spread_at <= ? ORDER BY spread_at LIMIT ?", int(ours), spread_before, limit
         )
 
-    def oldest_spread(self, *, ours: bool, after: float) -> float | None:
-        """When that row was last spread which has waited longest of those spread after that time."""
-        with translated(self._database):
-            query = "SELECT MIN(spread_at) FROM dht_held WHERE ours = ? AND spread_at > ?"
-            (when,) = self._db.execute(query, (int(ours), after)).fetchone()
-            return None if when is None else float(when)
-
     def mark_spread(self, rows: Iterable[Row], when: float) -> None:
         """Note when rows were spread, unless they were replaced meanwhile."""
-        self.writes += 1
         with translated(self._database), transaction(self._db):
             self._db.executemany(
                 "UPDATE dht_held SET spread_at = ? WHERE key = ? AND slot = ? AND envelope = ?",
@@ -198,13 +194,11 @@ class Storage:
 
     def mark_held_spread(self, key: bytes, when: float) -> None:
         """Note when all that is held for others at `key` was spread."""
-        self.writes += 1
         with translated(self._database):
             self._db.execute("UPDATE dht_held SET spread_at = ? WHERE key = ? AND ours = 0", (when, key))
 
     def make_ours_due(self) -> None:
         """As if nothing that is ours had ever been spread."""
-        self.writes += 1
         with translated(self._database):
             self._db.execute("UPDATE dht_held SET spread_at = 0 WHERE ours = 1")
 

@@ -46,9 +46,11 @@ from dht import (
     DirectoryConfig,
     Exchange,
     NetworkDirectory,
+    SetClient,
     content_routes,
     running_content,
     running_directory,
+    set_routes,
 )
 from dht.peer_http import PeerHttp, peer_connector
 from dht.tasks import running_loops
@@ -130,10 +132,12 @@ class _Parts:
                     port=_udp_port(self._host, config.network.dht_port, _port(self.peer)),
                     bootstrap=config.dht.bootstrap,
                     database=self._data_dir / "state.sqlite",
+                    door=_port(self.peer),
                 ),
                 identity=self._identity.node_key,
                 keyring=self._identity.keyring,
                 addresses=(self.peer, *config.network.advertise),
+                whole_sets=SetClient(self._http),
             )
         )
         self.content = await enter(
@@ -186,7 +190,7 @@ class _Parts:
         enroller = Enroller(
             self._identity, data_dir=self._data_dir, contacts=self._contacts, region_holder=self._region_holder
         )
-        routes = [*content_routes(self.content), *enrol_routes(enroller)]
+        routes = [*content_routes(self.content), *set_routes(self.directory.held_set), *enrol_routes(enroller)]
         if controller is not None:
             routes += peer_routes(controller)
         members = members_only(peer_identity, open_paths=ENROL_PATHS)

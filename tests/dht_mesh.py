@@ -12,7 +12,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.directory import DirectoryConfig, NetworkDirectory, running_directory
-from dht.overlay import OpenTransport, Tuning
+from dht.overlay import OpenTransport, Tuning, WholeSets
 from dht.sealing import Keyring
 from protocol.records import ServiceRecord, Signed, raw_public_key, sign
 from tests.waiting import until
@@ -69,9 +69,16 @@ async def node(
     clock: Callable[[], float] = time.time,
     transport: OpenTransport | None = None,
     chance: random.Random | None = None,
+    door: int = 0,
+    whole_sets: WholeSets | None = None,
 ) -> AsyncIterator[NetworkDirectory]:
     config = DirectoryConfig(
-        host="127.0.0.1", port=port, bootstrap=tuple(bootstrap), database=database, tuning=tuning or Tuning()
+        host="127.0.0.1",
+        port=port,
+        bootstrap=tuple(bootstrap),
+        database=database,
+        tuning=tuning or Tuning(),
+        door=door,
     )
     async with running_directory(
         config,
@@ -81,6 +88,7 @@ async def node(
         clock=clock,
         transport=transport,
         chance=chance,
+        whole_sets=whole_sets,
     ) as directory:
         yield directory
 

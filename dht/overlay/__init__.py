@@ -2,7 +2,7 @@
 
 from dht.overlay.datagrams import Address, DatagramTransport, OpenTransport, udp_transport
 from dht.overlay.network import Overlay, running_overlay
-from dht.overlay.reading import ReadOutcome
+from dht.overlay.reading import ReadOutcome, WholeSets
 from dht.overlay.storing import StoreOutcome
 from dht.overlay.tuning import Tuning
 
@@ -14,6 +14,7 @@ __all__ = [
     "ReadOutcome",
     "StoreOutcome",
     "Tuning",
+    "WholeSets",
     "running_overlay",
     "udp_transport",
 ]

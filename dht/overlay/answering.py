@@ -48,13 +48,14 @@ class Shelf(Protocol):
 
 
 class Answering:
-    """`k`: contacts named to who looks for a node."""
+    """`k`: contacts named to who looks for a node. `door`: the TCP port where whole sets can be had; 0: none."""
 
-    def __init__(self, own_id: bytes, routing: Routing, shelf: Shelf, k: int) -> None:
+    def __init__(self, own_id: bytes, routing: Routing, shelf: Shelf, *, k: int, door: int) -> None:
         self._own_id = own_id
         self._routing = routing
         self._shelf = shelf
         self._k = k
+        self._door = door
 
     def answer(self, request: AnyRequest, proof: Proof | None, *, proven: bool) -> AnyAnswer | None:
         """None: the request makes no sense. `proven`: the sender is who it says it is. Raises what the shelf raises."""
@@ -79,14 +80,16 @@ class Answering:
     def _page(self, request: Records, proof: Proof | None) -> Page:
         held = self._shelf.ordered(request.key)
         contacts = self.contacts_for(request, PAGE_CONTACTS) if request.cursor is None else ()
-        page = Page(request.id, self._own_id, proof, contacts, (), None, held.fingerprint)
+        told = held.fingerprint, len(held.envelopes), self._door
+        page = Page(request.id, self._own_id, proof, contacts, (), None, *told)
         taken, following = held.page(request.cursor or b"", MAX_PLAINTEXT - size_of(page) - PAGE_RESERVE)
-        return Page(request.id, self._own_id, proof, contacts, tuple(taken), following, page.fingerprint)
+        return Page(request.id, self._own_id, proof, contacts, tuple(taken), following, *told)
 
     def _parts(self, request: Compare, proof: Proof | None) -> Parts | None:
         if not request.low <= request.high <= rules.EVERYWHERE[1]:
             return None
         everywhere = (request.low, request.high) == rules.EVERYWHERE
         contacts = self.contacts_for(request, PAGE_CONTACTS) if everywhere else ()
-        told = self._shelf.ordered(request.key).summary(request.low, request.high)
-        return Parts(request.id, self._own_id, proof, contacts, *told)
+        held = self._shelf.ordered(request.key)
+        told = held.summary(request.low, request.high)
+        return Parts(request.id, self._own_id, proof, contacts, *told, len(held.envelopes), self._door)

@@ -4,18 +4,19 @@
     0 ping    [id, sender, prove]            16 pong   [id, sender, proof]
     1 find    [id, sender, prove, key]       17 nodes  [id, sender, proof, contacts]
     2 records [id, sender, prove, key,       18 page   [id, sender, proof, contacts, envelopes,
-               cursor]                                  next cursor, fingerprint]
+               cursor]                                  next cursor, fingerprint, count, door]
     3 store   [id, sender, prove, key,       19 stored [id, sender, proof, verdicts]
                envelopes]
     4 compare [id, sender, prove, key,       20 parts  [id, sender, proof, contacts, fingerprint,
-               low, high]                               parts, positions]
+               low, high]                               parts, positions, count, door]
 
 `id` 8 random bytes, the same in the answer; `sender` and `key` 20 bytes; a contact is `[node id, packed IP, port]`.
 `prove` asks for a proof: the answer then carries `[public key, signature]` over
 PROOF_CONTEXT || mesh name || 0 || request id || asker's node id || answerer's node id, and the node id is the hash of
 that public key. An asker believes an address to be a node's only after such a proof. `cursor` nil asks for the first
 page and for contacts nearer to the key; bytes ask for what follows. `low` and `high` bound a range of positions: see
-`dht.rules.Summary`; the range of all positions is answered with contacts too.
+`dht.rules.Summary`; the range of all positions is answered with contacts too. `count` is how many envelopes the
+answerer holds at the key; `door` the TCP port, at the same host, where the whole set can be had over HTTP (0: none).
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ Key = Annotated[bytes, Meta(min_length=KEY_BYTES, max_length=KEY_BYTES)]
 Cursor = Annotated[bytes, Meta(max_length=POSITION_BYTES)]
 Fingerprint = Annotated[bytes, Meta(min_length=POSITION_BYTES, max_length=POSITION_BYTES)]
 Position = Annotated[int, Meta(ge=0)]
+Door = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=0, le=2**32)]
 Shorts = Annotated[bytes, Meta(max_length=LISTED * SHORT_BYTES)]
 Envelopes = Annotated[tuple[Annotated[bytes, Meta(max_length=MAX_ENVELOPE)], ...], Meta(max_length=64)]
 
@@ -75,7 +78,6 @@ class WireContact(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 Contacts = Annotated[tuple[WireContact, ...], Meta(max_length=32)]
 
 
-@lru_cache(maxsize=8192)
 def wire_contact(node: bytes, address: Address) -> WireContact:
     return WireContact(node, _packed(address.host), address.port)
 
@@ -129,6 +131,8 @@ class Page(Answer, frozen=True, tag=18):
     envelopes: Envelopes
     next: Cursor | None
     fingerprint: Fingerprint
+    count: Count
+    door: Door
 
 
 class Stored(Answer, frozen=True, tag=19):
@@ -140,6 +144,8 @@ class Parts(Answer, frozen=True, tag=20):
     fingerprint: Fingerprint
     parts: Shorts
     positions: Shorts
+    count: Count
+    door: Door
 
 
 AnyRequest = Ping | Find | Records | Store | Compare

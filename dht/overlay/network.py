@@ -19,7 +19,7 @@ from dht.overlay.endpoint import Endpoint, Peer
 from dht.overlay.lookups import Lookups
 from dht.overlay.membership import Membership
 from dht.overlay.messages import AnyAnswer, AnyRequest, Proof
-from dht.overlay.reading import Known, Reading, ReadOutcome
+from dht.overlay.reading import Known, Reading, ReadOutcome, WholeSets
 from dht.overlay.routing import Routing, address_of
 from dht.overlay.storing import StoreOutcome, Storing
 from dht.overlay.tuning import Tuning
@@ -41,6 +41,8 @@ class Overlay:
         on_newcomer: Callable[[bytes], None],
         on_return: Callable[[], None],
         chance: random.Random,
+        door: int,
+        whole_sets: WholeSets | None,
     ) -> None:
         self._sealer = Sealer(keyring, random=chance.randbytes)
         self._endpoint = Endpoint(
@@ -56,13 +58,13 @@ class Overlay:
         self._tuning = tuning
         self._tasks = tasks
         self._routing = Routing(self.id, tuning.k)
-        self._answering = Answering(self.id, self._routing, shelf, tuning.k)
+        self._answering = Answering(self.id, self._routing, shelf, k=tuning.k, door=door)
         self._asking = Asking(
             self._endpoint, self._routing, tasks, on_newcomer=on_newcomer, on_back=self._member_came_back
         )
         self._lookups = Lookups(self.id, self._routing, self._asking, tuning, tasks)
         self._storing = Storing(self._asking, tuning.acks, tasks)
-        self._reading = Reading(self._lookups, self._asking, tuning)
+        self._reading = Reading(self._lookups, self._asking, tuning, whole_sets)
         self._membership = Membership(
             self.id,
             self._routing,
@@ -165,11 +167,14 @@ async def running_overlay(
     on_newcomer: Callable[[bytes], None],
     on_return: Callable[[], None],
     chance: random.Random,
+    door: int = 0,
+    whole_sets: WholeSets | None = None,
 ) -> AsyncIterator[Overlay]:
     """A member of the overlay that tried once to join, and keeps trying. Raises PortTaken or ConfigError.
 
     `on_newcomer` hears the id of every node that enters the routing table, `on_return` of the end of a cut. `chance`
-    also draws nonces: anything but `random.SystemRandom` is for simulations.
+    also draws nonces: anything but `random.SystemRandom` is for simulations. `door`: the TCP port of this host where
+    others get whole sets (0: nowhere); `whole_sets` gets those of others (None: page by page only).
     """
     async with OwnedTasks() as tasks:
         overlay = Overlay(
@@ -181,6 +186,8 @@ async def running_overlay(
             on_newcomer=on_newcomer,
             on_return=on_return,
             chance=chance,
+            door=door,
+            whole_sets=whole_sets,
         )
         async with open_transport(overlay.received) as transport:
             overlay.attach(transport)

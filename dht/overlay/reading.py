@@ -1,7 +1,9 @@
 """Reading the set of records at a key: the union of what the nodes nearest to it hold.
 
-Nodes whose sets have equal fingerprints are read as one, which any of them may serve. What arrives is passed on as it
-came, unjudged; the outcome says whether what did not arrive can be taken for absent.
+Nodes whose sets have equal fingerprints are read as one, which any of them may serve. Of a large set that is new here,
+one holder is asked over HTTP; what the others hold beyond it is found by comparing, which also tells whether that one
+left something out. What arrives is passed on as it came, unjudged; the outcome says whether what did not arrive can be
+taken for absent.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ from kademlia.node import Node
 from dht import rules
 from dht.overlay.asking import Asking
 from dht.overlay.crawl import Crawl
+from dht.overlay.datagrams import Address
 from dht.overlay.lookups import Lookups
 from dht.overlay.messages import Compare, Page, Parts, Records
+from dht.overlay.routing import address_of
 from dht.overlay.tuning import Tuning
 from dht.tasks import OwnedTasks
 
@@ -29,6 +33,9 @@ STRETCHES = 16
 """Parts of a large set that are read at the same time."""
 PAGE_BY_PAGE_FROM = 4
 """More missing envelopes of one range than this are read page by page, fewer each for itself."""
+WHOLE_FROM = 256
+"""Who lacks so many envelopes asks for the set over HTTP: it would be some 80 pages."""
+HOLDERS_TRIED = 3
 
 
 class Known(Protocol):
@@ -38,6 +45,27 @@ class Known(Protocol):
     def ordered(self) -> rules.OrderedSet: ...
 
     def has(self, short: bytes) -> bool: ...
+
+
+class WholeSets(Protocol):
+    """Sets from other nodes, not page by page: see `dht.set_client.SetClient`."""
+
+    async def read(self, address: str, key: bytes, after: bytes, take: Callable[[list[bytes], bytes], None]) -> bool:
+        """What the node at `address` (TCP) holds at `key` after a position, in order: `take` gets it as it comes, with
+        the position of the last. True if it came to its end. Never raises for what the node does."""
+
+
+class _Gathered:
+    """What is known once more came to what was known before."""
+
+    def __init__(self, envelopes: Iterable[bytes], known: Known | None) -> None:
+        before = known.ordered.envelopes if known is not None else ()
+        self.ordered = rules.OrderedSet({*before, *envelopes})
+        self._known = known
+        self._shorts = {place[: rules.SHORT_BYTES] for place in self.ordered.positions}
+
+    def has(self, short: bytes) -> bool:
+        return short in self._shorts or (self._known is not None and self._known.has(short))
 
 
 @dataclass(frozen=True)
@@ -52,10 +80,13 @@ class ReadOutcome:
 
 
 class Reading:
-    def __init__(self, lookups: Lookups, asking: Asking, tuning: Tuning) -> None:
+    """`whole_sets` None: large sets are read page by page."""
+
+    def __init__(self, lookups: Lookups, asking: Asking, tuning: Tuning, whole_sets: WholeSets | None) -> None:
         self._lookups = lookups
         self._asking = asking
         self._tuning = tuning
+        self._whole_sets = whole_sets
 
     async def read(self, key: bytes, known: Known | None = None) -> ReadOutcome:
         """The union of what the nodes nearest to `key` hold, but for what is `known` already.
@@ -81,10 +112,23 @@ class Reading:
         found.update(e for page in crawl.answers.values() for e in page.envelopes)
         sets = by_fingerprint((node, page.fingerprint) for node, page in answers if page.next is not None)
 
+        until = asyncio.get_running_loop().time() + self._tuning.paging_s
+        largest = max(sets.values(), key=len, default=[])
+        if largest and crawl.answers[largest[0].id].count >= WHOLE_FROM:
+            server = await self._read_whole(key, largest, crawl.answers, b"", found, until)
+            if server is not None:
+                known = _Gathered(found, None)
+
+                async def beyond(nodes: list[Node]) -> bool:
+                    others = [*(n for n in nodes if n.id != server.id), *(n for n in nodes if n.id == server.id)]
+                    return await _EqualSets(self._asking, key, others, found).read_news(known)
+
+                return crawl, await self._of_each_set(sets, beyond, until)
+
         async def rest(nodes: list[Node]) -> bool:
             return await _EqualSets(self._asking, key, nodes, found).read_after(crawl.answers[nodes[0].id].next)
 
-        return crawl, await self._of_each_set(sets, rest)
+        return crawl, await self._of_each_set(sets, rest, until)
 
     async def _read_news(
         self, key: bytes, known: Known, found: set[bytes], deadline: float
@@ -92,24 +136,62 @@ class Reading:
         crawl = await self._lookups.ask_nearest(key, deadline, Compare, Parts, key, *rules.EVERYWHERE)
         answers = [(node, crawl.answers[node.id].fingerprint) for node in crawl.nearest_answered(len(crawl.answers))]
         sets = by_fingerprint((node, print_) for node, print_ in answers if print_ != known.ordered.fingerprint)
+        until = asyncio.get_running_loop().time() + self._tuning.paging_s
+        largest = max(sets.values(), key=len, default=[])
+        if largest and (told := crawl.answers[largest[0].id]).count - len(known.ordered.envelopes) >= WHOLE_FROM:
+            differing = known.ordered.differing(*rules.EVERYWHERE, told.parts)
+            after = rules.position_before(differing[0][0]) if differing else b""
+            if await self._read_whole(key, largest, crawl.answers, after, found, until) is not None:
+                known = _Gathered(found, known)
 
         async def differences(nodes: list[Node]) -> bool:
             told = crawl.answers[nodes[0].id]
             return await _EqualSets(self._asking, key, nodes, found).read_difference(rules.EVERYWHERE, told, known)
 
-        return crawl, await self._of_each_set(sets, differences)
+        return crawl, await self._of_each_set(sets, differences, until)
+
+    async def _read_whole(
+        self,
+        key: bytes,
+        nodes: Sequence[Node],
+        answers: Mapping[bytes, Page] | Mapping[bytes, Parts],
+        after: bytes,
+        found: set[bytes],
+        until: float,
+    ) -> Node | None:
+        """What equal sets hold after a position, over HTTP: the next holder goes on where one leaves off. Who brought
+        the last of it, whole or not; None if nobody brought anything."""
+        if self._whole_sets is None:
+            return None
+        position, server = after, None
+
+        def take(envelopes: list[bytes], last: bytes) -> None:
+            nonlocal position, server
+            found.update(envelopes)
+            position, server = last, node
+
+        open_to_all = [(node, door) for node in nodes if (door := answers[node.id].door)]
+        for node, door in open_to_all[:HOLDERS_TRIED]:
+            address = str(Address(address_of(node).host, door))
+            try:
+                async with asyncio.timeout_at(until):
+                    if await self._whole_sets.read(address, key, position, take):
+                        break
+            except TimeoutError:
+                break
+        return server
 
     async def _of_each_set(
-        self, sets: Mapping[bytes, list[Node]], read: Callable[[list[Node]], Awaitable[bool]]
+        self, sets: Mapping[bytes, list[Node]], read: Callable[[list[Node]], Awaitable[bool]], until: float
     ) -> bool:
         """Read as many sets that differ as it takes to meet every store that had its acks; of equal sets, one.
 
         `sets`: holders by fingerprint. One that cannot be read is replaced by the next. When one set is here whole,
-        the others have LOOKUP_S left: a slow or lying holder must not keep the reader. True if one is whole.
+        the others have LOOKUP_S left: a slow or lying holder must not keep the reader. `until`: in the event loop's
+        time. True if one is whole.
         """
         loop = asyncio.get_running_loop()
         waiting = list(sets.values())
-        until = loop.time() + self._tuning.paging_s
         wanted = self._tuning.replicas - self._tuning.acks + 1
         whole = 0
         async with OwnedTasks() as tasks:
@@ -143,6 +225,11 @@ class _EqualSets:
         starts = [i % len(self._nodes) for i in range(len(pieces))]
         turned = [(*piece, [*self._nodes[i:], *self._nodes[:i]]) for i, piece in zip(starts, pieces, strict=True)]
         return all(await asyncio.gather(*(self._read_stretch(*piece) for piece in turned)))
+
+    async def read_news(self, known: Known) -> bool:
+        """What these sets have and we do not."""
+        told = await self._asking.ask_any(self._nodes, Compare, Parts, self._key, *rules.EVERYWHERE)
+        return told is not None and await self.read_difference(rules.EVERYWHERE, told, known)
 
     async def read_difference(self, where: tuple[int, int], told: Parts, known: Known) -> bool:
         """What these sets have in a range and we do not. `told`: its summary."""
