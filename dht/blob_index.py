@@ -1,4 +1,6 @@
-"""What files cannot tell about the chunk store, in SQLite: manifests, who uses a chunk, pins, order of last use.
+"""What files cannot tell about the chunk store, in SQLite: manifests, who uses a chunk, where its bytes are or will be,
+pins, order of last use. A chunk is named by digest *and* length: a manifest that lies about a length names nothing that
+can ever be kept, and stands in nobody's way.
 
 Only SQL lives here; `dht.blobs` holds its lock around every call and knows what the answers mean.
 """
@@ -9,19 +11,33 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from dht.database import database_problem, open_problem, transaction
-from protocol.manifest import Manifest
+from dht.packs import Place
+from protocol.manifest import Chunk, Manifest
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS blob (
-    digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, whole INTEGER NOT NULL, used INTEGER NOT NULL) WITHOUT ROWID;
+    digest TEXT PRIMARY KEY, manifest BLOB NOT NULL, whole INTEGER NOT NULL, used INTEGER NOT NULL,
+    pack INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS uses (
-    blob TEXT NOT NULL, chunk TEXT NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (blob, chunk)) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS uses_of_chunk ON uses (chunk);
+    blob TEXT NOT NULL, chunk TEXT NOT NULL, length INTEGER NOT NULL, PRIMARY KEY (blob, chunk, length)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS uses_of_chunk ON uses (chunk, length);
+CREATE TABLE IF NOT EXISTS home (
+    pack INTEGER NOT NULL, slot INTEGER NOT NULL, chunk TEXT NOT NULL, offset INTEGER NOT NULL, length INTEGER NOT NULL,
+    PRIMARY KEY (pack, slot)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS home_of_chunk ON home (chunk, length);
 CREATE TABLE IF NOT EXISTS pin (digest TEXT NOT NULL, why TEXT NOT NULL, PRIMARY KEY (digest, why)) WITHOUT ROWID;
 CREATE TEMP TABLE chosen (name TEXT PRIMARY KEY) WITHOUT ROWID;
 """
+
+
+class Gone(NamedTuple):
+    """What a blob leaves behind when it goes: its pack, which chunks of others may still need, and unused places."""
+
+    pack: int
+    places: list[Place]
 
 
 @contextmanager
@@ -68,18 +84,46 @@ class BlobIndex:
         row = self._db.execute("SELECT manifest FROM blob WHERE digest = ?", (digest,)).fetchone()
         return Manifest.decode(row[0], digest=digest) if row else None
 
-    def insert(self, manifest: Manifest, used: int) -> None:
-        """A partial blob; replaces what was known of it."""
-        blob = manifest.digest
-        lengths = {c.digest: c.length for c in manifest.chunks}
-        self.delete(blob)
-        self._db.execute("INSERT INTO blob VALUES (?, ?, 0, ?)", (blob, manifest.encode(), used))
-        self._db.executemany("INSERT INTO uses VALUES (?, ?, ?)", ((blob, c, n) for c, n in lengths.items()))
+    def insert(self, manifest: Manifest, used: int, pack: int) -> Gone | None:
+        """A partial blob. The same manifest stays in its pack; another one is replaced, and what it leaves is returned.
 
-    def delete(self, digest: str) -> bool:
-        """False if it was not known."""
+        Chunks that have no home yet get one in the pack, at each of their positions; the slot is the position.
+        """
+        blob, encoded = manifest.digest, manifest.encode()
+        if self.manifest(blob) == manifest:
+            self._db.execute("UPDATE blob SET whole = 0, used = ? WHERE digest = ?", (used, blob))
+            return None
+        gone = self.delete(blob)
+        self._db.execute("INSERT INTO blob VALUES (?, ?, 0, ?, ?)", (blob, encoded, used, pack))
+        self._db.executemany(
+            "INSERT OR IGNORE INTO uses VALUES (?, ?, ?)", ((blob, c.digest, c.length) for c in manifest.chunks)
+        )
+        self._db.executemany(
+            "INSERT INTO home SELECT ?1, ?2, ?3, ?4, ?5"
+            " WHERE NOT EXISTS (SELECT 1 FROM home WHERE chunk = ?3 AND length = ?5 AND pack <> ?1)",
+            (
+                (pack, slot, chunk.digest, offset, chunk.length)
+                for slot, (offset, chunk) in enumerate(with_offsets(manifest))
+            ),
+        )
+        return gone
+
+    def delete(self, digest: str) -> Gone | None:
+        """None if it was not known."""
+        row = self._db.execute("SELECT pack FROM blob WHERE digest = ?", (digest,)).fetchone()
+        if row is None:
+            return None
+        rows = self._db.execute(
+            "SELECT home.pack, slot, offset, home.length FROM uses AS mine JOIN home USING (chunk, length)"
+            " WHERE mine.blob = ? AND NOT EXISTS (SELECT 1 FROM uses AS other"
+            " WHERE other.chunk = mine.chunk AND other.length = mine.length AND other.blob <> mine.blob)",
+            (digest,),
+        )
+        places = [Place(*place) for place in rows]
+        self._db.executemany("DELETE FROM home WHERE pack = ? AND slot = ?", ((p.pack, p.slot) for p in places))
         self._db.execute("DELETE FROM uses WHERE blob = ?", (digest,))
-        return self._db.execute("DELETE FROM blob WHERE digest = ?", (digest,)).rowcount > 0
+        self._db.execute("DELETE FROM blob WHERE digest = ?", (digest,))
+        return Gone(row[0], places)
 
     def is_known(self, digest: str) -> bool:
         return self._db.execute("SELECT 1 FROM blob WHERE digest = ?", (digest,)).fetchone() is not None
@@ -91,39 +135,62 @@ class BlobIndex:
     def set_order(self, used: Mapping[str, int]) -> None:
         self._db.executemany("UPDATE blob SET used = ? WHERE digest = ?", ((u, d) for d, u in used.items()))
 
-    # --- chunks ---------------------------------------------------------------------------------------------------
+    def pack_of(self, digest: str) -> int | None:
+        row = self._db.execute("SELECT pack FROM blob WHERE digest = ?", (digest,)).fetchone()
+        return None if row is None else int(row[0])
 
-    def is_used(self, chunk: str) -> bool:
-        return self._db.execute("SELECT 1 FROM uses WHERE chunk = ? LIMIT 1", (chunk,)).fetchone() is not None
+    # --- chunks and packs -----------------------------------------------------------------------------------------
 
-    def chunks_of(self, blob: str) -> list[str]:
-        return [chunk for (chunk,) in self._db.execute("SELECT chunk FROM uses WHERE blob = ?", (blob,))]
+    def places(self, chunk: str) -> list[Place]:
+        """All are in one pack, unless somebody lied about the length."""
+        rows = self._db.execute("SELECT pack, slot, offset, length FROM home WHERE chunk = ?", (chunk,))
+        return [Place(*row) for row in rows]
+
+    def places_of(self, blob: str) -> list[tuple[str, Place]]:
+        """(chunk, place) of all that the blob uses, in no order."""
+        rows = self._db.execute(
+            "SELECT chunk, pack, slot, offset, length FROM uses JOIN home USING (chunk, length) WHERE blob = ?", (blob,)
+        )
+        return [(chunk, Place(*place)) for chunk, *place in rows]
+
+    def homes(self) -> Iterator[tuple[str, Place]]:
+        """(chunk, place) of all chunks of all blobs."""
+        for chunk, *place in self._db.execute("SELECT chunk, pack, slot, offset, length FROM home"):
+            yield chunk, Place(*place)
+
+    def packs(self) -> dict[int, tuple[int, int]]:
+        """Slots in use, and bytes up to the end of the last, by pack."""
+        own = {pack: (0, 0) for (pack,) in self._db.execute("SELECT pack FROM blob")}
+        rows = self._db.execute("SELECT pack, max(slot) + 1, max(offset + length) FROM home GROUP BY pack")
+        return own | {pack: (slots, end) for pack, slots, end in rows}
+
+    def is_pack_used(self, pack: int) -> bool:
+        """A blob is in it, or a chunk that some blob uses."""
+        query = "SELECT 1 FROM home WHERE pack = ?1 UNION ALL SELECT 1 FROM blob WHERE pack = ?1 LIMIT 1"
+        return self._db.execute(query, (pack,)).fetchone() is not None
 
     def users_of(self, chunk: str) -> list[str]:
-        return [blob for (blob,) in self._db.execute("SELECT blob FROM uses WHERE chunk = ?", (chunk,))]
+        return [blob for (blob,) in self._db.execute("SELECT DISTINCT blob FROM uses WHERE chunk = ?", (chunk,))]
 
-    def keep_whole_only(self, present: Iterable[str]) -> None:
-        """Blobs that use a chunk outside `present` are partial."""
-        self._choose(present)
+    def partial_without(self, chunks: Iterable[str]) -> None:
+        """Blobs that use one of these are partial."""
+        self._choose(chunks)
         self._db.execute(
-            "UPDATE blob SET whole = 0 WHERE whole AND EXISTS"
-            " (SELECT 1 FROM uses WHERE blob = digest AND chunk NOT IN (SELECT name FROM chosen))"
+            "UPDATE blob SET whole = 0 WHERE whole"
+            " AND digest IN (SELECT blob FROM uses JOIN chosen ON uses.chunk = chosen.name)"
         )
 
     def bytes_used_by(self, blobs: Iterable[str]) -> int:
-        """Each chunk once."""
+        """Chunks that they share with others are counted once."""
         self._choose(blobs)
         return self._number(
-            "SELECT sum(length) FROM (SELECT max(length) AS length FROM uses"
-            " WHERE blob IN (SELECT name FROM chosen) GROUP BY chunk)"
+            "SELECT sum(length) FROM home JOIN"
+            " (SELECT DISTINCT chunk, length FROM uses WHERE blob IN (SELECT name FROM chosen)) USING (chunk, length)"
         )
 
-    def bytes_used_only_by(self, blob: str) -> int:
-        return self._number(
-            "SELECT sum(length) FROM uses AS mine WHERE blob = ? AND NOT EXISTS"
-            " (SELECT 1 FROM uses AS other WHERE other.chunk = mine.chunk AND other.blob <> mine.blob)",
-            blob,
-        )
+    def bytes_used(self) -> int:
+        """Of all blobs, those included that are still to come."""
+        return self._number("SELECT sum(length) FROM home")
 
     # --- pins -----------------------------------------------------------------------------------------------------
 
@@ -145,3 +212,11 @@ class BlobIndex:
 
     def _number(self, query: str, *parameters: str) -> int:
         return int(self._db.execute(query, parameters).fetchone()[0] or 0)
+
+
+def with_offsets(manifest: Manifest) -> Iterator[tuple[int, Chunk]]:
+    """Each chunk with its offset in the blob."""
+    offset = 0
+    for chunk in manifest.chunks:
+        yield offset, chunk
+        offset += chunk.length

@@ -7,15 +7,17 @@ sense only: sites that cut differently still exchange blobs, but share fewer chu
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyfastcdc
 
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.manifest import MAX_MANIFEST, Chunk, Manifest
-from protocol.problems import ConfigError, TooLarge
+from protocol.problems import ConfigError, Conflict, TooLarge
 
 MIN_SIZE = 64 << 10
 AVERAGE_SIZE = 256 << 10
@@ -36,27 +38,41 @@ def compiled_cutter(implementation: Any = None) -> Any:
     return kind
 
 
-def manifest_of(path: Path, on_bytes: Callable[[int], None] = lambda done: None) -> Manifest:
-    """Reads the file once, with flat memory; `on_bytes` hears the bytes read so far.
+def manifest_of(
+    path: Path,
+    on_bytes: Callable[[int], None] = lambda done: None,
+    on_chunk: Callable[[int, int, Chunk, memoryview], None] = lambda position, offset, chunk, data: None,
+) -> Manifest:
+    """Reads the file once, with flat memory; the whole is hashed in a thread beside.
 
-    Raises TooLarge if the manifest would be longer than peers accept, OSError if the file cannot be read.
+    `on_bytes` hears the bytes read so far; `on_chunk` the position, offset and bytes of each chunk. Raises TooLarge if
+    the manifest would be longer than peers accept, Conflict if the file changes meanwhile, OSError if it is unreadable.
     """
     whole = hashlib.sha256()
     chunks: list[Chunk] = []
     size = 0
-    for data in _cut(path):
-        whole.update(data)
-        size += len(data)
-        chunks.append(Chunk(DIGEST_PREFIX + hashlib.sha256(data).hexdigest(), len(data)))
-        if len(chunks) * _ENCODED_CHUNK > MAX_MANIFEST - 256:
-            raise TooLarge(f"{path.name} has more chunks than a manifest can list", fix="Publish a smaller archive.")
-        on_bytes(size)
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1, thread_name_prefix="hash-whole") as beside:
+        before = os.fstat(file.fileno())
+        for data in _cut(file):
+            hashing = beside.submit(whole.update, data)
+            chunk = Chunk(DIGEST_PREFIX + hashlib.sha256(data).hexdigest(), len(data))
+            on_chunk(len(chunks), size, chunk, data)
+            hashing.result()
+            size += len(data)
+            chunks.append(chunk)
+            if len(chunks) * _ENCODED_CHUNK > MAX_MANIFEST - 256:
+                raise TooLarge(
+                    f"{path.name} has more chunks than a manifest can list", fix="Publish a smaller archive."
+                )
+            on_bytes(size)
+        after = os.fstat(file.fileno())
+    if (size, after.st_size, after.st_mtime_ns) != (before.st_size, before.st_size, before.st_mtime_ns):
+        raise Conflict(f"{path} changed while it was read", fix="Add it again.")
     return Manifest(DIGEST_PREFIX + whole.hexdigest(), size, tuple(chunks))
 
 
-def _cut(path: Path) -> Iterator[memoryview]:
+def _cut(file: BinaryIO) -> Iterator[memoryview]:
     """Each view is valid until the next one is asked for."""
     cutter = compiled_cutter()(AVERAGE_SIZE, min_size=MIN_SIZE, max_size=MAX_SIZE, normalized_chunking=1)
-    with path.open("rb", buffering=0) as stream:
-        for chunk in cutter.cut_stream(stream):
-            yield chunk.data
+    for chunk in cutter.cut_stream(file):
+        yield chunk.data

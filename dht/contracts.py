@@ -79,7 +79,8 @@ class Content(Protocol):
         """
 
     def materialized(self, digest: str) -> AbstractAsyncContextManager[Path]:
-        """The blob as one read-only file, byte for byte, for the time of the block. Raises ContentNotFound."""
+        """The blob as one read-only file, byte for byte, for the time of the block: it is what this node keeps, so
+        nobody may change it. Raises ContentNotFound, and DiskFull if a copy is needed and finds no room."""
 
     async def pin(self, digest: str, why: str) -> None:
         """Keep the blob from eviction until unpinned for the same reason. Reasons are counted as a set."""

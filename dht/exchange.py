@@ -15,12 +15,13 @@ from msgspec import Struct
 
 from dht.announcing import Announcer, running_announcer
 from dht.blobs import BlobStore, opened_store
-from dht.chunking import compiled_cutter, manifest_of
+from dht.chunking import compiled_cutter
 from dht.content_client import ContentClient
 from dht.content_wire import CHUNK_HEADER, ELSEWHERE, framed_size
 from dht.contracts import Directory
 from dht.crowd import Crowds
 from dht.disk import Disk, running_disk
+from dht.intake import Intake, put_from_file, size_of
 from dht.peer_http import PeerHttp
 from dht.peer_streams import running_streams
 from dht.sources import Surroundings
@@ -29,10 +30,8 @@ from dht.transfer import Transfer
 from protocol.instances import OnProgress, Progress
 from protocol.manifest import Manifest
 from protocol.problems import (
-    BadRequest,
     Conflict,
     ContentNotFound,
-    CorruptContent,
     DeadlineExceeded,
     DiskFull,
     Problem,
@@ -190,7 +189,15 @@ class Exchange:
             if on_progress is not None:
                 loop.call_soon_threadsafe(on_progress, Progress("verify", f"reading {path.name}", done))
 
-        manifest = await self._disk(_manifest_or_problem, path, on_bytes)
+        stack = ExitStack()
+        try:
+            size = await self._disk(size_of, path)
+            intake = await self._disk(stack.enter_context, self._store.intake(size))
+            return await self._add(await self._disk(intake.read, path, on_bytes), intake, path, pin)
+        finally:
+            await self._disk(stack.close)
+
+    async def _add(self, manifest: Manifest, intake: Intake, path: Path, pin: str | None) -> str:
         digest = manifest.digest
         with self._store.holding(digest):
             newly_pinned = pin is not None and pin not in await self._disk(self._store.pins, digest)
@@ -198,7 +205,7 @@ class Exchange:
                 if pin is not None:
                     await self._disk(self._store.pin, digest, pin)
                 if not self.has(digest):
-                    await self._keep_file(manifest, path)
+                    await self._keep_file(manifest, intake, path)
                 await self._disk(self._store.settle)
                 await self._announcer.announced(digest)
             except BaseException as error:  # cancelled, too: what nobody asks for any more must not stay pinned
@@ -209,14 +216,17 @@ class Exchange:
                 raise
         return digest
 
-    async def _keep_file(self, manifest: Manifest, path: Path) -> None:
-        begun = await self._disk(self._store.begin, manifest)
-        for evicted in begun.evicted:
-            self._announcer.retract(evicted)
+    async def _keep_file(self, manifest: Manifest, intake: Intake, path: Path) -> None:
+        begun = await self._disk(self._store.begin, manifest, intake)
+        self._retract(begun.evicted)
         missing = begun.missing
         while not self.has(manifest.digest):
-            await self._disk(_put_from_file, self._store, manifest, missing, path)
+            await self._disk(put_from_file, self._store.put, manifest, missing, path)
             missing = await self._disk(self._store.vouch, manifest)
+
+    def _retract(self, evicted: Sequence[str]) -> None:
+        for digest in evicted:
+            self._announcer.retract(digest)
 
     async def fetch(
         self, digest: str, *, max_bytes: int, deadline_s: float, on_progress: OnProgress | None = None
@@ -312,6 +322,7 @@ class Exchange:
                 log.warning("damaged-blob-is-fetched-again", digest=digest)
                 await self.fetch(digest, max_bytes=manifest.size, deadline_s=_HEAL_S)
                 path = await self._disk(stack.enter_context, self._store.materialized(digest))
+            self._retract(await self._disk(self._store.evicted_for_copies))
             yield path
         finally:
             await self._disk(stack.close)
@@ -337,24 +348,3 @@ def _framed(store: BlobStore, wanted: Sequence[tuple[str, int]]) -> bytearray | 
         if length not in (0, ELSEWHERE) and not store.read_chunk_into(digest, framed[CHUNK_HEADER.size :]):
             return None
     return answer
-
-
-def _manifest_or_problem(path: Path, on_bytes: Callable[[int], None]) -> Manifest:
-    try:
-        return manifest_of(path, on_bytes)
-    except OSError as error:
-        raise BadRequest(f"{path} cannot be read: {error.strerror}", fix="Name a readable file.") from error
-
-
-def _put_from_file(store: BlobStore, manifest: Manifest, missing: Sequence[int], path: Path) -> None:
-    wanted = set(missing)
-    offset = 0
-    with path.open("rb", buffering=0) as file:
-        for position, chunk in enumerate(manifest.chunks):
-            if position in wanted:
-                file.seek(offset)
-                try:
-                    store.put(chunk.digest, file.read(chunk.length))
-                except CorruptContent as problem:
-                    raise Conflict(f"{path} changed while it was read", fix="Add it again.") from problem
-            offset += chunk.length

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
-from dht.chunk_files import ChunkFiles
+from dht.packs import Packs, Place
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.manifest import Manifest
 
@@ -15,25 +15,20 @@ AT_ONCE = 8
 
 
 class Proof:
-    """Hashes each chunk as it arrives, or from the page cache soon after. `take` gets the blob in order.
+    """Hashes each chunk as it arrives, or from the page cache soon after.
 
-    `absent`: digests of chunks that are not here yet. Methods may be called from any thread.
+    `places`: of each position of the manifest. `absent`: digests of chunks that are not here yet. Methods may be called
+    from any thread.
     """
 
-    def __init__(
-        self,
-        files: ChunkFiles,
-        manifest: Manifest,
-        absent: Iterable[str],
-        take: Callable[[memoryview], None] | None = None,
-    ) -> None:
-        self._files = files
+    def __init__(self, packs: Packs, manifest: Manifest, places: Sequence[Place], absent: Iterable[str]) -> None:
+        self._packs = packs
         self._manifest = manifest
+        self._places = places
         self._absent = set(absent)
         self._position = 0
         self._whole = hashlib.sha256()
         self._broken = False
-        self._take = take
         self._turn = threading.Lock()
         self._buffer = memoryview(bytearray(max((c.length for c in manifest.chunks), default=0)))
 
@@ -62,8 +57,6 @@ class Proof:
                 view = data
             else:
                 view = self._buffer[: chunk.length]
-                self._broken = not self._files.read_into(chunk.digest, view)
+                self._broken = not self._packs.read_into(self._places[self._position], view)
             self._whole.update(view)
-            if self._take is not None:
-                self._take(view)
             self._position += 1

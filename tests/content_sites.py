@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import AsyncIterator, Callable
@@ -160,6 +161,24 @@ def _routes_of(late: list[Exchange]) -> list[web.RouteDef]:
 
 def noise(size: int, seed: int = 1) -> bytes:
     return random.Random(seed).randbytes(size)
+
+
+def damage(blobs: Path, part: bytes, by: bytes = b"rot") -> None:
+    """Some bytes of a chunk that is kept there are others now. Who looks at the time of change can see it."""
+    for pack in (blobs / "packs").iterdir():
+        before, offset = pack.stat(), pack.read_bytes().find(part)
+        if offset >= 0:
+            with pack.open("r+b") as file:
+                file.seek(offset)
+                file.write(by)
+            os.utime(pack, ns=(before.st_atime_ns, before.st_mtime_ns + 1_000_000))
+            return
+    raise AssertionError("the chunk is not there")
+
+
+def files_of(blobs: Path) -> list[Path]:
+    """All files of content, whole or not."""
+    return sorted([*(blobs / "packs").iterdir(), *(blobs / "work").iterdir()])
 
 
 def a_file(path: Path, data: bytes) -> Path:

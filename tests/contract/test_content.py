@@ -110,13 +110,25 @@ async def test_the_third_site_gets_it_after_the_first_dropped_it(mesh) -> None:
         assert await bytes_of(third, digest) == data
 
 
-async def test_a_materialized_file_is_read_only_and_gone_after_the_block(mesh) -> None:
+async def test_a_materialized_file_is_read_only_and_gone_with_the_blob(mesh) -> None:
     async with mesh(1) as sites:
         (content,) = sites.contents
         digest = await content.add(sites.file(b"x" * 1000))
         async with content.materialized(digest) as path:
             assert path.stat().st_mode & 0o222 == 0
+        await content.remove(digest)
         assert not path.exists()
+
+
+async def test_of_two_versions_each_is_made_a_file(mesh) -> None:
+    old = noise(2_000_000)
+    new = b"an edit" + old
+    async with mesh(1) as sites:
+        (content,) = sites.contents
+        first, second = await content.add(sites.file(old)), await content.add(sites.file(new))
+        assert await bytes_of(content, second) == new
+        await content.remove(first)
+        assert await bytes_of(content, second) == new
 
 
 async def test_simultaneous_fetches_share_one_transfer_and_a_cancelled_one_harms_nobody(mesh) -> None:

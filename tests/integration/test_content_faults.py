@@ -20,7 +20,18 @@ from protocol.identifiers import digest_of
 from protocol.instances import Progress
 from protocol.manifest import Chunk, Manifest
 from protocol.problems import ContentNotFound, CorruptContent, Unavailable
-from tests.content_sites import Site, SiteDirectory, Whereabouts, a_file, node_name, noise, served, site
+from tests.content_sites import (
+    Site,
+    SiteDirectory,
+    Whereabouts,
+    a_file,
+    damage,
+    files_of,
+    node_name,
+    noise,
+    served,
+    site,
+)
 from tests.waiting import until
 
 MANY = 1 << 30
@@ -42,10 +53,6 @@ def received(exchange: Exchange, *causes: str) -> dict[str, int]:
         if cause in (causes or ("chunk",)):
             by_peer[peer] = by_peer.get(peer, 0) + size
     return by_peer
-
-
-def chunk_files(path: Path, number: int) -> list[Path]:
-    return sorted(p for p in (path / f"blobs{number}" / "chunks").rglob("*") if p.is_file())
 
 
 # --- providers that fail ----------------------------------------------------------------------------------------------
@@ -150,7 +157,7 @@ async def test_a_liar_is_dropped_remembered_and_its_bytes_never_kept(tmp_path: P
         shared.providers[digest].pop(honest.node)
         with pytest.raises(CorruptContent):
             await fetch(getter.exchange, digest)
-        assert chunk_files(tmp_path, 2) == []
+        assert getter.exchange.stats().stored_bytes == 0
         asked = liar.asked
         assert asked > 0
         shared.offer(digest, honest.node, honest.address)
@@ -173,7 +180,7 @@ async def test_a_manifest_that_describes_other_bytes_is_refuted_and_another_is_u
         shared.offer(digest, node_name(66), await stack.enter_async_context(served(liar.routes())))
         with pytest.raises(CorruptContent):
             await fetch(getter.exchange, digest)
-        assert chunk_files(tmp_path, 2) == []
+        assert getter.exchange.stats().stored_bytes == 0
         honest = await stack.enter_async_context(site(shared, tmp_path, 1))
         await honest.exchange.add(a_file(tmp_path / "blob", data))
         await fetch(getter.exchange, digest)
@@ -330,9 +337,10 @@ async def test_a_chunk_damaged_on_disk_is_fetched_again_and_only_that(tmp_path: 
     async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
         digest = await first.exchange.add(a_file(tmp_path / "blob", data))
         await fetch(second.exchange, digest)
-        victim = chunk_files(tmp_path, 2)[0]
-        length = victim.stat().st_size
-        victim.write_bytes(bytes(length))
+        manifest = await second.exchange.manifest(digest)
+        assert manifest is not None
+        length = manifest.chunks[0].length
+        damage(tmp_path / "blobs2", data[:length])
         assert await bytes_of(second.exchange, digest) == data
         assert sum(received(second.exchange).values()) == len(data) + length
         assert second.exchange.stats().damaged == 1
@@ -345,8 +353,8 @@ async def test_a_provider_never_serves_a_damaged_chunk(tmp_path: Path) -> None:
         first, second, third = [await stack.enter_async_context(site(shared, tmp_path, n)) for n in (1, 2, 3)]
         digest = await first.exchange.add(a_file(tmp_path / "blob", data))
         await fetch(second.exchange, digest)
-        for victim in chunk_files(tmp_path, 1)[:3]:
-            victim.write_bytes(bytes(victim.stat().st_size))
+        for offset in range(0, len(data), 1_000_000):
+            damage(tmp_path / "blobs1", data[offset : offset + 1000])
         await fetch(third.exchange, digest)
         assert await bytes_of(third.exchange, digest) == data
         assert received(third.exchange, "corrupt") == {}
@@ -379,7 +387,7 @@ def small_files_only() -> None:
 
 
 async def test_a_write_that_fails_for_want_of_room_keeps_nothing_of_a_fetch(tmp_path: Path) -> None:
-    """A limit on the size of files makes the kernel refuse larger chunks in the midst of the transfer."""
+    """A limit on the size of files makes the kernel refuse to take the room."""
     shared = Whereabouts()
     async with site(shared, tmp_path, 1) as first:
         digest = await first.exchange.add(a_file(tmp_path / "blob", noise(8_000_000)))
@@ -387,19 +395,18 @@ async def test_a_write_that_fails_for_want_of_room_keeps_nothing_of_a_fetch(tmp_
             "fetch", str(tmp_path / "child"), digest, first.address, preexec_fn=small_files_only
         )
     assert (outcome, held) == ("disk-full", 0)
-    assert [p for p in (tmp_path / "child" / "chunks").rglob("*") if p.is_file()] == []
-    assert list((tmp_path / "child" / "work").iterdir()) == []
+    assert files_of(tmp_path / "child") == []
 
 
 async def test_a_write_that_fails_for_want_of_room_keeps_nothing_of_an_add(tmp_path: Path) -> None:
     blob = a_file(tmp_path / "blob", noise(8_000_000))
     outcome, _, held = await run_child("add", str(tmp_path / "child"), str(blob), preexec_fn=small_files_only)
     assert (outcome, held) == ("disk-full", 0)
-    assert [p for p in (tmp_path / "child" / "chunks").rglob("*") if p.is_file()] == []
+    assert files_of(tmp_path / "child") == []
 
 
 @pytest.mark.netns
-@pytest.mark.parametrize("options", ["size=24m", "size=96m,nr_inodes=60"], ids=["no bytes left", "no inodes left"])
+@pytest.mark.parametrize("options", ["size=24m", "size=96m,nr_inodes=7"], ids=["no bytes left", "no inodes left"])
 async def test_a_file_system_that_is_full_is_an_error_and_never_a_corruption(tmp_path: Path, options: str) -> None:
     """Needs root. 30 MB for a file system that is too small from the start, or full in the midst of it."""
     blob = a_file(tmp_path / "blob", noise(30_000_000))
@@ -408,7 +415,7 @@ async def test_a_file_system_that_is_full_is_an_error_and_never_a_corruption(tmp
     script = f"""
         mount -t tmpfs -o {options} none {disk} || exit 1
         "$@" || exit 1
-        find {disk}/blobs/chunks {disk}/blobs/work -type f | wc -l > {tmp_path}/left
+        find {disk}/blobs/packs {disk}/blobs/work -type f | wc -l > {tmp_path}/left
     """
     outcome, _, held = await run_child(
         "add", str(disk / "blobs"), str(blob), prefix=("unshare", "--mount", "sh", "-c", script, "sh")
@@ -429,9 +436,9 @@ async def test_kill_9_loses_no_chunk_that_was_kept(tmp_path: Path) -> None:
         process.kill()
         await process.wait()
         await process.stdout.read()
-        kept = sum(p.stat().st_size for p in chunk_files(tmp_path, 2))
-        assert len(data) // 3 <= kept < len(data)
         async with site(shared, tmp_path, 2) as second:
+            kept = second.exchange.stats().stored_bytes
+            assert len(data) // 3 <= kept < len(data)
             assert not second.exchange.has(digest)
             await fetch(second.exchange, digest)
             assert await bytes_of(second.exchange, digest) == data
