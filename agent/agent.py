@@ -96,7 +96,7 @@ class Agent:
                 log.debug("built-unknown", runtime=runtime.name, detail=problem.detail)
         return link.Resources(
             memory_total=self.instances.memory_mb,
-            memory_free=max(self.instances.free, 0),
+            memory_free=self.instances.offered,
             runtimes=tuple(working),
             cached=tuple(cached),
             built=tuple(sorted(built)[:MAX_LISTED]),

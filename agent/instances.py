@@ -103,6 +103,27 @@ class Instances:
         """May be negative when less is offered than before and instances were adopted."""
         return self.memory_mb - self.reserved
 
+    @property
+    def offered(self) -> int:
+        """What a start may have: what is free, and what is only kept warm."""
+        return max(0, self.free + sum(slot.entry.mem for slot in self._kept_warm()))
+
+    def in_the_way(self, slot: Slot, mem: int) -> list[Slot]:
+        """Of the services kept warm, those that must go before `slot` can have `mem` MB: the longest frozen first.
+
+        None of them if all were not enough.
+        """
+        lacking = mem - self.free - (slot.entry.mem if slot.state in HOLDS_MEMORY else 0)
+        victims: list[Slot] = []
+        for kept in sorted(self._kept_warm(), key=lambda kept: kept.entry.instance.since):
+            if lacking > 0 and kept is not slot:
+                victims.append(kept)
+                lacking -= kept.entry.mem
+        return victims if lacking <= 0 else []
+
+    def _kept_warm(self) -> list[Slot]:
+        return [slot for slot in self if slot.entry.instance.kept_warm]
+
     def restore(self) -> None:
         """Take over what the journal knows."""
         for entry in self._journal.entries():

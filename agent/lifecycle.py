@@ -5,6 +5,7 @@ reads a clock or knows an engine: every event carries `now` (Unix s), deadlines 
 
     fetching -> building -> starting -> running <-> paused (idle, woken)
     running, paused <-> unknown (engine away)
+    running -> paused (its life is over, and it is kept warm), paused -> stopped (then over for good, or evicted)
     running, paused, unknown -> stopped (asked, expired, exited 0) or failed (exited 1, out-of-memory, ...)
     stopped, failed -> starting (restart), -> removed (retention over)
     starting -> failed (not-ready) when its time is over
@@ -19,7 +20,7 @@ from enum import StrEnum
 from msgspec import Struct, structs
 
 from agent.runtime import Condition
-from protocol.instances import State
+from protocol.instances import KEPT_WARM, State
 from protocol.problems import Conflict
 
 RETENTION_S = 3600.0
@@ -36,18 +37,25 @@ ENDED = frozenset({State.STOPPED, State.FAILED})
 class Instance(Struct, frozen=True, kw_only=True):
     """`since`: when it entered `state`. `started_at`: when it was first ready, None before. Times in Unix s.
 
-    `alive_time` in s, 0: until stopped. `expires_at` None: never.
+    `alive_time` in s, 0: until stopped. `expires_at` None: never. `keep_s`: how long it is frozen before it is
+    stopped, once its life is over.
     """
 
     instance: str
     state: State = State.FETCHING
     since: float
     alive_time: int = 60
+    keep_s: float = 0.0
     wait_for_start: bool = False
     started_at: float | None = None
     expires_at: float | None = None
     reason: str = ""
     log: tuple[str, ...] = ()
+
+    @property
+    def kept_warm(self) -> bool:
+        """Its life is over: nobody is promised anything any more."""
+        return self.state is State.PAUSED and self.reason == KEPT_WARM
 
 
 class Effect(StrEnum):
@@ -104,6 +112,12 @@ class Extended(Event, frozen=True, kw_only=True):
 
     alive_time: int | None = None
     exact: bool = False
+
+
+class KeepAsked(Event, frozen=True, kw_only=True):
+    """From now on it is frozen for `keep_s` when its life is over (0: stopped at once)."""
+
+    keep_s: float
 
 
 class Tick(Event, frozen=True, kw_only=True):
@@ -166,6 +180,7 @@ AnyEvent = (
     | Idle
     | Woken
     | Extended
+    | KeepAsked
     | Tick
     | Awaiting
     | Resumed
@@ -199,9 +214,12 @@ def step(was: Instance, event: AnyEvent) -> Step:
                 else (was, ())
             )
         case Woken():
-            return _enter(was, State.RUNNING, event, Effect.RESUME) if was.state is State.PAUSED else (was, ())
+            return _woken(was, event) if was.state is State.PAUSED else (was, ())
+        case KeepAsked():
+            return structs.replace(was, keep_s=event.keep_s), (Effect.REPORT,)
         case Extended():
             alive_time = was.alive_time if event.alive_time is None else event.alive_time
+            was = _wanted_again(was, event.now, alive_time)
             return _let_go(was, event.now, alive_time) if event.exact else _extend(was, event.now, alive_time)
         case Tick():
             return _tick(was, event)
@@ -269,6 +287,24 @@ def _let_go(was: Instance, now: float, alive_time: int) -> Step:
     return kept, (() if kept == was else (Effect.REPORT,))
 
 
+def _wanted_again(was: Instance, now: float, alive_time: int) -> Instance:
+    """What was only kept warm has a life once more."""
+    return structs.replace(was, reason="idle", expires_at=expires(now, alive_time)) if was.kept_warm else was
+
+
+def _woken(was: Instance, event: Woken) -> Step:
+    return _enter(_wanted_again(was, event.now, was.alive_time), State.RUNNING, event, Effect.RESUME)
+
+
+def _over(was: Instance, event: Tick) -> Step:
+    """Its life is over: it is stopped, or kept warm for a while first."""
+    if not was.keep_s or was.kept_warm:
+        return _enter(was, State.STOPPED, event, Effect.STOP, reason="expired")
+    pause = (Effect.PAUSE,) if was.state is State.RUNNING else ()
+    kept = structs.replace(was, expires_at=event.now + was.keep_s)
+    return _enter(kept, State.PAUSED, event, *pause, reason=KEPT_WARM)
+
+
 def _tick(was: Instance, event: Tick) -> Step:
     if was.state in ENDED and event.now >= was.since + RETENTION_S:
         return _enter(was, State.REMOVED, event, Effect.REMOVE, reason=was.reason)
@@ -277,7 +313,7 @@ def _tick(was: Instance, event: Tick) -> Step:
     over = was.expires_at is not None and event.now >= was.expires_at
     # While the engine is away a container can neither be stopped nor serve: judge again when it is back.
     if was.state in {State.RUNNING, State.PAUSED} and over and not event.busy:
-        return _enter(was, State.STOPPED, event, Effect.STOP, reason="expired")
+        return _over(was, event)
     return was, ()
 
 

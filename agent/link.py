@@ -210,7 +210,7 @@ class _Session:
             self._post(link.Refused(command.command, Problem(f"{type(error).__name__} on the agent").to_dict()))
             raise
 
-    async def _execute(self, command: link.Command) -> link.Done:
+    async def _execute(self, command: link.Command) -> link.Done | link.Prepared:
         if isinstance(command, link.Start):
             started = await self._runner.start(command, lambda step: self._progress(command.command, step))
             return link.Done(command.command, started.report, started.timings_ms, started.warm)
@@ -221,6 +221,14 @@ class _Session:
             return link.Done(command.command, await self._runner.stop(command))
         if isinstance(command, link.Remove):
             return link.Done(command.command, await self._runner.remove(command))
+        if isinstance(command, link.Prepare):
+            timings = await self._runner.prepare(command, lambda step: self._progress(command.command, step))
+            return link.Prepared(command.command, timings)
+        if isinstance(command, link.Keep):
+            return link.Done(command.command, await self._runner.keep(command))
+        if isinstance(command, link.ReadLog):
+            report, lines = await self._runner.log(command)
+            return link.Done(command.command, report, lines=lines)
         return link.Done(command.command, await self._runner.extend(command))
 
     def _progress(self, command: str, step: Progress) -> None:

@@ -101,6 +101,11 @@ class Operations:
         if on_progress is not None:
             on_progress(Progress("ready", reason))
 
+    async def log(self, slot: Slot, lines: int) -> tuple[str, ...]:
+        """The last lines that the engine has of it. Raises EngineUnavailable."""
+        runtime = self.runtimes.get(slot.entry.runtime)
+        return () if runtime is None else await runtime.logs(slot.id, lines)
+
     async def observe(self, slot: Slot) -> None:
         """Inspect one instance and let the lifecycle judge."""
         runtime = self.runtimes.get(slot.entry.runtime)

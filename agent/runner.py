@@ -20,7 +20,7 @@ from agent.lifecycle import Effect
 from agent.operations import Operations
 from agent.provision import Archive, Provision, Timings
 from agent.runtime import OnProgress, Runtime, Workload
-from agent.workloads import check_labels, environment_of, memory_of, waits_for_message
+from agent.workloads import check_labels, check_variant, environment_of, memory_of, waits_for_message
 from dht.tasks import OwnedTasks
 from protocol import link
 from protocol.instances import InstanceReport, PortBinding, Progress, State
@@ -120,7 +120,7 @@ class Runner:
         """
         slot = self._instances.get(command.instance)
         if slot.state in lifecycle.ENDED:
-            self._instances.reserve(slot, slot.entry.mem)
+            await self._reserve(slot, slot.entry.mem)
         effects = self._instances.apply(slot, lifecycle.RestartAsked(now=self._instances.now()))
         if effects:
             slot.seen = None
@@ -132,6 +132,28 @@ class Runner:
         event = lifecycle.Extended(now=self._instances.now(), alive_time=command.alive_time, exact=command.exact)
         self._instances.apply(slot, event)
         return self._instances.report(slot)
+
+    async def keep(self, command: link.Keep) -> InstanceReport:
+        """Raises UnknownInstance."""
+        slot = self._instances.get(command.instance)
+        self._instances.apply(slot, lifecycle.KeepAsked(now=self._instances.now(), keep_s=command.keep_s))
+        return self._instances.report(slot)
+
+    async def prepare(self, command: link.Prepare, on_progress: OnProgress) -> dict[str, float]:
+        """Fetched, read and built; nothing runs. Milliseconds by phase.
+
+        Raises what `start` raises before anything is started.
+        """
+        return await asyncio.shield(self._tasks.run(self._prepare(command, on_progress), name="prepare a service"))
+
+    async def log(self, command: link.ReadLog) -> tuple[InstanceReport, tuple[str, ...]]:
+        """What the instance wrote last; of one that the engine forgot, what was kept of its end.
+
+        Raises UnknownInstance, EngineUnavailable.
+        """
+        slot = self._instances.get(command.instance)
+        lines = await self._operations.log(slot, command.lines)
+        return self._instances.report(slot), lines or slot.entry.instance.log
 
     # --- what services and the clock say ----------------------------------------------------------------------------
 
@@ -267,6 +289,43 @@ class Runner:
         with timings.phase("ready"):
             await self._operations.until_ready(slot, progress)
 
+    async def _prepare(self, command: link.Prepare, on_progress: OnProgress) -> dict[str, float]:
+        timings = Timings()
+        try:
+            async with asyncio.timeout(command.deadline_s), self._provision.archive(command.digest) as archive:
+                await self._build(command, archive, timings, on_progress)
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"{command.digest} was not ready after {command.deadline_s:g} s", fix="Try again: what arrived is kept."
+            ) from None
+        return timings.result()
+
+    async def _build(self, command: link.Prepare, archive: Archive, timings: Timings, on_progress: OnProgress) -> None:
+        digest, deadline_s = command.digest, command.deadline_s
+        descriptor = await self._provision.descriptor(
+            digest, archive, deadline_s=deadline_s, timings=timings, on_progress=on_progress
+        )
+        check_variant(descriptor, command.variant)
+        check_labels(descriptor, self._labels)
+        await self._provision.image(
+            await self._operations.runtime_for(descriptor),
+            digest,
+            descriptor,
+            archive,
+            variant=command.variant,
+            force_rebuild=False,
+            deadline_s=deadline_s,
+            timings=timings,
+            on_progress=on_progress,
+        )
+
+    async def _reserve(self, slot: Slot, mem: int) -> None:
+        """What is only kept warm makes room. Raises NoCapacity."""
+        for kept in self._instances.in_the_way(slot, mem):
+            effects = self._instances.apply(kept, lifecycle.StopAsked(now=self._instances.now(), reason="evicted"))
+            await self._operations.perform(kept, effects)
+        self._instances.reserve(slot, mem)
+
     async def _make_ready(self, slot: Slot, launch: _Launch, archive: Archive) -> None:
         """Fetched, read, admitted, built: after this the engine can start it."""
         command, timings, progress = launch.command, launch.timings, launch.progress
@@ -276,7 +335,7 @@ class Runner:
         environment = environment_of(descriptor, command)
         check_labels(descriptor, self._labels)
         runtime = await self._operations.runtime_for(descriptor)
-        self._instances.reserve(slot, memory_of(descriptor, command.variant))
+        await self._reserve(slot, memory_of(descriptor, command.variant))
         self._instances.update(slot, runtime=runtime.name, service_id=descriptor.id, service_name=descriptor.name)
         alive_time = descriptor.alive_time if command.alive_time is None else command.alive_time
         self._instances.apply(

@@ -19,7 +19,7 @@ import platform
 import re
 import signal
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,6 @@ from msgspec import Struct
 
 from agent import wasm_compiler
 from agent.runtime import Source, artifact_of, last_lines
-from agent.wasm_engine import Program
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.problems import BuildFailed, DiskFull, StartFailed
 
@@ -48,6 +47,9 @@ QUOTA = 1 << 30
 """Bytes of the cache; modules that nobody uses make room, the longest unused first."""
 
 _NAME = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?")
+
+
+Check = Callable[[bytes], Awaitable[None]]
 
 
 class ExtractFile(Protocol):
@@ -79,10 +81,14 @@ def host_key() -> str:
 class WasmModules:
     """Blocking work runs in threads; the compiler is a process of its own."""
 
-    def __init__(self, folder: Path, extract: ExtractFile) -> None:
-        """`folder` is made, for this user alone, and cleared of what an interrupted write left. Raises DiskFull."""
+    def __init__(self, folder: Path, extract: ExtractFile, check: Check) -> None:
+        """`check` tells whether native code fits the host that will run it: raises StartFailed.
+
+        `folder` is made, for this user alone, and cleared of what an interrupted write left. Raises DiskFull.
+        """
         self._folder = folder
         self._extract = extract
+        self._check = check
         self._key = host_key()
         with _room():
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -109,20 +115,20 @@ class WasmModules:
             raw.replace(self._module(name))
         return name
 
-    async def load(self, name: str) -> tuple[Program, Compiled]:
-        """The program and its described limits. A module of an older wasmtime is compiled anew. Raises StartFailed."""
+    async def load(self, name: str) -> tuple[bytes, Compiled]:
+        """Native code and its described limits. A module of an older wasmtime is compiled anew. Raises StartFailed."""
         if not _NAME.fullmatch(name):
             raise _absent(name)
         compiled = self.find(name)
         if compiled is not None:
-            program = await asyncio.to_thread(self._load, name, compiled)
-            if program is not None:
-                return program, compiled
+            native = await asyncio.to_thread(self._load, name, compiled)
+            if native is not None:
+                return native, compiled
         compiled = await self._again(name)
-        program = await asyncio.to_thread(self._load, name, compiled)
-        if program is None:
+        native = await asyncio.to_thread(self._load, name, compiled)
+        if native is None:
             raise _absent(name)
-        return program, compiled
+        return native, compiled
 
     def trim(self, in_use: Collection[str], quota: int = QUOTA) -> None:
         """Drop native code that no record names, and the longest unused modules until the cache fits its quota."""
@@ -152,7 +158,7 @@ class WasmModules:
             await _run_compiler(raw, native)
             compiled = await asyncio.to_thread(native.read_bytes)
             try:
-                await asyncio.to_thread(lambda: Program(compiled).close())
+                await self._check(compiled)
             except StartFailed as problem:
                 raise BuildFailed(problem.detail, fix=problem.fix, log=[]) from problem
             sha256 = hashlib.sha256(compiled).hexdigest()
@@ -175,7 +181,7 @@ class WasmModules:
             file.unlink()
         return size
 
-    def _load(self, name: str, compiled: Compiled) -> Program | None:
+    def _load(self, name: str, compiled: Compiled) -> bytes | None:
         """None if the file is gone or is not what was written: then it is compiled anew."""
         native = self._native(compiled.sha256)
         try:
@@ -186,7 +192,7 @@ class WasmModules:
         if hashlib.sha256(data).hexdigest() != compiled.sha256:
             log.warning("wasm-cache-damaged", file=str(native))
             return None
-        return Program(data)
+        return data
 
     @contextmanager
     def _work(self) -> Iterator[Path]:

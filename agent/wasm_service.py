@@ -26,7 +26,6 @@ from protocol.problems import BadRequest, Problem, StartFailed, TooLarge, TooMan
 
 log = structlog.get_logger(__name__)
 
-HOST = "127.0.0.1"
 MAX_AT_ONCE = 4
 MAX_WAITING = 256
 MAX_BODY = 64 << 20
@@ -55,17 +54,14 @@ class WasmService:
         self._log = _Log()
         self._http = web.Server(self._serve, access_log=None)
         self._listener: asyncio.Server | None = None
-        self.port = 0
 
     @property
     def log(self) -> tuple[str, ...]:
         return tuple(self._log.lines)
 
-    async def open(self) -> None:
-        """Listen on a free port."""
-        listener = await asyncio.get_running_loop().create_server(self._http, HOST, 0, family=socket.AF_INET)
-        self._listener = listener
-        self.port = listener.sockets[0].getsockname()[1]
+    async def open(self, listener: socket.socket) -> None:
+        """Serve those who connect there. The socket is the service's from now on."""
+        self._listener = await asyncio.get_running_loop().create_server(self._http, sock=listener)
 
     def pause(self) -> None:
         """Requests wait from now on; those that run already end."""
@@ -209,9 +205,18 @@ class _Log:
 
 
 async def open_service(
-    program: Program, *, mem_mb: int, fuel: int | None, timeout_s: float, variables: Mapping[str, str]
+    program: Program,
+    listener: socket.socket,
+    *,
+    mem_mb: int,
+    fuel: int | None,
+    timeout_s: float,
+    variables: Mapping[str, str],
 ) -> WasmService:
-    """An instance that listens and is awake. Raises StartFailed if the module begins with more memory than it has."""
+    """An instance that serves `listener` and is awake.
+
+    Raises StartFailed if the module begins with more memory than it has.
+    """
     memory = mem_mb * 10**6
     if program.initial_memory > memory:
         program.close()
@@ -224,16 +229,7 @@ async def open_service(
     at_once = max(1, min(MAX_AT_ONCE, memory // max(program.initial_memory, 1)))
     limits = Limits(memory=memory // at_once, fuel=fuel, timeout_s=timeout_s)
     service = WasmService(program, limits, at_once, variables)
-    try:
-        await service.open()
-    except OSError as error:
-        await service.close()
-        raise StartFailed(
-            f"the instance cannot listen: {error.strerror}",
-            fix="See that the node may open more files (ulimit -n).",
-            reason="engine-refused",
-            log=[],
-        ) from error
+    await service.open(listener)
     service.resume()
     return service
 

@@ -23,12 +23,17 @@ def environment_of(descriptor: ServiceDescriptor, command: Start) -> dict[str, s
         raise BadRequest(f"the service has no parameter {unknown[0][:80]!r}", fix=f"Its parameters: {known}.")
     for name, text in command.parameters.items():
         descriptor.parameters[name].check(name, text)
-    variant = descriptor.variants.get(command.variant) if command.variant is not None else None
-    if command.variant is not None and variant is None:
-        known = ", ".join(sorted(descriptor.variants)) or "none"
-        raise BadRequest(f"the service has no variant {command.variant[:80]!r}", fix=f"Its variants: {known}.")
+    check_variant(descriptor, command.variant)
+    variant = descriptor.variants[command.variant] if command.variant is not None else None
     defaults = {name: parameter.default for name, parameter in descriptor.parameters.items()}
     return {**defaults, **command.parameters, **(variant.environment if variant is not None else {})}
+
+
+def check_variant(descriptor: ServiceDescriptor, variant: str | None) -> None:
+    """Raises BadRequest for one that the service does not describe."""
+    if variant is not None and variant not in descriptor.variants:
+        known = ", ".join(sorted(descriptor.variants)) or "none"
+        raise BadRequest(f"the service has no variant {variant[:80]!r}", fix=f"Its variants: {known}.")
 
 
 def check_labels(descriptor: ServiceDescriptor, labels: Mapping[str, str]) -> None:

@@ -50,11 +50,11 @@ IMAGE_ARTIFACT = """      artifacts:
 META = "TOSCA-Meta-File-Version: 1.0\nCSAR-Version: 1.1\nCreated-By: benchmark\nEntry-Definitions: service.yaml\n"
 
 
-def minimal(folder: Path) -> Path:
+def minimal(folder: Path, service: str = "minimal") -> Path:
     """busybox httpd with one page: nothing but the engine's own work."""
-    _describe(folder, "minimal", "        directory: src\n")
+    _describe(folder, service, "        directory: src\n")
     _write(folder / "src/Dockerfile", MINIMAL_DOCKERFILE)
-    _write(folder / "src/www/index.html", "hello")
+    _write(folder / "src/www/index.html", f"hello from {service}")
     return folder
 
 

@@ -6,9 +6,10 @@ Each mesh passes through the same course, with 100 service records in it:
     loss        200 reads while a tenth of all datagrams is lost
     churn       5 minutes in which nodes die and join so that a node lives an hour on average, with 200 reads
     partition   a quarter of the nodes is cut off for 2 minutes; 200 reads, 30 s after the cut has ended
+    liars       a fifth of the members take records and keep none, and name nodes that do not exist; half of the
+                records are published anew among them, and 200 reads follow; then all are honest again
     dead30      30% die at one moment; 200 reads from that moment on
     dead50      half of the rest dies, 2 minutes later; 200 reads from that moment on
-    liars       another mesh, a fifth of whose members take records and keep none, and name nodes that do not exist
 
 A read is a lookup by id at a random node; it succeeds if it finds the one record. Every datagram takes 10 to 30 ms.
 `SIM_SIZES=50,100` and `SIM_SEED=n` give other runs; the same seed gives the same run, byte for byte.
@@ -23,7 +24,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -32,8 +33,10 @@ from multiprocessing import get_context
 import structlog
 
 from benchmarks.report import RESULTS, finish, summary
+from dht.overlay.simulated import SimulatedNetwork
 from protocol.problems import Unavailable
-from tests.simulation import Simulation, address, in_virtual_time, simulation
+from tests.simulation import Simulation, address, simulation
+from tests.virtual_time import in_virtual_time
 
 SEED = int(os.environ.get("SIM_SEED", "20260711"))
 SIZES = [int(size) for size in os.environ.get("SIM_SIZES", "50,100,200,500,1000").split(",")]
@@ -44,9 +47,11 @@ SETTLE_S = 60.0
 IDLE_S = 900.0
 CHURN_S = 300.0
 CUT_S = 120.0
+RETURN_S = 30.0
+NOTICED_S = 120.0
 LIFE_S = 3600.0
 LIAR_SHARE = 0.2
-PHASES = ("calm", "loss", "churn", "partition", "dead30", "dead50", "liars")
+PHASES = ("calm", "loss", "churn", "partition", "liars", "dead30", "dead50")
 
 
 @dataclass
@@ -98,17 +103,14 @@ async def reads(sim: Simulation, *, spread_s: float = 0.0) -> Reads:
     return result
 
 
-async def grown(sim: Simulation, size: int, *, liars: float = 0.0) -> None:
-    """A mesh that joined one by one, through random members, and holds the records."""
-    members = [0]
+async def grown(sim: Simulation, size: int) -> None:
+    """A mesh that joined in batches, a third of what is there at one moment, each through a random member; and the
+    records."""
     await sim.add(0)
-    for number in range(1, size):
-        through = sim.chance.choice(members)
-        if sim.chance.random() < liars:
-            await sim.add_liar(number, through=through)
-        else:
-            await sim.add(number, through=through)
-            members.append(number)
+    while (count := len(sim.nodes)) < size:
+        members = sorted(sim.nodes)
+        batch = range(count, min(size, count + max(1, count // 3)))
+        await asyncio.gather(*(sim.add(number, through=sim.chance.choice(members)) for number in batch))
     for i in range(RECORDS):
         await sim.anybody().publish(sim.service(f"s{i}", category=f"/c{i % 10}/s{i}"))
     await asyncio.sleep(SETTLE_S)
@@ -131,48 +133,70 @@ async def churn(sim: Simulation) -> Reads:
         await asyncio.gather(changes, return_exceptions=True)
 
 
-async def die(sim: Simulation, share: float) -> None:
-    for number in sim.chance.sample(list(sim.nodes), int(share * len(sim.nodes))):
+async def partition(sim: Simulation) -> Reads:
+    island = sim.chance.sample(sorted(sim.nodes), len(sim.nodes) // 4)
+    sim.network.cut(address(number) for number in island)
+    await asyncio.sleep(CUT_S)
+    sim.network.heal()
+    await asyncio.sleep(RETURN_S)
+    return await reads(sim)
+
+
+async def liars(sim: Simulation) -> Reads:
+    """Half of the records read were published among liars."""
+    turned = sim.chance.sample(sorted(sim.nodes), int(LIAR_SHARE * len(sim.nodes)))
+    with sim.turned(turned):
+        for i in range(RECORDS // 2):
+            await sim.anybody().publish(sim.service(f"s{i}", category=f"/c{i % 10}/s{i}"))
+        result = await reads(sim)
+    await asyncio.sleep(SETTLE_S)
+    return result
+
+
+async def dead(sim: Simulation, share: float) -> Reads:
+    for number in sim.chance.sample(sorted(sim.nodes), int(share * len(sim.nodes))):
         await sim.kill(number)
+    return await reads(sim)
 
 
 async def course(size: int) -> dict[str, object]:
     """All phases at one size."""
     result: dict[str, object] = {}
+    began = time.process_time()
+    network: SimulatedNetwork
+
+    async def phase(name: str, work: Awaitable[Reads]) -> None:
+        met = await work
+        result[name] = met.report()
+        seconds = time.process_time() - began
+        print(f"{size} nodes, {seconds:.0f} s of processor time, {name}: {result[name]}", file=sys.stderr, flush=True)
+
+    def per_node_hour(before: int, seconds: float) -> int:
+        return round((network.counts["sent"] - before) * 3600 / seconds / size)
+
     async with simulation(seed=SEED + size) as sim:
-        sim.network.latency_s = LATENCY_S
+        network = sim.network
+        network.latency_s = LATENCY_S
         await grown(sim, size)
-        result["calm"] = (await reads(sim)).report()
-        before = sim.network.counts["sent"]
+        await phase("calm", reads(sim))
+        before = network.counts["sent"]
         await asyncio.sleep(IDLE_S)
-        per_hour = (sim.network.counts["sent"] - before) * 3600 / IDLE_S / size
-        result["datagrams_per_node_hour"] = round(per_hour)
-        sim.network.loss = 0.1
-        result["loss"] = (await reads(sim)).report()
-        sim.network.loss = 0.0
-        before = sim.network.counts["sent"]
-        result["churn"] = (await churn(sim)).report()
-        per_hour = (sim.network.counts["sent"] - before) * 3600 / CHURN_S / size
-        result["datagrams_per_node_hour_churn"] = round(per_hour)
-        island = sim.chance.sample(list(sim.nodes), size // 4)
-        sim.network.cut(address(number) for number in island)
-        await asyncio.sleep(CUT_S)
-        sim.network.heal()
-        await asyncio.sleep(30)
-        result["partition"] = (await reads(sim)).report()
-        await die(sim, 0.3)
-        result["dead30"] = (await reads(sim)).report()
-        await asyncio.sleep(120)
-        await die(sim, 0.5)
-        result["dead50"] = (await reads(sim)).report()
+        result["datagrams_per_node_hour"] = per_node_hour(before, IDLE_S)
+        network.loss = 0.1
+        await phase("loss", reads(sim))
+        network.loss = 0.0
+        before = network.counts["sent"]
+        await phase("churn", churn(sim))
+        result["datagrams_per_node_hour_churn"] = per_node_hour(before, CHURN_S)
+        await phase("partition", partition(sim))
+        await phase("liars", liars(sim))
+        await phase("dead30", dead(sim, 0.3))
+        await asyncio.sleep(NOTICED_S)
+        await phase("dead50", dead(sim, 0.5))
         result["contacts"] = summary([n.stats()["contacts"] for n in sim.nodes.values()])
         result["crashes"] = sum(n.stats()["crashes"] for n in sim.nodes.values())
-        result["largest_datagram"] = sim.network.largest
-        result["trace"] = f"{sim.network.trace:08x}"
-    async with simulation(seed=SEED + size) as sim:
-        sim.network.latency_s = LATENCY_S
-        await grown(sim, size, liars=LIAR_SHARE)
-        result["liars"] = (await reads(sim)).report()
+        result["largest_datagram"] = network.largest
+        result["trace"] = f"{network.trace:08x}"
     return result
 
 

@@ -22,6 +22,7 @@ from protocol.instances import (
     Brought,
     Category,
     Health,
+    InstanceLog,
     InstanceView,
     OnProgress,
     Progress,
@@ -133,6 +134,12 @@ class ControllerClient:
 
     async def instance(self, instance: str) -> InstanceView:
         return await self._retried(lambda: self._rest.call("GET", f"/instances/{_segment(instance)}", InstanceView))
+
+    async def log(self, instance: str, token: str | None = None, *, lines: int = 100) -> InstanceLog:
+        """What it wrote last. Needs its lease token, or an operator's."""
+        path = f"/instances/{_segment(instance)}/log"
+        params = {"lines": str(lines)}
+        return await self._retried(lambda: self._rest.call("GET", path, InstanceLog, token=token, params=params))
 
     async def stop(self, instance: str, token: str | None = None) -> InstanceView:
         """Stop without removing: it can be restarted at the same address."""

@@ -18,6 +18,7 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import structlog
 
@@ -31,6 +32,7 @@ OURS_INTERVAL_S = 600.0
 HELD_INTERVAL_S = 900.0
 RETRY_S = 15.0
 """After fewer acks than wanted."""
+BASES = ((True, OURS_INTERVAL_S), (False, HELD_INTERVAL_S))
 JITTER = 0.1
 TICK_S = 1.0
 DUE_AT_ONCE = 128
@@ -48,8 +50,12 @@ def interval(key: bytes, *, ours: bool) -> float:
     return base * (1 - JITTER + 2 * JITTER * key[-1] / 255)
 
 
+def due_at(row: Row) -> float:
+    return row.spread_at + interval(row.key, ours=row.ours)
+
+
 def is_due(row: Row, now: float) -> bool:
-    return row.spread_at + interval(row.key, ours=row.ours) <= now
+    return due_at(row) <= now
 
 
 def spread_again_from(key: bytes, now: float, *, ours: bool, enough: bool) -> float:
@@ -100,6 +106,8 @@ class Republisher:
         self._clock = clock
         self._news = news
         self._next_purge = 0.0
+        self._quiet = (-1, 0.0)
+        """Nothing is due before that time, unless `Storage.writes` has grown beyond that number."""
         self.spreads = 0
         self.handovers = 0
 
@@ -126,15 +134,27 @@ class Republisher:
 
     async def spread_due(self) -> None:
         """Spread what is due now."""
-        now = self._clock()
+        now, writes = self._clock(), self._storage.writes
+        if writes == self._quiet[0] and now < self._quiet[1]:
+            return
         candidates = [
             row
-            for ours, base in ((True, OURS_INTERVAL_S), (False, HELD_INTERVAL_S))
+            for ours, base in BASES
             for row in self._storage.due(ours=ours, spread_before=now - base * (1 - JITTER), limit=DUE_AT_ONCE)
         ]
         groups = by_key(row for row in candidates if row.expiry > now and is_due(row, now))
+        if not groups:
+            self._quiet = writes, self._next_due(candidates, now)
         gate = asyncio.Semaphore(SPREADS_AT_ONCE)
         await asyncio.gather(*(self._spread(gate, key, rows) for key, rows in groups.items()))
+
+    def _next_due(self, candidates: Sequence[Row], now: float) -> float:
+        """No row is due before this time, if none is due now. `candidates`: those that waited long enough for some."""
+        if len(candidates) >= DUE_AT_ONCE:
+            return now
+        oldest = [(base, self._storage.oldest_spread(ours=o, after=now - base * (1 - JITTER))) for o, base in BASES]
+        later = [when + base * (1 - JITTER) for base, when in oldest if when is not None]
+        return min([*later, *(due_at(row) for row in candidates if row.expiry > now)], default=inf)
 
     async def _spread(self, gate: asyncio.Semaphore, key: bytes, rows: list[Row]) -> None:
         """Of what is held for others, the whole set at once: replicas that hold the same are then asked, not told."""

@@ -89,6 +89,8 @@ class Storage:
     def __init__(self, connection: sqlite3.Connection, database: Path | None) -> None:
         self._db = connection
         self._database = database
+        self.writes = 0
+        """Grows with every change that can make a row due."""
         self._occupancies: OrderedDict[bytes, Occupancy] = OrderedDict()
         self._whole = self._counted("SELECT owner, via, COUNT(*) FROM dht_held GROUP BY owner, via")
 
@@ -150,6 +152,7 @@ class Storage:
     def put(self, rows: Iterable[Row], *, leaving: Iterable[Row] = ()) -> None:
         """Insert, or replace what is in the same slot of the same key; `leaving` goes in the same transaction."""
         rows, gone = list(rows), list(leaving)
+        self.writes += 1
         with translated(self._database), transaction(self._db):
             self._db.executemany("DELETE FROM dht_held WHERE key = ? AND slot = ?", [(r.key, r.slot) for r in gone])
             for row in rows:
@@ -184,8 +187,16 @@ class Storage:
             "WHERE ours = ? AND spread_at <= ? ORDER BY spread_at LIMIT ?", int(ours), spread_before, limit
         )
 
+    def oldest_spread(self, *, ours: bool, after: float) -> float | None:
+        """When that row was last spread which has waited longest of those spread after that time."""
+        with translated(self._database):
+            query = "SELECT MIN(spread_at) FROM dht_held WHERE ours = ? AND spread_at > ?"
+            (when,) = self._db.execute(query, (int(ours), after)).fetchone()
+            return None if when is None else float(when)
+
     def mark_spread(self, rows: Iterable[Row], when: float) -> None:
         """Note when rows were spread, unless they were replaced meanwhile."""
+        self.writes += 1
         with translated(self._database), transaction(self._db):
             self._db.executemany(
                 "UPDATE dht_held SET spread_at = ? WHERE key = ? AND slot = ? AND envelope = ?",
@@ -194,11 +205,13 @@ class Storage:
 
     def mark_held_spread(self, key: bytes, when: float) -> None:
         """Note when all that is held for others at `key` was spread."""
+        self.writes += 1
         with translated(self._database):
             self._db.execute("UPDATE dht_held SET spread_at = ? WHERE key = ? AND ours = 0", (when, key))
 
     def make_ours_due(self) -> None:
         """As if nothing that is ours had ever been spread."""
+        self.writes += 1
         with translated(self._database):
             self._db.execute("UPDATE dht_held SET spread_at = 0 WHERE ours = 1")
 

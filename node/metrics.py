@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -25,6 +26,7 @@ class _Collector:
         yield from self._records()
         yield from self._blobs()
         yield from self._starts()
+        yield GaugeMetricFamily("cornerstore_tasks", "Tasks of the node's event loop.", value=len(asyncio.all_tasks()))
 
     def _records(self) -> Iterable[Metric]:
         numbers = GaugeMetricFamily("cornerstore_dht", "Numbers of the DHT by name.", labels=["name"])
@@ -73,6 +75,7 @@ class _Collector:
 
 def metrics_routes(*, directory: NetworkDirectory, content: Exchange, controller: Controller) -> list[web.RouteDef]:
     registry = CollectorRegistry()
+    ProcessCollector(namespace="cornerstore", registry=registry)
     registry.register(_Collector(directory, content, controller))
 
     async def metrics(_request: web.Request) -> web.Response:

@@ -14,6 +14,8 @@ from protocol.service import Transport
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 """What a start consists of, in order: the keys of `timings_ms`, and but for the last the phases of `Progress`."""
 MAX_ALIVE_S = 604_800
+MAX_LOG_LINES = 400
+"""In one answer: with the longest lines, a frame of the agent link still holds them."""
 
 
 class State(StrEnum):
@@ -32,6 +34,10 @@ class State(StrEnum):
 
 HOLDS_MEMORY = frozenset({State.FETCHING, State.BUILDING, State.STARTING, State.RUNNING, State.PAUSED, State.UNKNOWN})
 """States whose memory nobody else may use. An instance of an engine that is away still has its own."""
+
+
+KEPT_WARM = "kept-warm"
+"""Why an instance is paused whose life is over: it starts again at once, until somebody needs its memory."""
 
 
 class PortBinding(Struct, frozen=True):
@@ -59,6 +65,11 @@ class InstanceReport(Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     reason: str = ""
     log: tuple[str, ...] = ()
+
+    @property
+    def holds_memory(self) -> bool:
+        """Nobody else may use its memory. What is only kept warm makes room for whoever needs it."""
+        return self.state in HOLDS_MEMORY and not (self.state is State.PAUSED and self.reason == KEPT_WARM)
 
     @property
     def gone(self) -> bool:
@@ -146,6 +157,13 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     reason: str = ""
     log: tuple[str, ...] = ()
+
+
+class InstanceLog(Struct, frozen=True):
+    """`GET /v1/instances/{id}/log`: what the instance wrote last, oldest line first."""
+
+    instance: str
+    lines: tuple[str, ...]
 
 
 class Progress(Struct, frozen=True):

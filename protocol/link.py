@@ -2,8 +2,8 @@
 
 The agent dials, says `Hello` (see `fitted`), is answered `Welcome` or closed with a problem. Then the agent sends the
 reports that have a log, `Heartbeat` every `Welcome.heartbeat_s`, `InstanceChanged` at each transition, `ProgressMade`
-and one `Done` or `Refused` per command. The controller sends commands. Every frame is a tagged map of at most
-`MAX_FRAME` bytes.
+and one `Done`, `Prepared` or `Refused` per command. The controller sends commands. Every frame is a tagged map of at
+most `MAX_FRAME` bytes.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, structs
 
-from protocol.instances import HOLDS_MEMORY, InstanceReport, Progress
+from protocol.instances import MAX_ALIVE_S, MAX_LOG_LINES, InstanceReport, Progress
 from protocol.problems import BadRequest
 
 LINK_VERSION = 1
@@ -62,12 +62,20 @@ class ProgressMade(Struct, frozen=True, tag=True):
 
 
 class Done(Struct, frozen=True, tag=True):
-    """`report` of the instance after the command; `timings_ms` by phase for a start."""
+    """`report` of the instance after the command; `timings_ms` by phase for a start; `lines` for a log."""
 
     command: str
     report: InstanceReport
     timings_ms: dict[str, float] = {}
     warm: bool = False
+    lines: tuple[str, ...] = ()
+
+
+class Prepared(Struct, frozen=True, tag=True):
+    """The service that `Prepare` named can be started; `timings_ms` by phase."""
+
+    command: str
+    timings_ms: dict[str, float]
 
 
 class Refused(Struct, frozen=True, tag=True):
@@ -126,8 +134,38 @@ class Extend(Struct, frozen=True, tag=True):
     exact: bool = False
 
 
-FromAgent = Hello | Heartbeat | InstanceChanged | ProgressMade | Done | Refused
-Command = Start | Stop | Restart | Remove | Extend
+class Keep(Struct, frozen=True, tag=True):
+    """When the life of the instance is over it is frozen for `keep_s` instead of stopped, unless its memory is needed.
+
+    0: no longer.
+    """
+
+    command: str
+    instance: str
+    keep_s: Annotated[float, Meta(ge=0, le=MAX_ALIVE_S)]
+
+
+class Prepare(Struct, frozen=True, kw_only=True, tag=True):
+    """Fetch and build a service that nobody asked for yet, so that a start finds it built. Answered by `Prepared`."""
+
+    command: str
+    digest: str
+    variant: str | None = None
+    deadline_s: float = 600.0
+
+
+class ReadLog(Struct, frozen=True, tag=True):
+    """The last lines that the instance wrote."""
+
+    command: str
+    instance: str
+    lines: Annotated[int, Meta(ge=1, le=MAX_LOG_LINES)]
+
+
+FromAgent = Hello | Heartbeat | InstanceChanged | ProgressMade | Done | Prepared | Refused
+OnInstance = Start | Stop | Restart | Remove | Extend | Keep | ReadLog
+"""Answered by `Done`."""
+Command = OnInstance | Prepare
 FromController = Welcome | Command
 
 DIGEST_BYTES = 73
@@ -142,7 +180,7 @@ def fitted(hello: Hello) -> Hello:
 
     Instances that hold memory come first; only if these alone were too many would any be left out.
     """
-    live_first = sorted(hello.instances, key=lambda report: report.state not in HOLDS_MEMORY)
+    live_first = sorted(hello.instances, key=lambda report: not report.holds_memory)
     room = MAX_FRAME - HEADER_BYTES - len(encode(_with(hello, (), 0)))
     brief = []
     for report in live_first:

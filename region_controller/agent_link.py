@@ -25,6 +25,9 @@ from protocol.link import (
     Heartbeat,
     Hello,
     InstanceChanged,
+    OnInstance,
+    Prepare,
+    Prepared,
     ProgressMade,
     Refused,
     Welcome,
@@ -46,7 +49,7 @@ MAX_CLOSE_REASON = 123
 
 
 class _Pending(Struct):
-    done: asyncio.Future[Done | Problem]
+    done: asyncio.Future[Done | Prepared | Problem]
     on_progress: OnProgress | None
 
 
@@ -69,8 +72,21 @@ class AgentLink:
         except asyncio.QueueFull:
             raise Unavailable(f"agent {self.node[:8]} does not read its commands") from None
 
-    async def call(self, command: Command, *, timeout_s: float, on_progress: OnProgress | None = None) -> Done:
+    async def call(self, command: OnInstance, *, timeout_s: float, on_progress: OnProgress | None = None) -> Done:
         """Send and wait. Raises the agent's Problem, Unavailable (the link dropped), DeadlineExceeded."""
+        done = await self._answer(command, timeout_s, on_progress)
+        if not isinstance(done, Done):
+            raise Unavailable(f"agent {self.node[:8]} answered something else")
+        return done
+
+    async def prepare(self, command: Prepare, *, timeout_s: float, on_progress: OnProgress | None = None) -> Prepared:
+        """Like `call`, for what concerns no instance."""
+        prepared = await self._answer(command, timeout_s, on_progress)
+        if not isinstance(prepared, Prepared):
+            raise Unavailable(f"agent {self.node[:8]} answered something else")
+        return prepared
+
+    async def _answer(self, command: Command, timeout_s: float, on_progress: OnProgress | None) -> Done | Prepared:
         pending = _Pending(asyncio.get_running_loop().create_future(), on_progress)
         self._pending[command.command] = pending
         try:
@@ -85,7 +101,7 @@ class AgentLink:
             raise outcome
         return outcome
 
-    def settle(self, command: str, outcome: Done | Problem) -> None:
+    def settle(self, command: str, outcome: Done | Prepared | Problem) -> None:
         if (pending := self._pending.get(command)) and not pending.done.done():
             pending.done.set_result(outcome)
 
@@ -217,6 +233,8 @@ class AgentLinks:
                 case Done(command, report) as done:
                     self._report(link, report)
                     link.settle(command, done)
+                case Prepared(command) as prepared:
+                    link.settle(command, prepared)
                 case Refused(command, problem):
                     link.settle(command, Problem.from_dict(problem))
                 case Hello():

@@ -19,7 +19,7 @@ from aiohttp import web
 from dht.peer_http import PEER
 from protocol.bounded import read_bounded
 from protocol.identifiers import check_category, check_digest
-from protocol.instances import Brought, OnProgress, Progress, StartAnswer, StartRequest
+from protocol.instances import MAX_LOG_LINES, Brought, OnProgress, Progress, StartAnswer, StartRequest
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, Forbidden, NotFound, Problem
 from protocol.records import RECORD_HEADER
@@ -38,6 +38,7 @@ UPLOAD_PART = 256 << 10
 KEEP_ALIVE_S = 10.0
 """Between two comments on a quiet event stream, so that middleboxes keep it open."""
 MAX_QUEUED_PROGRESS = 256
+DEFAULT_LOG_LINES = 100
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -86,6 +87,10 @@ class _ClientHandlers:
 
     async def get_instance(self, request: web.Request) -> web.Response:
         return _answer(await self._controller.instance(request.match_info["instance"]))
+
+    async def get_log(self, request: web.Request) -> web.Response:
+        caller = Caller(_bearer(request), self._operator(request))
+        return _answer(await self._controller.log(request.match_info["instance"], _log_lines(request), caller))
 
     async def remove_instance(self, request: web.Request) -> web.Response:
         return await self._act("remove", request)
@@ -175,12 +180,16 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
         _controller_peer(request)
         return _answer(await controller.instance(request.match_info["instance"]))
 
+    async def get_log(request: web.Request) -> web.Response:
+        caller = _on_behalf_of(request, _controller_peer(request))
+        return _answer(await controller.log(request.match_info["instance"], _log_lines(request), caller))
+
     async def act(request: web.Request) -> web.Response:
         peer = _controller_peer(request)
         verb = next((v for v in VERBS if v == request.match_info["verb"]), None)
         if verb is None:
             raise NotFound(f"there is no call {request.match_info['verb'][:32]!r} on an instance")
-        caller = Caller(_bearer(request), request.headers.get(OPERATOR_HEADER) == "1", peer.node)
+        caller = _on_behalf_of(request, peer)
         body = await _optional_json(request, AliveRequest) if verb == "alive" else None
         return _answer(await controller.act(verb, request.match_info["instance"], caller, body))
 
@@ -188,6 +197,7 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
         web.get("/peer/agent-link", controller.links.serve),
         web.post("/peer/handoff", receive_handoff),
         web.get("/peer/instances/{instance}", get_instance),
+        web.get("/peer/instances/{instance}/log", get_log),
         web.post("/peer/instances/{instance}/{verb}", act),
     ]
 
@@ -197,6 +207,18 @@ def _controller_peer(request: web.Request) -> PeerIdentity:
     if peer is None or "controller" not in peer.roles:
         raise Forbidden("only controllers of the mesh may ask this")
     return peer
+
+
+def _on_behalf_of(request: web.Request, peer: PeerIdentity) -> Caller:
+    return Caller(_bearer(request), request.headers.get(OPERATOR_HEADER) == "1", peer.node)
+
+
+def _log_lines(request: web.Request) -> int:
+    """Raises BadRequest."""
+    text = request.query.get("lines", str(DEFAULT_LOG_LINES))
+    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_LOG_LINES:
+        raise BadRequest(f"lines={text[:20]!r} is not a number from 1 to {MAX_LOG_LINES}")
+    return int(text)
 
 
 # --- reading and writing --------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from protocol.instances import (
     AgentView,
     Category,
     Health,
+    InstanceLog,
     InstanceView,
     OnProgress,
     Progress,
@@ -113,6 +114,10 @@ class Controller:
         """A request of another region's phone that `peer`, its controller, cannot host."""
         answer, _ = await self._starts.receive(body, peer.node, _ignore)
         return answer
+
+    async def log(self, instance: str, lines: int, caller: Caller) -> InstanceLog:
+        """See `operations.Operations.log`."""
+        return await self._operations.log(instance, lines, caller)
 
     def instances(self) -> list[InstanceView]:
         return self._operations.instances()

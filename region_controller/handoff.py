@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from dht.contracts import Directory
 from dht.peer_http import PeerHttp
 from protocol.bounded import read_bounded
-from protocol.instances import AliveTime, InstanceView, StartAnswer, StartRequest
+from protocol.instances import AliveTime, InstanceLog, InstanceView, StartAnswer, StartRequest
 from protocol.problems import Unavailable
 from protocol.records import Digest, NodeId
 from region_controller.hierarchy import MAX_HOPS, Hop
@@ -26,7 +26,8 @@ from region_controller.wanted import loop_time
 log = structlog.get_logger(__name__)
 
 MAX_VISITED = 256
-MAX_ANSWER = 256 << 10
+MAX_ANSWER = 2 << 20
+"""A log of the longest lines, each character escaped."""
 ANSWER_MARGIN_S = 0.3
 """A receiver that runs out of time must still be able to say so."""
 VERB_TIMEOUT_S = 30.0
@@ -34,7 +35,7 @@ VIEW_TIMEOUT_S = 3.0
 OPERATOR_HEADER = "Cornerstore-Operator"
 """`1`: an operator of the region that handed the instance off asks. Counts for that region's own instances only."""
 
-A = TypeVar("A", StartAnswer, InstanceView)
+A = TypeVar("A", StartAnswer, InstanceView, InstanceLog)
 Verb = Literal["stop", "restart", "alive", "remove"]
 VERBS: tuple[Verb, ...] = ("stop", "restart", "alive", "remove")
 
@@ -95,25 +96,28 @@ class RemoteRegions:
     async def command(
         self, held: Held, verb: Verb, *, token: str | None, operator: bool, body: AliveRequest
     ) -> InstanceView:
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        if operator:
-            headers[OPERATOR_HEADER] = "1"
         data = msgspec.json.encode(body) if verb == "alive" else b""
         path = f"/peer/instances/{held.instance}/{verb}"
-        return await self._at_holder(held, "POST", path, VERB_TIMEOUT_S, headers=headers, data=data)
+        headers = _on_behalf(token, operator=operator)
+        return await self._at_holder(held, "POST", path, InstanceView, VERB_TIMEOUT_S, headers=headers, data=data)
 
     async def view(self, held: Held) -> InstanceView:
-        return await self._at_holder(held, "GET", f"/peer/instances/{held.instance}", VIEW_TIMEOUT_S)
+        return await self._at_holder(held, "GET", f"/peer/instances/{held.instance}", InstanceView, VIEW_TIMEOUT_S)
 
-    async def _at_holder(self, held: Held, method: str, path: str, timeout_s: float, **kwargs: Any) -> InstanceView:
+    async def log(self, held: Held, lines: int, *, token: str | None, operator: bool) -> InstanceLog:
+        path = f"/peer/instances/{held.instance}/log?lines={lines}"
+        headers = _on_behalf(token, operator=operator)
+        return await self._at_holder(held, "GET", path, InstanceLog, VERB_TIMEOUT_S, headers=headers)
+
+    async def _at_holder(self, held: Held, method: str, path: str, kind: type[A], timeout_s: float, **kwargs: Any) -> A:
         """At the address known; if that is dead, at those its controller announces now."""
         try:
-            return await self._answer(method, held.address, path, InstanceView, timeout_s, **kwargs)
+            return await self._answer(method, held.address, path, kind, timeout_s, **kwargs)
         except Unavailable as problem:
             for address in await self._announced(held):
                 if address != held.address:
                     log.info("handoff-address-changed", region=held.region, address=address)
-                    return await self._answer(method, address, path, InstanceView, timeout_s, **kwargs)
+                    return await self._answer(method, address, path, kind, timeout_s, **kwargs)
             raise problem
 
     async def _announced(self, held: Held) -> Sequence[str]:
@@ -130,3 +134,9 @@ class RemoteRegions:
             return msgspec.json.decode(body, type=kind)
         except msgspec.MsgspecError as error:
             raise Unavailable(f"controller {address} answered something else: {error}") from None
+
+
+def _on_behalf(token: str | None, *, operator: bool) -> dict[str, str]:
+    """Headers that say for whom this controller asks."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    return headers | {OPERATOR_HEADER: "1"} if operator else headers

@@ -43,7 +43,7 @@ class _Member:
         """The lesser of two counts: the agent's own, and ours from what we know to run there."""
         reserved = sum(r.mem for r in self.reservations.values())
         unseen = sum(r.mem for key, r in self.reservations.items() if key not in self.instances)
-        live = sum(i.mem for i in self.instances.values() if i.state in HOLDS_MEMORY)
+        live = sum(i.mem for i in self.instances.values() if i.holds_memory)
         return max(0, min(self.resources.memory_free - reserved, self.resources.memory_total - live - unseen))
 
     def give_back(self, ended: InstanceReport) -> None:
@@ -83,10 +83,10 @@ class Members:
         before = member.instances.pop(report.instance, None)
         if not report.gone:
             member.instances[report.instance] = report
-        if report.state in HOLDS_MEMORY:
+        if report.holds_memory:
             if reservation := member.reservations.get(report.instance):
                 reservation.announced = True
-        elif before is not None and before.state in HOLDS_MEMORY:
+        elif before is not None and before.holds_memory:
             member.give_back(before)
         return True
 

@@ -1,4 +1,7 @@
-"""What holders of a lease and operators do with an instance: look, stop, restart, extend, remove. Here or by proxy."""
+"""What holders of a lease and operators do with an instance: look, read its log, stop, restart, extend, remove.
+
+Here or by proxy.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from protocol.instances import InstanceReport, InstanceView, ServiceRef, State
-from protocol.link import Command, Extend, Remove, Restart, Stop
+from protocol.instances import InstanceLog, InstanceReport, InstanceView, ServiceRef, State
+from protocol.link import Extend, OnInstance, ReadLog, Remove, Restart, Stop
 from protocol.problems import Conflict, Problem, UnknownInstance
 from region_controller.handoff import AliveRequest, RemoteRegions, Verb
 from region_controller.leases import Held, LeaseRow, later, lease_deadline, unknown_instance
@@ -19,6 +22,7 @@ from region_controller.region import Region
 log = structlog.get_logger(__name__)
 
 COMMAND_S = 60.0
+LOG_S = 10.0
 KEEP_LAPSED_S = 3600.0
 """How long a handed-off instance is remembered after its last lease ran out."""
 
@@ -63,6 +67,21 @@ class Operations:
             return msgspec.structs.replace(self._last_seen(held), state=State.UNKNOWN, reason=problem.detail)
         self._region.away[instance] = view
         return view
+
+    async def log(self, instance: str, lines: int, caller: Caller) -> InstanceLog:
+        """What it wrote last. Holders and operators only: a log may tell what others asked of the service.
+
+        Raises UnknownInstance, KeyNeeded, Forbidden, Conflict, Unavailable.
+        """
+        if failed := self._region.failures.find(instance, self._region.clock()):
+            return InstanceLog(instance, failed.log[-lines:])
+        lease = self._authorise(instance, caller)
+        held = self._region.leases.held(instance)
+        if held is not None and held.address:
+            return await self._remote.log(held, lines, token=caller.token, operator=lease is None)
+        node, _ = self._find(instance)
+        done = await self._region.links.link(node).call(ReadLog(_id(), instance, lines), timeout_s=LOG_S)
+        return InstanceLog(instance, done.lines)
 
     def _view(self, instance: str) -> InstanceView:
         return self._region.view(*self._find(instance))
@@ -175,7 +194,7 @@ class Operations:
             raise Conflict(f"instance {instance} is {report.state}: it cannot be kept alive", fix="Restart it.")
         return await self._command(Extend(_id(), instance, alive_time))
 
-    async def _command(self, command: Command) -> InstanceView:
+    async def _command(self, command: OnInstance) -> InstanceView:
         instance = command.instance
         node, _ = self._find(instance)
         done = await self._region.links.link(node).call(command, timeout_s=COMMAND_S)

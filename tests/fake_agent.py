@@ -101,9 +101,12 @@ class FakeAgent:
         except Problem as problem:
             await self._send(link.Refused(command.command, problem.to_dict()))
 
-    async def _do(self, command: link.Command) -> link.Done:
+    async def _do(self, command: link.Command) -> link.Done | link.Prepared:
         if isinstance(command, link.Start):
             return await self._start(command)
+        if isinstance(command, link.Prepare):
+            self.built.add(command.digest)
+            return link.Prepared(command.command, {"build": 2.0})
         report = self.instances.get(command.instance)
         if report is None:
             raise UnknownInstance(command.instance)
@@ -111,11 +114,13 @@ class FakeAgent:
             report = _replace(report, state=State.STOPPED, reason=command.reason)
         elif isinstance(command, link.Restart):
             report = _replace(report, state=State.RUNNING, expires_at=self._expiry(report.alive_time))
+        elif isinstance(command, link.ReadLog):
+            return link.Done(command.command, report, lines=tuple(f"line {n}" for n in range(command.lines)))
         elif isinstance(command, link.Extend):
             asked = report.alive_time if command.alive_time is None else command.alive_time
             longest = max(asked, report.alive_time) if command.exact else asked
             report = _replace(report, expires_at=self._expiry(longest))
-        else:
+        elif isinstance(command, link.Remove):
             report = _replace(report, state=State.REMOVED)
         self.instances[command.instance] = report
         if report.state is State.REMOVED:

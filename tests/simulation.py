@@ -8,30 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Coroutine, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any, TypeVar
-
-import looptime
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from dht import rules
 from dht.directory import NetworkDirectory
 from dht.overlay import Overlay, Tuning, running_overlay
+from dht.overlay.answering import Answering
 from dht.overlay.datagrams import Address
-from dht.overlay.messages import WireContact, wire_contact
+from dht.overlay.messages import Compare, Find, Records, WireContact, wire_contact
 from dht.overlay.simulated import SimulatedNetwork
 from protocol.records import Signed
 from tests.dht_mesh import KEYRING, identity, node, service
 
-T = TypeVar("T")
 EPOCH = 1_800_000_000.0
 """Unix seconds at the loop's time 0."""
-
-
-def in_virtual_time(work: Coroutine[Any, Any, T]) -> T:
-    """Run on a new loop whose clock begins at 0 and jumps from one timer to the next."""
-    with asyncio.Runner(loop_factory=lambda: looptime.new_event_loop(noop_cycles=1)) as runner:
-        return runner.run(work)
 
 
 def address(number: int) -> Address:
@@ -39,13 +30,14 @@ def address(number: int) -> Address:
 
 
 class Simulation:
-    """Nodes by number; liars are members too, but not in `nodes`."""
+    """Nodes by number. Liars are members too; those who were added as such are not in `nodes`."""
 
     def __init__(self, stack: AsyncExitStack, *, seed: int, loss: float, tuning: Tuning) -> None:
         self.seed = seed
         self.network = SimulatedNetwork(seed=seed, loss=loss)
         self.chance = random.Random(seed)
         self.nodes: dict[int, NetworkDirectory] = {}
+        self.lying: set[int] = set()
         self._tuning = tuning
         self._stack = stack
         self._running: dict[int, AsyncExitStack] = {}
@@ -58,7 +50,8 @@ class Simulation:
         return service(service_id, seq=int(now * 1000), content=service_id, category=category, expiry=now + lifetime_s)
 
     def anybody(self) -> NetworkDirectory:
-        return self.nodes[self.chance.choice(list(self.nodes))]
+        """Any node that does not lie."""
+        return self.nodes[self.chance.choice([number for number in self.nodes if number not in self.lying])]
 
     async def add(self, number: int, *, through: int | None = None) -> NetworkDirectory:
         bootstrap = [] if through is None else [str(address(through))]
@@ -77,16 +70,32 @@ class Simulation:
     async def add_liar(self, number: int, *, through: int) -> None:
         """A member that takes every record and keeps none, knows of none, and names nodes that do not exist."""
         overlay = await self.add_bare(number, through=through)
-        chance = random.Random(f"{self.seed} lies {number}")
+        overlay._answering = self._lies(overlay)
 
-        def invented(request: object, count: int) -> tuple[WireContact, ...]:
-            key: bytes = request.key  # type: ignore[attr-defined]
-            return tuple(
-                wire_contact(key[:4] + chance.randbytes(16), address(10_000_000 + chance.randrange(1000)))
-                for _ in range(count)
-            )
+    @contextmanager
+    def turned(self, numbers: Iterable[int]) -> Iterator[None]:
+        """Members that everybody knows lie for the time of the block."""
+        honest = {number: self.nodes[number]._overlay._answering for number in numbers}
+        for number in honest:
+            self.nodes[number]._overlay._answering = self._lies(self.nodes[number]._overlay)
+        self.lying |= honest.keys()
+        try:
+            yield
+        finally:
+            self.lying -= honest.keys()
+            for number, answering in honest.items():
+                self.nodes[number]._overlay._answering = answering
 
-        overlay._answering.contacts_for = invented  # type: ignore[method-assign, assignment]
+    def _lies(self, overlay: Overlay) -> Answering:
+        chance = random.Random(f"{self.seed} lies {overlay.id.hex()}")
+
+        class Lies(Answering):
+            def contacts_for(self, request: Find | Records | Compare, count: int) -> tuple[WireContact, ...]:
+                """Right beside the key, where nobody is."""
+                nobody = [address(10_000_000 + chance.randrange(1000)) for _ in range(count)]
+                return tuple(wire_contact(request.key[:4] + chance.randbytes(16), where) for where in nobody)
+
+        return Lies(overlay.id, overlay._routing, SwallowingShelf(), self._tuning.k)
 
     async def add_bare(self, number: int, *, through: int) -> Overlay:
         """A member of the overlay that takes every record and keeps none; what it sends is up to the caller."""

@@ -17,6 +17,7 @@ from protocol.identifiers import digest_of
 from protocol.instances import (
     AgentView,
     Brought,
+    InstanceLog,
     InstanceView,
     Lease,
     PortBinding,
@@ -134,6 +135,12 @@ class StubController:
             view = msgspec.structs.replace(INSTANCE, reason="your lease ended; 1 other lease holds it")
         return _json(view)
 
+    async def log(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            raise Forbidden("this token is not the lease's", fix="Use the token that the start answered.")
+        written = ("listening", "\x1b[2Jcounted 2 words")
+        return _json(InstanceLog(INSTANCE_ID, written[-int(request.query["lines"]) :]))
+
     async def services(self, request: web.Request) -> web.StreamResponse:
         self.queries.append({key: request.query.getall(key) for key in request.query})
         known = request.query.get("id", SERVICE.id) == SERVICE.id
@@ -183,6 +190,7 @@ class StubController:
             web.post("/v1/instances", self.start),
             web.get("/v1/instances", self.list_instances),
             web.get("/v1/instances/{id}", _fixed(INSTANCE)),
+            web.get("/v1/instances/{id}/log", self.log),
             web.delete("/v1/instances/{id}", self.command),
             web.post("/v1/instances/{id}/{verb}", self.command),
             web.get("/v1/services", self.services),

@@ -29,6 +29,8 @@ REFRESH_S = (600.0, 900.0)
 REJOIN_S = (1.0, 15.0)
 """First and longest pause between attempts to join while nobody is known."""
 TICK_S = 1.0
+QUIET_TICK_S = 5.0
+"""While nobody is lost, who next goes silent is found out by a question, not by the clock."""
 PROBE_S = 5.0
 """While suspiciously many members are lost, PROBES of them are asked this often, however long they have been silent."""
 PROBES = 2
@@ -137,7 +139,7 @@ class Membership:
             if now >= due.refresh_at:
                 due.refresh_at = now + self._chance.uniform(*REFRESH_S)
                 await self.refresh()
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(TICK_S if self._routing.anybody_lost or not self.connected else QUIET_TICK_S)
 
     def _probe_lost(self) -> None:
         """Ask a few lost members, so that the end of a cut is noticed within seconds even after hours."""

@@ -78,6 +78,7 @@ class WireContact(Struct, frozen=True, array_like=True, forbid_unknown_fields=Tr
 Contacts = Annotated[tuple[WireContact, ...], Meta(max_length=32)]
 
 
+@lru_cache(maxsize=8192)
 def wire_contact(node: bytes, address: Address) -> WireContact:
     return WireContact(node, _packed(address.host), address.port)
 

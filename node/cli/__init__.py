@@ -22,6 +22,7 @@ main = LazyGroup(
         "discover": "node.cli.clients:discover",
         "start": "node.cli.clients:start",
         "ps": "node.cli.clients:ps",
+        "logs": "node.cli.clients:logs",
         "stop": "node.cli.clients:stop",
         "restart": "node.cli.clients:restart",
         "alive": "node.cli.clients:alive",

@@ -7,17 +7,17 @@ import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from node.cli.framework import Command, Duration, Seconds
 from node.cli.leases import MIN_PREFIX, LeaseBook
-from node.cli.output import facts, remaining, styled, table
+from node.cli.output import facts, readable, remaining, styled, table
 from node.cli.services import whole_digest
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_category
-from protocol.instances import MAX_ALIVE_S, PHASES, InstanceView, StartAnswer, StartRequest, State
+from protocol.instances import MAX_ALIVE_S, MAX_LOG_LINES, PHASES, InstanceView, StartAnswer, StartRequest, State
 from protocol.problems import BadRequest, ConfigError, Conflict, Forbidden, NoMatchingService, UnknownInstance
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from client import ControllerClient, FoundController
 
+T = TypeVar("T")
 INSTANCE_ID = re.compile(r"[0-9a-f]{16}")
 STATE_STYLE = {State.RUNNING: "green", State.FAILED: "red", State.STOPPED: "dim", State.UNKNOWN: "yellow"}
 
@@ -206,26 +207,40 @@ def _state(view: InstanceView) -> Text:
     return styled(view.state, STATE_STYLE.get(view.state, "cyan"))
 
 
-Verb = Callable[["ControllerClient", str, str | None], Awaitable[InstanceView]]
-
-
-def _on_lease(instance: str, token: str | None, verb: Verb, *, ends: bool = False) -> None:
-    """Do `verb` with the token given or remembered, through the controller that gave the lease.
-
-    Raises Conflict if the verb should end the instance (`ends`) and others hold it, so that it goes on.
-    """
+def _with_lease(
+    instance: str,
+    token: str | None,
+    ask: Callable[[ControllerClient, str, str | None], Awaitable[T]],
+    *,
+    changing: bool = False,
+) -> tuple[T, bool]:
+    """What `ask` gives with the token given or remembered, through the controller that gave the lease; and whether an
+    operator's token is at hand."""
     session = command_session()
-    book = LeaseBook(session.data_dir)
-    name, kept = book.find(instance)
+    name, kept = LeaseBook(session.data_dir).find(instance)
     lease = token or (kept.token if kept else None)
 
-    async def work() -> tuple[InstanceView, bool]:
+    async def work() -> tuple[T, bool]:
         url = session.controller or (kept.controller if kept else None)
-        async with session.connected(url, changing=True) as client:
+        async with session.connected(url, changing=changing) as client:
             whole = name if kept else await whole_instance_id(client, name)
-            return await _acted(session, client, whole, lease, verb), client.operator
+            return await _asked(session, client, whole, lease, ask), client.operator
 
-    view, operator = asyncio.run(work())
+    return asyncio.run(work())
+
+
+def _on_lease(
+    instance: str,
+    token: str | None,
+    verb: Callable[[ControllerClient, str, str | None], Awaitable[InstanceView]],
+    *,
+    ends: bool = False,
+) -> None:
+    """Change the instance, and show it. Raises Conflict if that should end it (`ends`) and others hold it, so that it
+    goes on."""
+    session = command_session()
+    book = LeaseBook(session.data_dir)
+    view, operator = _with_lease(instance, token, verb, changing=True)
     if view.state is State.REMOVED or (ends and view.state not in ENDED):
         book.forget(view.instance)
     if ends and view.state not in ENDED:
@@ -250,15 +265,21 @@ _STOP_IT = {
 }
 
 
-async def _acted(session: Session, client: ControllerClient, name: str, lease: str | None, verb: Verb) -> InstanceView:
+async def _asked(
+    session: Session,
+    client: ControllerClient,
+    name: str,
+    lease: str | None,
+    ask: Callable[[ControllerClient, str, str | None], Awaitable[T]],
+) -> T:
     """With the lease; if that is refused where this machine's own controller is asked, as its operator."""
     try:
-        return await verb(client, name, lease)
+        return await ask(client, name, lease)
     except Forbidden:
         if lease is None or not client.operator:
             raise
         session.output.note("The lease token is refused; acting as this machine's operator.")
-        return await verb(client, name, None)
+        return await ask(client, name, None)
 
 
 async def whole_instance_id(client: ControllerClient, text: str) -> str:
@@ -313,6 +334,19 @@ def restart(instance: str, token: str | None) -> None:
 def alive(instance: str, alive_time: int | None, token: str | None) -> None:
     """Say that INSTANCE is still wanted."""
     _on_lease(instance, token, lambda client, name, lease: client.alive(name, lease, alive_time=alive_time))
+
+
+@click.command(cls=Command)
+@click.argument("instance")
+@click.option("--lines", "-n", type=click.IntRange(1, MAX_LOG_LINES), default=100, show_default=True, metavar="N")
+@_token
+def logs(instance: str, lines: int, token: str | None) -> None:
+    """Show the last lines that INSTANCE wrote."""
+    output = command_session().output
+    log, _ = _with_lease(instance, token, lambda client, name, lease: client.log(name, lease, lines=lines))
+    output.give(log, *map(readable, log.lines))
+    if not log.lines:
+        output.note(f"{log.instance} has written nothing.")
 
 
 @click.command(cls=Command, name="rm")

@@ -89,6 +89,15 @@ async def test_an_agent_of_a_region_below_may_link(tmp_path: Path) -> None:
         assert [a.node for a in site.controller.agents()] == [NODE]
 
 
+async def test_an_agent_prepares_what_it_is_told_to(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, FakeAgent(NODE, "eu/de").linked(site.peer) as agent:
+        digest = "sha256:" + "a" * 64
+        prepared = await site.controller.links.link(NODE).prepare(
+            link.Prepare(command="c1", digest=digest), timeout_s=5.0
+        )
+        assert (prepared.timings_ms, agent.built) == ({"build": 2.0}, {digest})
+
+
 async def test_a_newer_link_replaces_the_older(tmp_path: Path) -> None:
     async with running_site(tmp_path) as site:
         await site.publish(a_service())

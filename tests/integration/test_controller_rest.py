@@ -147,6 +147,19 @@ async def test_progress_is_streamed(tmp_path: Path) -> None:
         assert msgspec.json.decode(seen[3][1], type=StartAnswer).start == "cold"
 
 
+async def test_a_log_is_for_who_holds_the_instance(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, FakeAgent(node_of("agent"), "eu/de").linked(site.peer):
+        await site.publish(a_service())
+        _, answer, headers = await call(site, "POST", "/v1/instances", json={"service": "svc"})
+        log, holder = headers["Location"] + "/log", {"Authorization": f"Bearer {answer['lease']['token']}"}
+        _, read, _ = await call(site, "GET", log + "?lines=3", headers=holder)
+        assert read == {"instance": answer["instance"], "lines": ["line 0", "line 1", "line 2"]}
+        assert len((await call(site, "GET", log, headers=OPERATES))[1]["lines"]) == 100
+        assert (await call(site, "GET", log))[0] == 401
+        for lines in ("0", "401", "-1", "many", "9" * 40):
+            assert (await call(site, "GET", f"{log}?lines={lines}", headers=holder))[0] == 400
+
+
 async def test_leaving_a_stream_leaves_the_start(tmp_path: Path) -> None:
     agent = FakeAgent(node_of("agent"), "eu/de")
     async with running_site(tmp_path) as site, agent.linked(site.peer):

@@ -67,6 +67,21 @@ async def test_a_sibling_hosts_and_the_lease_works_from_here(tmp_path: Path) -> 
         assert near.controller.stats().starts["received"] == 2
 
 
+async def test_a_log_is_read_from_afar_by_holders_and_by_the_regions_operator(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    async with (
+        running_site(tmp_path, "demo/c", mesh=mesh) as far,
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        an_agent("demo/b").linked(near.peer),
+    ):
+        await near.publish(a_service())
+        answer, _ = await far.controller.start(REQUEST)
+        for caller in (Caller(answer.lease.token), Caller(operator=True)):
+            assert (await far.controller.log(answer.instance, 2, caller)).lines == ("line 0", "line 1")
+        with pytest.raises(Forbidden):
+            await far.controller.log(answer.instance, 2, Caller("wrong"))
+
+
 async def test_a_handed_off_lease_is_renewed_and_its_instance_shown_at_once(tmp_path: Path) -> None:
     mesh = MemoryMesh()
     async with (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import os
+import signal
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -16,11 +17,12 @@ import pytest
 
 from agent.runtime import Condition, Source, Workload
 from agent.wasm_engine import MAX_ANSWER
+from agent.wasm_hosting import MAX_DEATHS
 from agent.wasm_modules import WasmModules
 from agent.wasm_runtime import WasmRuntime, running_wasm
 from agent.wasm_service import MAX_BODY
 from csar import extract_file
-from protocol.problems import BuildFailed, StartFailed
+from protocol.problems import BuildFailed, EngineUnavailable, StartFailed
 from protocol.service import Artifact, ServiceDescriptor, Variant
 from tests.agent_stage import Shelf
 from tests.waiting import until
@@ -265,6 +267,58 @@ async def test_what_ran_runs_again_with_the_next_node(tmp_path: Path) -> None:
         assert await s.runtime.start(Workload(instance="stopped", digest="", image="", mem=16))
 
 
+async def test_a_host_that_dies_costs_the_requests_that_it_ran_and_nothing_else(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        url = await s.start(s.source(HELLO))
+        spinning = asyncio.create_task(post(await s.start(s.source(SPIN, timeout=60.0), "two")))
+        await s.start(s.source(HELLO), "asleep")
+        await s.runtime.pause("asleep")
+        died = s.runtime.host_pid
+        assert died is not None
+        os.kill(died, signal.SIGKILL)
+        with pytest.raises(aiohttp.ClientError):
+            await spinning
+        assert await post(url) == (200, b"hello"), "the same address, and no connection refused meanwhile"
+        assert s.runtime.host_pid not in (None, died)
+        assert [seen.condition for seen in await s.runtime.adopt()] == [
+            Condition.RUNNING,
+            Condition.RUNNING,
+            Condition.PAUSED,
+        ]
+
+
+async def test_a_host_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        source = s.source(HELLO)
+        url = await s.start(source)
+        for _ in range(MAX_DEATHS):
+            assert await post(url) == (200, b"hello")
+            assert s.runtime.host_pid is not None
+            os.kill(s.runtime.host_pid, signal.SIGKILL)
+            died = s.runtime.host_pid
+            await until(lambda died=died: s.runtime.host_pid != died)
+
+        async def seen() -> bool:
+            found = await s.runtime.inspect("one")
+            return found is not None and (found.condition, found.exit_code) == (Condition.EXITED, 139)
+
+        await until(seen)
+        with pytest.raises(EngineUnavailable, match="died 3 times"):
+            await s.start(source, "two")
+
+
+@pytest.mark.netns
+async def test_the_host_has_neither_rights_nor_a_network(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        await s.start(s.source(HELLO))
+        host = Path(f"/proc/{s.runtime.host_pid}")
+        status = dict(line.split(":\t", 1) for line in (host / "status").read_text().splitlines() if ":\t" in line)
+        assert status["Uid"].split() == ["65534"] * 4
+        assert int(status["CapEff"], 16) == 0
+        assert status["NoNewPrivs"] == "1"
+        assert (host / "ns/net").readlink() != Path("/proc/self/ns/net").readlink()
+
+
 async def test_damaged_or_foreign_native_code_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with stage(tmp_path) as s:
         source = s.source(HELLO)
@@ -297,18 +351,21 @@ async def test_the_cache_keeps_to_its_quota_and_spares_what_is_in_use(tmp_path: 
     async with stage(tmp_path) as s:
         sources = [s.source(says(f"Content-Type: text/plain\\n\\n{word}")) for word in ("a", "b")]
         names = [await s.runtime.prepare(source) for source in sources]
-        modules = WasmModules(tmp_path / "wasm" / "modules", extract_file)
+        modules = WasmModules(tmp_path / "wasm" / "modules", extract_file, s.runtime._check)
         modules.trim({names[0]}, quota=0)
         assert [modules.find(name) is not None for name in names] == [True, False]
         assert len(list((tmp_path / "wasm" / "modules").glob("*.cwasm"))) == 1
 
 
 async def test_nothing_is_left_over_after_many_requests(tmp_path: Path) -> None:
-    def open_files() -> int:
-        return sum(1 for _ in Path("/proc/self/fd").iterdir())
-
     async with stage(tmp_path) as s:
         source = s.source(ECHO)
+
+        def open_files() -> list[int]:
+            return [len(list(Path(f"/proc/{pid}/fd").iterdir())) for pid in ("self", s.runtime.host_pid)]
+
+        await post(await s.start(source), b"the first request makes what the WebAssembly runtime keeps for ever")
+        await s.runtime.remove("one")
         before = open_files()
         for _ in range(3):
             url = await s.start(source)

@@ -44,17 +44,21 @@ class Life(RuleBasedStateMachine):
             elif effect is Effect.REMOVE:
                 self.container = Condition.GONE
         assert (before.state is self.instance.state) or Effect.REPORT in effects, "every transition is told"
-        if before.expires_at is not None and self.instance.expires_at is not None and before.state in lifecycle.LIVE:
+        lived = before.state in lifecycle.LIVE and not before.kept_warm
+        if before.expires_at is not None and self.instance.expires_at is not None and lived:
             assert self.instance.expires_at >= before.expires_at, "a life is never shortened"
 
     @rule(seconds=st.floats(0.1, 30), busy=st.booleans())
     def time_passes(self, seconds: float, busy: bool) -> None:
         self.now += seconds
-        deadline, state = self.instance.expires_at, self.instance.state
+        deadline, state, keeps = self.instance.expires_at, self.instance.state, self.instance.keep_s
+        kept = self.instance.kept_warm
         self.happen(lifecycle.Tick(now=self.now, busy=busy, ready_timeout_s=300))
         due = deadline is not None and self.now >= deadline and state in {State.RUNNING, State.PAUSED}
         if state in {State.RUNNING, State.PAUSED}:
-            assert (self.instance.state is State.STOPPED) == (due and not busy)
+            over = due and not busy
+            assert (self.instance.state is State.STOPPED) == (over and (kept or not keeps))
+            assert self.instance.kept_warm == ((kept and not over) or (over and not kept and keeps > 0))
 
     @precondition(lambda self: self.instance.state is State.FETCHING)
     @rule()
@@ -71,6 +75,10 @@ class Life(RuleBasedStateMachine):
     @rule(kind=st.sampled_from([lifecycle.Answered, lifecycle.AliveReceived, lifecycle.Traffic]))
     def sign(self, kind: type[lifecycle.Answered]) -> None:
         self.happen(kind(now=self.now))
+
+    @rule(keep_s=st.sampled_from([0.0, 5.0, 50.0]))
+    def keep(self, keep_s: float) -> None:
+        self.happen(lifecycle.KeepAsked(now=self.now, keep_s=keep_s))
 
     @rule()
     def nobody_uses_it(self) -> None:

@@ -21,7 +21,7 @@ POOL, PASSED_ON = 200, 50
 """Bounds made small, so that the flood need not be large."""
 FLOODER = 99
 
-pytestmark = [pytest.mark.looptime(noop_cycles=1), pytest.mark.timeout(110)]
+pytestmark = pytest.mark.timeout(110)
 
 
 def fake(sim: Simulation, number: int) -> bytes:

@@ -12,13 +12,14 @@ from dht.directory import NetworkDirectory
 from dht.overlay import Tuning
 from dht.sealing import MAX_DATAGRAM
 from protocol.problems import Unavailable
-from tests.simulation import Simulation, address, in_virtual_time, simulation
+from tests.simulation import Simulation, address, simulation
+from tests.virtual_time import in_virtual_time
 
 SEED = int(os.environ.get("SIM_SEED", "20260711"))
 TUNING = Tuning(k=8, replicas=6, acks=4)
 """A small k, so that not every node knows and keeps everything."""
 
-pytestmark = [pytest.mark.looptime(noop_cycles=1), pytest.mark.timeout(110)]
+pytestmark = pytest.mark.timeout(110)
 
 
 def simulated(*, loss: float = 0.0, seed: int = SEED) -> AbstractAsyncContextManager[Simulation]:

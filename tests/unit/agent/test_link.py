@@ -130,9 +130,34 @@ async def test_hello_then_heartbeats_then_commands_and_their_answers(tmp_path: P
         assert refused.command == "c2"
         assert isinstance(Problem.from_dict(refused.problem), UnknownInstance)
 
-        for command in (link.Extend("c3", "one", 1000), link.Restart("c4", "one"), link.Remove("c5", "one")):
+        for command in (
+            link.Extend("c3", "one", 1000),
+            link.Keep("c4", "one", 60),
+            link.Restart("c5", "one"),
+            link.ReadLog("c6", "one", 1),
+            link.Remove("c7", "one"),
+        ):
             await controller.send(command)
-            assert (await controller.hear(link.Done)).command == command.command
+            done = await controller.hear(link.Done)
+            assert (done.command, done.lines) == (command.command, ("started",) if command.command == "c6" else ())
+
+
+async def test_a_service_is_prepared_before_anybody_asks_for_it(tmp_path: Path) -> None:
+    async with linked(tmp_path) as (controller, agent, runtime, shelf):
+        digest = shelf.put(SERVICE, remote=True)
+        await controller.hear(link.Hello)
+        await controller.send(link.Prepare(command="c1", digest=digest))
+        assert {(await controller.hear(link.ProgressMade)).progress.phase for _ in range(2)} == {"fetch", "verify"}
+        prepared = await controller.hear(link.Prepared)
+        assert (prepared.command, prepared.timings_ms.keys()) == ("c1", {"fetch", "verify", "build", "total"})
+        assert (await agent.resources()).built == (digest,)
+        assert agent.reports() == ()
+
+        await controller.send(link.Prepare(command="c2", digest="sha256:" + "0" * 64))
+        assert (await controller.hear(link.Refused)).command == "c2"
+        await controller.send(start_command("one", digest))
+        assert "build" not in (await controller.hear(link.Done)).timings_ms
+        assert runtime.builds == 1
 
 
 async def test_a_lost_link_stops_nothing_and_the_next_hello_tells(tmp_path: Path) -> None:

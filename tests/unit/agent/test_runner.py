@@ -321,6 +321,63 @@ async def test_an_instance_expires_and_may_be_restarted_at_the_same_address(tmp_
             await agent.runner.restart(link.Restart("c", "one"))
 
 
+async def test_what_is_kept_warm_is_frozen_at_its_end_and_woken_by_the_next_client(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        report = (await agent.runner.start(start_command("one", s.put()))).report
+        await agent.runner.keep(link.Keep("c", "one", 600))
+        for _ in range(2):
+            s.clock.now += 11
+            await until(lambda: condition(s) is Condition.PAUSED)
+            kept = agent.reports()[0]
+            assert (kept.state, kept.reason, kept.expires_at) == (State.PAUSED, "kept-warm", s.clock.now + 600)
+            assert await call(report) == b"one"
+            woken = agent.reports()[0]
+            assert (woken.state, woken.expires_at) == (State.RUNNING, s.clock.now + 10)
+        s.clock.now += 11
+        await until(lambda: condition(s) is Condition.PAUSED)
+        s.clock.now += 601
+        await until(lambda: agent.reports()[0].state is State.STOPPED)
+        assert agent.reports()[0].reason == "expired"
+        await until(lambda: condition(s) is Condition.EXITED)
+
+
+async def test_what_is_kept_warm_makes_room_the_longest_frozen_first(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(memory_mb=300) as agent:
+        digest = s.put()
+        for name in ("old", "new", "used"):
+            await agent.runner.start(start_command(name, digest, alive_time=0 if name == "used" else 10))
+            await agent.runner.keep(link.Keep("c", name, 600))
+            s.clock.now += 6
+        for name in ("old", "new"):
+            s.clock.now += 11
+            await until(lambda name=name: state_of(agent, name) is State.PAUSED)
+        assert (await agent.resources()).memory_free == 200
+        with pytest.raises(NoCapacity):
+            await agent.runner.start(start_command("huge", s.put(mem_requirement=201)))
+        assert (state_of(agent, "old"), state_of(agent, "new")) == (State.PAUSED, State.PAUSED)
+        await agent.runner.start(start_command("next", digest))
+        assert [(r.instance, r.reason) for r in agent.reports() if r.state is State.STOPPED] == [("old", "evicted")]
+        assert (state_of(agent, "new"), state_of(agent, "used")) == (State.PAUSED, State.RUNNING)
+        await agent.runner.restart(link.Restart("c", "old"))
+        assert state_of(agent, "new") is State.STOPPED
+
+
+def state_of(agent: Any, instance: str) -> State:
+    found: State = agent.instances.get(instance).state
+    return found
+
+
+async def test_a_log_outlives_what_wrote_it(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.put()))
+        assert (await agent.runner.log(link.ReadLog("c", "one", 10)))[1] == ("started",)
+        await s.runtime.crash("one", 3)
+        await until(lambda: state_of(agent, "one") is State.FAILED)
+        assert (await agent.runner.log(link.ReadLog("c", "one", 1)))[1] == ("ends with 3",)
+        await s.runtime.remove("one")
+        assert (await agent.runner.log(link.ReadLog("c", "one", 10)))[1] == ("started", "ends with 3")
+
+
 async def test_traffic_and_extension_prolong_life(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         report = (await agent.runner.start(start_command("one", s.put(), alive_time=20))).report

@@ -122,6 +122,18 @@ def test_later_commands_need_no_token(shell: Shell) -> None:
     assert "not the lease's" in refused.stderr
 
 
+def test_logs_are_shown_to_who_holds_the_lease_without_control_codes(shell: Shell) -> None:
+    refused = shell("logs", INSTANCE.instance)
+    assert refused.exit_code == 1
+    shell("start", "wc01")
+    assert shell("logs", INSTANCE.instance[:4]).stdout == "listening\n\N{REPLACEMENT CHARACTER}[2Jcounted 2 words\n"
+    assert shell.json("logs", INSTANCE.instance, "-n", "1") == {
+        "instance": INSTANCE.instance,
+        "lines": ["\x1b[2Jcounted 2 words"],
+    }
+    assert shell("logs", INSTANCE.instance, "-n", "401").exit_code == 2
+
+
 def test_a_second_start_shows_the_lease_that_is_held(shell: Shell, stub: StubController) -> None:
     shell("start", "wc01")
     shell("invoke", "wc01", "/wordcount", "-", stdin=b"one two")

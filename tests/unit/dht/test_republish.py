@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
+from dht.overlay import Overlay, StoreOutcome
+from dht.replica import Replica
 from dht.republish import (
     HELD_INTERVAL_S,
     JITTER,
     OURS_INTERVAL_S,
     RETRY_S,
+    MeshNews,
+    Republisher,
     distance,
     interval,
     is_due,
     owed,
     spread_again_from,
 )
-from dht.storage import Row
+from dht.storage import Row, Storage, opened_storage
 
 
 def key(last: int) -> bytes:
@@ -54,3 +61,55 @@ def test_a_newcomer_is_told_by_the_nearest_holders_only() -> None:
 
 def test_distance_is_exclusive_or() -> None:
     assert distance(key(5), key(6)) == 3
+
+
+class Mesh:
+    """Takes everything, and knows when."""
+
+    connected = True
+
+    def __init__(self) -> None:
+        self.now = 10_000.0
+        self.spread: list[tuple[float, bytes]] = []
+
+    async def store(self, key: bytes, envelopes: Sequence[bytes]) -> StoreOutcome:
+        self.spread.append((self.now, key))
+        return StoreOutcome(asked=5, acks=5, enough=True)
+
+
+class Counting(Storage):
+    looks = 0
+
+    def due(self, *, ours: bool, spread_before: float, limit: int) -> list[Row]:
+        self.looks += 1
+        return super().due(ours=ours, spread_before=spread_before, limit=limit)
+
+
+async def test_what_is_due_is_spread_on_time_though_the_rows_are_looked_at_only_when_something_can_be_due() -> None:
+    mesh = Mesh()
+    with opened_storage(None) as plain:
+        storage = Counting(plain._db, None)
+        republisher = Republisher(
+            Replica(storage, lambda: mesh.now),
+            cast(Overlay, mesh),
+            MeshNews(),
+            replicas=8,
+            clock=lambda: mesh.now,
+        )
+        began = mesh.now
+        storage.put(
+            [
+                row(began)._replace(expiry=100_000),
+                row(began, ours=False)._replace(key=key(255), expiry=100_000),
+            ]
+        )
+        for second in range(2000):
+            mesh.now = began + second
+            if second == 100:
+                storage.put([row(0.0)._replace(key=key(128), expiry=100_000)])
+            await republisher.spread_due()
+    ours, late, held = (interval(key(k), ours=o) for k, o in ((0, True), (128, True), (255, False)))
+    expected = sorted([(100.0, key(128)), (ours, key(0)), (100 + late, key(128)), (held, key(255))])
+    assert [k for _, k in mesh.spread[:4]] == [k for _, k in expected]
+    assert all(-1e-6 <= when - began - due <= 1 for (when, _), (due, _) in zip(mesh.spread, expected, strict=False))
+    assert storage.looks < 50

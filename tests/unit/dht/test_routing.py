@@ -26,6 +26,22 @@ def test_the_closest_contacts_are_exactly_the_closest() -> None:
         assert [n.id for n in routing.closest(key, 20)] == nearest[:20]
 
 
+def test_the_closest_are_right_after_contacts_came_went_and_moved() -> None:
+    routing = Routing(OWN, k=20)
+    known = ids(60)
+    for node_id in known:
+        routing.alive(node_id, HERE)
+        routing.closest(OWN, 8)
+    elsewhere = Address("10.0.0.2", 7401)
+    routing.alive(known[0], elsewhere)
+    for _ in range(2):
+        routing.failed(known[1], HERE, 0.0)
+    found = routing.closest(known[0], 60)
+    assert [n.id for n in found] == [n.id for n in sorted(routing.table.contacts(), key=found[0].distance_to)]
+    assert known[1] not in {n.id for n in found}
+    assert (found[0].id, found[0].ip) == (known[0], elsewhere.host)
+
+
 def test_a_full_far_bucket_names_a_contact_to_check_and_keeps_the_newcomer_in_reserve() -> None:
     routing = Routing(OWN, k=2)
     prefix = b"\xf8"
