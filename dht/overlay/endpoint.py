@@ -40,7 +40,8 @@ class _Pending:
     kind: type[AnyAnswer]
     prove: bool
     plaintext: bytes
-    sent_at: float
+    first_sent: float
+    last_sent: float
     timeout: float
     answered: asyncio.Future[AnyAnswer | None]
     sendings: int = 1
@@ -79,7 +80,7 @@ class Endpoint:
         self._fresh_bytes = fresh_bytes
         self._transport: DatagramTransport | None = None
         self._pending: dict[bytes, _Pending] = {}
-        self._late: OrderedDict[bytes, tuple[Peer, float]] = OrderedDict()
+        self._late: OrderedDict[bytes, _Pending] = OrderedDict()
 
     def attach(self, transport: DatagramTransport) -> None:
         self._transport = transport
@@ -93,7 +94,8 @@ class Endpoint:
         message_id = self._fresh_bytes(messages.MESSAGE_ID_BYTES)
         plaintext = messages.encode(request(message_id, self.id, prove, *args))
         timeout = self.round_trips.timeout(peer.address)
-        pending = _Pending(peer, answer, prove, plaintext, loop.time(), timeout, loop.create_future())
+        now = loop.time()
+        pending = _Pending(peer, answer, prove, plaintext, now, now, timeout, loop.create_future())
         self._pending[message_id] = pending
         try:
             self._send(plaintext, peer.address)
@@ -139,14 +141,14 @@ class Endpoint:
         now = asyncio.get_running_loop().time()
         pending = self._pending.get(answer.id)
         if pending is None:
-            peer, sent_at = self._late.pop(answer.id, (None, 0.0))
-            if peer is not None and peer == Peer(answer.sender, address):
-                self.round_trips.heard(address, now - sent_at)
-                self._on_late(peer)
+            late = self._late.pop(answer.id, None)
+            if late is not None and late.peer == Peer(answer.sender, address):
+                self.round_trips.heard(address, now - late.first_sent, now - late.last_sent)
+                self._on_late(late.peer)
             return
         if pending.answered.done() or not self._is_expected(pending, answer, address):
             return
-        self.round_trips.heard(address, now - pending.sent_at)
+        self.round_trips.heard(address, now - pending.first_sent, now - pending.last_sent)
         pending.answered.set_result(answer)
 
     def _is_expected(self, pending: _Pending, answer: AnyAnswer, address: Address) -> bool:
@@ -165,14 +167,16 @@ class Endpoint:
         if pending.sendings == SENDINGS:
             self.counts["timeouts"] += 1
             if not pending.prove:
-                self._late[message_id] = (pending.peer, pending.sent_at)
+                self._late[message_id] = pending
                 if len(self._late) > LATE_REMEMBERED:
                     self._late.popitem(last=False)
             pending.answered.set_result(None)
             return
+        loop = asyncio.get_running_loop()
         pending.sendings += 1
+        pending.last_sent = loop.time()
         self._send(pending.plaintext, pending.peer.address)
-        pending.timer = asyncio.get_running_loop().call_later(2 * pending.timeout, self._overdue, message_id)
+        pending.timer = loop.call_later(2 * pending.timeout, self._overdue, message_id)
 
     def _send(self, plaintext: bytes, address: Address) -> None:
         assert self._transport is not None

@@ -120,8 +120,8 @@ class Overlay:
 
     async def store(self, key: bytes, envelopes: Sequence[bytes]) -> StoreOutcome:
         """Hand records to the nodes nearest to `key`. Returns at enough acks; the slower ones are told all the same."""
-        crawl = await self._lookups.find(key)
-        return await self._storing.store_at(crawl.nearest_answered(self._tuning.replicas), key, envelopes)
+        first, others = await self._lookups.find_in_two(key)
+        return await self._storing.store_at(first, key, envelopes, others)
 
     async def store_at(self, node_ids: Sequence[bytes], key: bytes, envelopes: Sequence[bytes]) -> StoreOutcome:
         """Hand records to certain contacts."""

@@ -96,6 +96,7 @@ class Reading:
         """
         deadline = asyncio.get_running_loop().time() + self._tuning.lookup_s
         found: set[bytes] = set()
+        crawl: Crawl[Page] | Crawl[Parts]
         for _ in range(SEARCHES):
             if known is None:
                 crawl, whole = await self._read_all(key, found, deadline)

@@ -6,8 +6,9 @@ Each envelope goes to each node at most once, and of a large set only what the n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 from kademlia.node import Node
 
@@ -17,6 +18,7 @@ from dht.overlay.messages import Compare, Parts, Store, Stored
 from dht.sealing import MAX_PLAINTEXT
 from dht.tasks import OwnedTasks
 
+HandOver: TypeAlias = asyncio.Task[list[int] | None]
 ACKNOWLEDGED = {rules.Verdict.KEPT, rules.Verdict.SUPERSEDED}
 COMPARE_FROM = 16
 """Of a larger set only those records are sent that the receiver lacks: a question is cheaper than many stores."""
@@ -43,17 +45,40 @@ class Storing:
         self._acks = acks
         self._tasks = tasks
 
-    async def store_at(self, nodes: Sequence[Node], key: bytes, envelopes: Sequence[bytes]) -> StoreOutcome:
-        """Hand records to all these nodes. Returns at enough acks; the slower ones are told all the same."""
-        waiting = {self._tasks.run(self._hand_over(node, key, envelopes)) for node in nodes}
-        acks, superseded = 0, False
-        while waiting and acks < self._acks:
-            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-            verdicts = [v for task in done if (v := task.result()) is not None]
+    async def store_at(
+        self,
+        nodes: Sequence[Node],
+        key: bytes,
+        envelopes: Sequence[bytes],
+        others: Coroutine[Any, Any, Sequence[Node]] | None = None,
+    ) -> StoreOutcome:
+        """Hand records to all these nodes, and to `others` when they are found. Returns at enough acks; who is slower,
+        or not found yet, is told all the same."""
+        waiting = self._told(nodes, key, envelopes)
+        finding = None if others is None else self._tasks.run(self._told_later(others, key, envelopes))
+        asked, acks, superseded = len(nodes), 0, False
+        while (waiting or finding) and acks < self._acks:
+            done, _ = await asyncio.wait(
+                [*waiting, *([finding] if finding else [])], return_when=asyncio.FIRST_COMPLETED
+            )
+            verdicts = [v for task in waiting & done if (v := task.result()) is not None]
             acks += len(verdicts)
             superseded = superseded or any(rules.Verdict.SUPERSEDED in v for v in verdicts)
-        enough = 0 < acks >= min(self._acks, len(nodes))
-        return StoreOutcome(len(nodes), acks, enough, superseded)
+            waiting -= done
+            if finding in done:
+                asked += len(finding.result())
+                waiting |= finding.result()
+                finding = None
+        enough = 0 < acks >= min(self._acks, asked)
+        return StoreOutcome(asked, acks, enough, superseded)
+
+    def _told(self, nodes: Sequence[Node], key: bytes, envelopes: Sequence[bytes]) -> set[HandOver]:
+        return {self._tasks.run(self._hand_over(node, key, envelopes)) for node in nodes}
+
+    async def _told_later(
+        self, nodes: Coroutine[Any, Any, Sequence[Node]], key: bytes, envelopes: Sequence[bytes]
+    ) -> set[HandOver]:
+        return self._told(await nodes, key, envelopes)
 
     async def _hand_over(self, node: Node, key: bytes, envelopes: Sequence[bytes]) -> list[int] | None:
         """The verdicts, or None if the node went silent or refused everything."""

@@ -27,8 +27,16 @@ class RoundTrips:
         self._peers: OrderedDict[Hashable, _Estimate] = OrderedDict()
         self._all: _Estimate | None = None
 
-    def heard(self, peer: Hashable, seconds: float) -> None:
-        """An answer came after `seconds`, counted from the first sending: repeats then err on the patient side."""
+    def heard(self, peer: Hashable, since_first: float, since_last: float) -> None:
+        """An answer came that many seconds after the first sending of its request, and after the last.
+
+        Which of them it answers is not told. Sooner after the last one than an answer usually takes, it belongs to the
+        first; otherwise the first was lost, and the time lost with it says nothing about the next round trip: counted
+        in (Karn's problem), each loss would make the wait for the next one longer.
+        """
+        before = self._peers.get(peer, self._all)
+        is_of_last = before is None or since_last >= before.smoothed
+        seconds = since_last if is_of_last else since_first
         self._peers[peer] = _updated(self._peers.get(peer), seconds)
         self._peers.move_to_end(peer)
         if len(self._peers) > MAX_PEERS:

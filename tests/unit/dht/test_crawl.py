@@ -41,21 +41,33 @@ class World:
         contacts = tuple(wire_contact(node_id(n), Address("10.0.0.1", n)) for n in self.knows[peer.port])
         return Nodes(b"i" * 8, peer.id, None, contacts)
 
+    def begin(
+        self,
+        tasks: OwnedTasks,
+        seeds: Sequence[int],
+        *,
+        resting: Sequence[int] = (),
+        missing: Sequence[int] = (),
+        telling: bool = True,
+    ) -> Crawl[Nodes]:
+        return Crawl[Nodes](
+            KEY,
+            [node(n) for n in seeds],
+            POLICY,
+            own_id=node_id(99),
+            ask=self.ask,
+            usable=lambda peer: peer.port not in resting,
+            missing=[node(n) for n in missing],
+            patience=lambda peer: 0.05,
+            telling=lambda _: telling,
+            spawn=tasks.run,
+        )
+
     async def crawl(
         self, seeds: Sequence[int], *, resting: Sequence[int] = (), missing: Sequence[int] = (), deadline: float = 2.0
     ) -> Crawl[Nodes]:
         async with OwnedTasks() as tasks:
-            crawl = Crawl[Nodes](
-                KEY,
-                [node(n) for n in seeds],
-                POLICY,
-                own_id=node_id(99),
-                ask=self.ask,
-                usable=lambda peer: peer.port not in resting,
-                missing=[node(n) for n in missing],
-                patience=lambda peer: 0.05,
-                spawn=tasks.run,
-            )
+            crawl = self.begin(tasks, seeds, resting=resting, missing=missing)
             await crawl.run(asyncio.get_running_loop().time() + deadline)
             return crawl
 
@@ -123,3 +135,38 @@ async def test_the_deadline_ends_it() -> None:
     crawl = await World({1: []}, slow={1}).crawl([1], deadline=0.1)
     assert loop.time() - began == pytest.approx(0.1, abs=0.01)
     assert not crawl.converged
+
+
+async def test_a_quorum_that_told_something_is_sufficient_and_the_dead_are_not_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+    world = World({3: [], 4: [], 5: [], 6: []}, slow={1, 2})
+    async with OwnedTasks() as tasks:
+        crawl = world.begin(tasks, [1, 2, 3, 4, 5, 6])
+        began = loop.time()
+        await crawl.run(began + 2.0, until_sufficient=True)
+        assert loop.time() - began == pytest.approx(0.05 + 0.01, abs=0.005), "two were asked, and both were overdue"
+        assert (crawl.sufficient, crawl.converged) == (True, False)
+        assert answered(crawl) == [3, 4]
+        await crawl.run(began + 2.0)
+        assert crawl.converged, "it can go on"
+        assert answered(crawl) == [3, 4, 5, 6]
+
+
+async def test_one_dead_node_among_the_nearest_costs_no_time() -> None:
+    loop = asyncio.get_running_loop()
+    world = World({1: [2, 3], 3: [], 4: []}, slow={2})
+    async with OwnedTasks() as tasks:
+        crawl = world.begin(tasks, [1, 2, 3, 4])
+        began = loop.time()
+        await crawl.run(began + 2.0, until_sufficient=True)
+        assert loop.time() - began < 0.03
+        assert crawl.conclusive
+
+
+async def test_that_nothing_is_known_must_be_said_by_all_that_can_be_reached() -> None:
+    world = World({1: [], 2: [], 3: [], 4: []})
+    async with OwnedTasks() as tasks:
+        crawl = world.begin(tasks, [1, 2, 3, 4], telling=False)
+        await crawl.run(asyncio.get_running_loop().time() + 2.0, until_sufficient=True)
+        assert crawl.converged
+        assert answered(crawl) == [1, 2, 3, 4]
