@@ -68,6 +68,8 @@ class ChunkTransfer:
             find_more=find_more,
             wake=self._wake.set,
         )
+        self._sent_away = False
+        """A holder said "elsewhere"."""
         self._fatal: Problem | None = None
         self._kept = 0
         lengths = {c.digest: c.length for c in manifest.chunks}
@@ -136,7 +138,7 @@ class ChunkTransfer:
             await self._around.client.chunks(
                 source.address,
                 [self._manifest.chunks[piece] for piece in ask.pieces],
-                crowd=self._manifest.digest if self._picker.in_crowd else "",
+                crowd="" if self._sent_away and not self._meetings.company else self._manifest.digest,
                 on_chunk=lambda index, data: self._arrived(ask, ask.pieces[index], data),
                 on_elsewhere=lambda index: self._sent_elsewhere(ask, ask.pieces[index]),
                 stream=stream,
@@ -192,7 +194,12 @@ class ChunkTransfer:
 
     def _sent_elsewhere(self, ask: Ask, piece: int) -> None:
         """In a thread."""
-        self._report(lambda: self._picker.elsewhere(ask.request, piece, self._around.clock()))
+
+        def report() -> None:
+            self._sent_away = True
+            self._picker.elsewhere(ask.request, piece, self._around.clock())
+
+        self._report(report)
 
     def _report(self, report: Callable[[], None]) -> None:
         """From a thread to the loop, which is woken once for all that was reported since it last looked."""

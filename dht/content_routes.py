@@ -73,8 +73,8 @@ class _ContentRoutes:
         if request.content_length is None or request.content_length > MAX_REQUEST:
             raise TooLarge(f"a list of chunks has at most {MAX_REQUEST} bytes and says its length")
         asked = decode_asked(await request.read())
-        crowd = self._crowd(request.query.get("crowd", ""))
         asker = request[PEER].node
+        crowd = await self._crowd(request.query.get("crowd", ""), asker)
         with self._exchange.uploads.slot():
             lengths = await self._exchange.sizes(asked)
             if crowd is not None:
@@ -92,9 +92,19 @@ class _ContentRoutes:
             await response.write_eof()
             return response
 
-    def _crowd(self, blob: str) -> Crowd | None:
-        """The crowd that may be sent elsewhere."""
-        return self._exchange.crowds.known(blob) if self._exchange.super_seeds(blob) else None
+    async def _crowd(self, blob: str, asker: str) -> Crowd | None:
+        """The crowd that may be sent elsewhere, to which whoever asks for its sake belongs."""
+        if not self._exchange.super_seeds(blob):
+            return None
+        now = self._exchange.clock()
+        crowd = self._exchange.crowds.known(blob)
+        if crowd is None:
+            manifest = await self._exchange.manifest(blob)
+            if manifest is None:
+                return None
+            crowd = self._exchange.crowds.of(manifest, now)
+        crowd.asked(asker, now)
+        return crowd
 
     def _given(self, crowd: Crowd, asker: str, digest: str, length: int) -> int:
         """What the asker is told instead of the chunk's length, if others of the crowd are to pass it on."""

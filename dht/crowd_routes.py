@@ -28,7 +28,7 @@ def crowd_routes(exchange: Exchange) -> list[web.RouteDef]:
         if envelope and offer_of(envelope, digest, time.time()).node != peer:
             raise BadRequest("the offer is another node's")
         now = exchange.clock()
-        crowd = exchange.crowds.of(digest, now)
+        crowd = exchange.crowds.of(manifest, now)
         crowd.told(Member(peer, envelope, frozenset(held), now))
         present = await exchange.present(manifest)
         elsewhere = (

@@ -20,6 +20,8 @@ from protocol.records import ProviderRecord
 log = structlog.get_logger(__name__)
 
 MEET_S = 0.4
+NO_NEWS_S = 2.0
+"""Without news, holders are met this often: they may have some."""
 REDRAW = 0.1
 """The chance that a meeting is with another holder than the one before."""
 FIND_S = 2.0
@@ -29,8 +31,8 @@ FIND_S = 2.0
 class Meetings:
     """`learn` adds providers to `sources` and returns those that are new; `find_more` asks the directory for them.
 
-    Every `MEET_S`, one holder of the whole and one partial holder are told what is here, and tell what they have, what
-    they would send elsewhere, and whom they heard of. A new source is met at once.
+    Every `MEET_S` in which something came, one holder of the whole and one partial holder are told what is here, and
+    tell what they have, what they would send elsewhere, and whom they heard of. A new source is met at once.
     """
 
     def __init__(
@@ -57,13 +59,22 @@ class Meetings:
         self._node_of: dict[bytes, str] = {}
         self._held: dict[str, set[int]] = {}
         self._elsewhere: dict[str, set[int]] = {}
+        self._met: set[str] = set()
+        """Partial holders that answered."""
         self._partners: set[str] = set()
         self._under_way: dict[str, asyncio.Task[None]] = {}
+        self._told_left = len(missing)
+        """Chunks that were missing here at the last meeting."""
 
     @property
     def waiting(self) -> bool:
         """Whether an answer is awaited that may bring a source."""
         return bool(self._under_way)
+
+    @property
+    def company(self) -> bool:
+        """Whether another that fetches has answered, so that a holder may send this node to it."""
+        return bool(self._met)
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -71,11 +82,14 @@ class Meetings:
                 if source.whole:
                     self._picker.provide(source.node, None)
                 self._meet(group, source)
-            looked = self._around.clock()
+            looked = met = self._around.clock()
             while True:
                 await asyncio.sleep(MEET_S * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load
-                for source in self._turn():
-                    self._meet(group, source)
+                left = self._picker.left
+                if left < self._told_left or self._around.clock() - met > NO_NEWS_S:
+                    self._told_left, met = left, self._around.clock()
+                    for source in self._turn():
+                        self._meet(group, source)
                 if self._picker.hopeless or self._around.clock() - looked > FIND_S:
                     looked = self._around.clock()
                     for source in await self._find_more():
@@ -117,6 +131,7 @@ class Meetings:
             source.whole = True
             self._picker.provide(source.node, None)
         else:
+            self._met.add(source.node)
             self._holds(source, heard.held)
         self._elsewhere[source.node] = heard.elsewhere
         self._picker.given(set().union(*self._elsewhere.values()))

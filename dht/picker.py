@@ -108,6 +108,11 @@ class Picker:
         return not self._wanted
 
     @property
+    def left(self) -> int:
+        """Pieces still wanted."""
+        return len(self._wanted)
+
+    @property
     def active(self) -> list[str]:
         """Providers that are not dropped."""
         return [name for name, p in self._providers.items() if not p.dropped]

@@ -1,7 +1,7 @@
 """A swarm of the real rules (`dht.picker`, `dht.crowd`) on simulated uplinks and virtual time.
 
-Each node's uplink sends `uplink` bytes/s, shared chunk by chunk among the requests served; messages take `delay_s`.
-Deterministic: one seed, one outcome.
+Each node's uplink sends `uplink` bytes/s, shared slice by slice among the requests served; messages take `delay_s`.
+What a seed gives is decided when the request comes, as in `dht.content_routes`. Deterministic: one seed, one outcome.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dht.crowd import Crowd, Member
+from dht.meeting import MEET_S, NO_NEWS_S
 from dht.picker import Ask, Limits, Picker
+from dht.transfer import MAX_SOURCES
 
 SEED_NODE = "seed"
 TICK_S = 0.1
+SLICE = 32_000
+"""Bytes that an uplink sends for one request before it turns to the next."""
 
 
 @dataclass
@@ -26,6 +30,8 @@ class Answer:
     asker: str
     ask: Ask
     left: deque[int]
+    unsent: int
+    """Bytes of the first chunk in `left` that are still to be sent."""
 
 
 @dataclass
@@ -39,12 +45,11 @@ class Node:
     serving: deque[Answer] = field(default_factory=deque)
     sending: bool = False
     alive: bool = True
+    told: int = 0
+    met_at: float = 0.0
     done_at: float | None = None
     sent: Counter[int] = field(default_factory=Counter)
-
-    @property
-    def sent_chunks(self) -> int:
-        return self.sent.total()
+    sent_bytes: int = 0
 
 
 class Swarm:
@@ -55,8 +60,10 @@ class Swarm:
         length: int,
         seed: int = 1,
         delay_s: float = 0.01,
-        refresh_s: float = 0.25,
+        refresh_s: float = MEET_S,
         slots: int = 32,
+        meetings_lost: float = 0.0,
+        max_sources: int = MAX_SOURCES,
         limits: Limits | None = None,
         super_seeding: bool = True,
     ) -> None:
@@ -68,6 +75,8 @@ class Swarm:
         self._delay = delay_s
         self._refresh = refresh_s
         self._slots = slots
+        self._lost = meetings_lost
+        self._max_sources = max_sources
         self._limits = limits
         self._super = super_seeding
         self._events: list[tuple[float, int, Callable[[], None]]] = []
@@ -76,14 +85,17 @@ class Swarm:
     # --- who is there
 
     def holder(self, name: str, uplink: float) -> Node:
-        node = self.nodes[name] = Node(name, uplink, set(range(self.pieces)))
+        node = self.nodes[name] = Node(name, uplink, set(range(self.pieces)), crowd=self._crowd())
         return node
+
+    def _crowd(self) -> Crowd:
+        return Crowd([str(piece) for piece in range(self.pieces)])
 
     def asker(self, name: str, uplink: float, at: float = 0.0) -> Node:
         """Comes at `at`, having found the seed by a lookup."""
         order = list(range(self.pieces))
         self._random.shuffle(order)
-        node = self.nodes[name] = Node(name, uplink, set())
+        node = self.nodes[name] = Node(name, uplink, set(), crowd=self._crowd())
         node.picker = Picker(dict.fromkeys(order, self._length), order, self._limits)
         self.later(at, lambda: self._join(node))
         return node
@@ -134,9 +146,11 @@ class Swarm:
 
         def meet() -> None:
             if node.alive and node.done_at is None:
-                self._meet(node, SEED_NODE)
-                if node.known:
-                    self._meet(node, self._random.choice(sorted(node.known)))
+                if len(node.have) > node.told or self.now - node.met_at > NO_NEWS_S:
+                    node.told, node.met_at = len(node.have), self.now
+                    self._meet(node, SEED_NODE)
+                    if node.known:
+                        self._meet(node, self._random.choice(sorted(node.known)))
                 self._meet_again(node)
 
         self.later(self._refresh * self._random.uniform(0.75, 1.25), meet)
@@ -151,16 +165,21 @@ class Swarm:
                 held = [(m.node, m.held) for m in peer.crowd.others(node.name, self.now)]
                 if peer.picker is not None:
                     held.append((other, frozenset(peer.have)))
-                given = peer.picker is None and {
-                    i for i in range(self.pieces) if not peer.crowd.gives(node.name, str(i), self.now)
-                }
+                given = set()
+                if peer.picker is None and self._super:
+                    chunks = [str(piece) for piece in range(self.pieces)]
+                    away = peer.crowd.given(chunks, node.name, self.now)
+                    given = {piece for piece, is_away in enumerate(away) if is_away}
                 self.later(self._delay, lambda: self._learn(node, held, given))
 
-        self.later(self._delay, arrive)
+        if self._random.random() >= self._lost:
+            self.later(self._delay, arrive)
 
     def _learn(self, node: Node, held: list[tuple[str, frozenset[int]]], given: set[int]) -> None:
         assert node.picker is not None
         for name, pieces in held:
+            if name not in node.known and len(node.known) + 1 >= self._max_sources:
+                continue
             known = node.known.setdefault(name, set())
             if not known or pieces - known:
                 known |= pieces
@@ -183,14 +202,29 @@ class Swarm:
 
     def _serve(self, asker: Node, ask: Ask) -> None:
         peer = self.nodes[ask.provider]
-        answer = Answer(asker.name, ask, deque(ask.pieces))
+        answer = Answer(asker.name, ask, deque(), self._length)
         if not peer.alive:
             self._fail(answer)
         elif len(peer.serving) >= self._slots:
             self.later(self._delay, lambda: self._busy(answer))
         else:
+            for piece in ask.pieces:
+                self._promise(peer, answer, piece)
             peer.serving.append(answer)
             self._send(peer)
+
+    def _promise(self, peer: Node, answer: Answer, piece: int) -> None:
+        """The chunk will be sent, or the asker hears at once why it is not."""
+        if piece not in peer.have:
+            self.later(self._delay, lambda: self._lack(answer, piece))
+            return
+        if peer.picker is None and self._super:
+            peer.crowd.asked(answer.asker, self.now)
+            if not peer.crowd.gives(answer.asker, str(piece), self.now):
+                self.later(self._delay, lambda: self._elsewhere(answer, piece))
+                return
+            peer.crowd.gave(answer.asker, str(piece), self.now)
+        answer.left.append(piece)
 
     def _send(self, peer: Node) -> None:
         if peer.sending or not peer.serving:
@@ -200,32 +234,36 @@ class Swarm:
             self.later(self._delay, lambda: self._finish(answer))
             self._send(peer)
             return
-        piece = answer.left.popleft()
-        asker = self.nodes[answer.asker]
-        if piece not in peer.have:
-            self.later(self._delay, lambda: self._lack(answer, piece))
-        elif self._super and peer.picker is None and not peer.crowd.gives(asker.name, str(piece), self.now):
-            self.later(self._delay, lambda: self._elsewhere(answer, piece))
-        else:
-            peer.crowd.gave(asker.name, str(piece), self.now)
-            peer.sending = True
-            peer.sent[piece] += 1
-            self.later(self._length / peer.uplink, lambda: self._sent(peer, answer, piece))
+        size = min(SLICE, answer.unsent)
+        peer.sending = True
+        self.later(size / peer.uplink, lambda: self._sent(peer, answer, size))
         peer.serving.append(answer)
-        self._send(peer)
 
-    def _sent(self, peer: Node, answer: Answer, piece: int) -> None:
-        self.later(self._delay, lambda: self._arrive(peer, answer, piece))
+    def _sent(self, peer: Node, answer: Answer, size: int) -> None:
         peer.sending = False
+        answer.unsent -= size
+        if not peer.alive:
+            return
+        peer.sent_bytes += size
+        self.later(self._delay, lambda: self._heard(answer, size))
+        if not answer.unsent:
+            answer.unsent = self._length
+            piece = answer.left.popleft()
+            peer.sent[piece] += 1
+            self.later(self._delay, lambda: self._arrive(answer, piece))
         self._send(peer)
 
     # --- what an asker hears
 
-    def _arrive(self, peer: Node, answer: Answer, piece: int) -> None:
+    def _heard(self, answer: Answer, size: int) -> None:
         node = self.nodes[answer.asker]
-        if not node.picker or not peer.alive:
+        if node.picker:
+            node.picker.heard(answer.ask.request, size, self.now)
+
+    def _arrive(self, answer: Answer, piece: int) -> None:
+        node = self.nodes[answer.asker]
+        if not node.picker:
             return
-        node.picker.heard(answer.ask.request, self._length, self.now)
         if node.picker.delivered(answer.ask.request, piece, self.now):
             node.have.add(piece)
         if node.picker.done and node.done_at is None:

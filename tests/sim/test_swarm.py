@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import log2
+
 import pytest
 
+from dht.meeting import MEET_S
 from tests.sim.swarm import SEED_NODE, Swarm
 
 UPLINK = 12.5e6
@@ -21,7 +25,7 @@ def crowd(size: int, **options: object) -> Swarm:
 
 
 def uploads(swarm: Swarm) -> float:
-    return swarm.nodes[SEED_NODE].sent_chunks / PIECES
+    return swarm.nodes[SEED_NODE].sent_bytes / LENGTH / swarm.pieces
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 16])
@@ -29,6 +33,19 @@ def test_a_crowd_costs_the_seed_about_one_copy_and_everybody_about_the_same_time
     swarm = crowd(size)
     assert swarm.run() < 1.9 * ONCE_S
     assert uploads(swarm) <= 1.2
+
+
+@pytest.mark.parametrize(("mbit", "sizes"), [(1, (4, 16)), (5, (4, 16)), (20, (4, 16, 64)), (100, (4, 16))])
+def test_however_slow_the_uplinks_are_the_time_grows_with_the_logarithm(mbit: float, sizes: Sequence[int]) -> None:
+    uplink, pieces = mbit * 1e6 / 8, 40
+    once_s = pieces * LENGTH / uplink
+    for size in sizes:
+        swarm = Swarm(pieces=pieces, length=LENGTH)
+        swarm.holder(SEED_NODE, uplink)
+        for number in range(size):
+            swarm.asker(f"n{number}", uplink)
+        assert swarm.run() < once_s * (1 + 0.35 * log2(size)) + 2 * MEET_S, size
+        assert uploads(swarm) <= 1.5, size
 
 
 def test_without_sending_elsewhere_the_seed_sends_more() -> None:
@@ -66,3 +83,30 @@ def test_the_seed_may_die_as_soon_as_every_chunk_is_out() -> None:
     swarm = crowd(8)
     swarm.kill(SEED_NODE, at=1.3 * ONCE_S)
     assert swarm.run() < 4 * ONCE_S
+
+
+def test_unequal_uplinks() -> None:
+    swarm = Swarm(pieces=PIECES, length=LENGTH)
+    swarm.holder(SEED_NODE, UPLINK / 5)
+    for number in range(16):
+        swarm.asker(f"n{number}", UPLINK / (1, 5, 20, 50)[number % 4])
+    assert swarm.run() < 4 * 5 * ONCE_S
+    assert uploads(swarm) <= 2
+
+
+def test_lost_meetings_cost_little() -> None:
+    swarm = crowd(16, meetings_lost=0.02)
+    assert swarm.run() < 2.2 * ONCE_S
+    assert uploads(swarm) <= 1.5
+
+
+def test_on_slow_uplinks_too_what_the_dead_took_goes_out_again() -> None:
+    swarm = Swarm(pieces=40, length=LENGTH)
+    swarm.holder(SEED_NODE, UPLINK / 20)
+    for number in range(16):
+        swarm.asker(f"n{number}", UPLINK / 20)
+    once = 40 * LENGTH / (UPLINK / 20)
+    for number in range(0, 16, 2):
+        swarm.kill(f"n{number}", at=0.5 * once)
+    assert swarm.run() < 4 * once
+    assert uploads(swarm) <= 2.5
