@@ -1,38 +1,26 @@
-"""What is published in the mesh, as this controller needs it: resolve a request, search, the category tree.
-
-Lookups are cached for a moment. A request for something known is answered from the cache while it is refreshed behind
-it, and from the last known records while the mesh does not answer: a region must not stop because its uplink did.
-"""
+"""What is published in the mesh, as this controller needs it: resolve a request, search, the category tree."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
-import structlog
 from msgspec import Struct
 
 from dht.contracts import Directory
-from protocol.identifiers import check_category, check_service_id, is_digest
+from protocol.identifiers import check_category, check_service_id, in_category, is_digest
 from protocol.instances import StartRequest
-from protocol.problems import BadRequest, NoMatchingService, Problem, Unavailable
-from protocol.records import ServiceRecord, Signed
+from protocol.problems import BadRequest, NoMatchingService, Unavailable
+from protocol.records import ServiceRecord
 from region_controller import resolution
+from region_controller.known_names import Found, KnownNames, Sleep, Spawn, searched_text
 from region_controller.resolution import Standing, WarmthOf
 
-log = structlog.get_logger(__name__)
-
-FRESH_S = 1.0
-REFRESH_S = 2.0
-"""Between FRESH_S and this age, a non-empty answer is given at once and refreshed behind it."""
-LAST_KNOWN_S = 600.0
-"""How long an answer stands in while the mesh is unreachable."""
 OWN_S = 2.0
 """How long what was published or withdrawn here is laid over the mesh's answers: by then the mesh knows."""
-MAX_CACHED_NAMES = 512
 SEEN_S = 600.0
 """A publisher met for the first time so long ago is no longer new."""
 MAX_PUBLISHERS = 65_536
@@ -41,21 +29,8 @@ MISSING_S = 60.0
 MAX_MISSING = 4096
 
 
-def _searched_text(record: ServiceRecord) -> str:
-    return f"{record.id} {record.name} {record.description} {record.category}".casefold()
-
-
 K = TypeVar("K")
 V = TypeVar("V")
-Spawn = Callable[[Coroutine[Any, Any, None]], object]
-
-
-class _Lookup(Struct):
-    """`source`: the directory's own list; while it stays the same object, nothing has changed."""
-
-    source: Sequence[Signed]
-    records: tuple[ServiceRecord, ...]
-    at: float
 
 
 class _Own(Struct):
@@ -64,7 +39,7 @@ class _Own(Struct):
 
 
 class Catalogue:
-    """`spawn` runs refreshes in tasks that somebody owns; `monotonic` is the clock of the cache."""
+    """`spawn` runs refreshes in tasks that somebody owns; `monotonic` and `sleep` are their clock."""
 
     def __init__(
         self,
@@ -73,13 +48,11 @@ class Catalogue:
         *,
         clock: Callable[[], float],
         monotonic: Callable[[], float] = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
-        self._directory = directory
-        self._spawn = spawn
+        self._known = KnownNames(directory, spawn, monotonic=monotonic, sleep=sleep, on_change=self._meet)
         self._clock = clock
         self._monotonic = monotonic
-        self._cache: OrderedDict[str, _Lookup] = OrderedDict()
-        self._refreshing: set[str] = set()
         self._own: dict[tuple[bytes, str], _Own] = {}
         self._met: OrderedDict[bytes, float] = OrderedDict()
         self._trusted: OrderedDict[bytes, None] = OrderedDict()
@@ -112,7 +85,7 @@ class Catalogue:
             check_service_id(text)
         record = resolution.by_name(text, await self._either(f"id:{text}", f"name:{text}"))
         if record is None:
-            raise resolution.no_such_service(text, await self._near())
+            raise await asyncio.to_thread(resolution.no_such_service, text, await self._near())
         return record, "named by id" if record.id == text else "named by name"
 
     async def _either(self, *names: str) -> list[ServiceRecord]:
@@ -131,7 +104,7 @@ class Catalogue:
         missing = {digest for digest, at in self._missing.items() if at > horizon}
         match = resolution.by_meaning(request, category, found, warmth_of, self._standing, missing)
         if match is None:
-            raise resolution.no_such_meaning(request, category, await self._near())
+            raise await asyncio.to_thread(resolution.no_such_meaning, request, category, await self._near())
         return match
 
     async def _near(self) -> tuple[ServiceRecord, ...]:
@@ -157,13 +130,15 @@ class Catalogue:
         `text` is looked for in id, name, description and category, without regard to case.
         """
         wanted = text.casefold()
-        matches = [
-            record
-            for record in await self._lookup(f"id:{service_id}" if service_id else f"category:{category}")
-            if resolution.matches_meaning(record, category, inputs, outputs)
-            and (not wanted or wanted in _searched_text(record))
-        ]
-        return resolution.known_first(matches, self._standing)
+
+        def fits(record: ServiceRecord) -> bool:
+            return resolution.matches_meaning(record, category, inputs, outputs) and wanted in searched_text(record)
+
+        name = f"id:{service_id}" if service_id else f"category:{category}"
+        matches = (await self._known.at(name)).matching(inputs=inputs, outputs=outputs, text=wanted)
+        if service_id:
+            matches = [record for record in matches if in_category(record.category, category)]
+        return resolution.known_first(self._with_own(name, matches, fits), self._standing)
 
     async def by_digest(self, digest: str) -> list[ServiceRecord]:
         """The records of one service, one per publisher, newest first."""
@@ -194,67 +169,30 @@ class Catalogue:
         self._own = {key: own for key, own in self._own.items() if now - own.at <= OWN_S}
         self._own[(record.publisher, record.digest)] = _Own(record, now)
         for name in record.names:
-            self._cache.pop(name, None)
+            self._known.forget(name)
 
-    # --- cache ------------------------------------------------------------------------------------------------------
+    # --- what the mesh has ------------------------------------------------------------------------------------------
 
     async def _lookup(self, name: str) -> tuple[ServiceRecord, ...]:
-        return self._with_own(name, await self._cached(name))
+        """One record per publisher, id and name, newest first."""
+        return self._with_own(name, (await self._known.at(name)).records, lambda _: True)
 
-    def _with_own(self, name: str, found: tuple[ServiceRecord, ...]) -> tuple[ServiceRecord, ...]:
-        """What the mesh shows, one record per publisher, id and name, newest first, under what was done here."""
+    def _with_own(
+        self, name: str, found: Sequence[ServiceRecord], fits: Callable[[ServiceRecord], bool]
+    ) -> tuple[ServiceRecord, ...]:
+        """What the mesh shows, under what was done here if it `fits`."""
         now, horizon = self._clock(), self._monotonic() - OWN_S
         own = [o.record for o in self._own.values() if o.at >= horizon and name in o.record.names]
         if own:
             newest = {(r.publisher, r.id, r.name): r for r in sorted(own, key=lambda r: r.seq)}
             seqs = {slot: record.seq for slot, record in newest.items()}
             others = [r for r in found if r.seq > seqs.get((r.publisher, r.id, r.name), -1)]
-            found = (*sorted(newest.values(), key=lambda r: -r.seq), *others)
+            found = (*sorted(filter(fits, newest.values()), key=lambda r: -r.seq), *others)
         return tuple(r for r in found if r.expiry > now and not r.withdrawn)
 
-    async def _cached(self, name: str) -> tuple[ServiceRecord, ...]:
-        known = self._cache.get(name)
-        age = self._monotonic() - known.at if known else float("inf")
-        if known and (age <= FRESH_S or (known.records and age <= REFRESH_S)):
-            self._cache.move_to_end(name)
-            if age > FRESH_S:
-                self._refresh(name)
-            return known.records
-        try:
-            return await self._fetch(name)
-        except Unavailable:
-            if known and known.records and age <= LAST_KNOWN_S:
-                log.warning("catalogue-answers-from-memory", name=name, age_s=round(age))
-                return known.records
-            raise
-
-    def _refresh(self, name: str) -> None:
-        if name not in self._refreshing:
-            self._refreshing.add(name)
-            self._spawn(self._refresh_quietly(name))
-
-    async def _refresh_quietly(self, name: str) -> None:
-        try:
-            await self._fetch(name)
-        except Problem as problem:
-            log.info("catalogue-refresh-failed", name=name, problem=problem.detail)
-        finally:
-            self._refreshing.discard(name)
-
-    async def _fetch(self, name: str) -> tuple[ServiceRecord, ...]:
-        source = await self._directory.services(name)
-        known = self._cache.get(name)
-        if known is not None and known.source is source:
-            records = known.records
-        else:
-            records = tuple(s.record for s in source if isinstance(s.record, ServiceRecord))
-            for publisher in {record.publisher for record in records}.difference(self._met):
-                _remember(self._met, publisher, self._monotonic(), MAX_PUBLISHERS)
-        self._cache[name] = _Lookup(source, records, self._monotonic())
-        self._cache.move_to_end(name)
-        while len(self._cache) > MAX_CACHED_NAMES:
-            self._cache.popitem(last=False)
-        return records
+    def _meet(self, found: Found) -> None:
+        for publisher in {record.publisher for record in found.records}.difference(self._met):
+            _remember(self._met, publisher, self._monotonic(), MAX_PUBLISHERS)
 
 
 def _remember(memory: OrderedDict[K, V], name: K, value: V, most: int) -> None:

@@ -71,7 +71,10 @@ def by_meaning(
     Warm > built > cached > by a publisher of better standing > newest. What is `missing` (digests whose content could
     not be had of late) comes after all others. A publisher of whom something is here is trusted.
     """
-    matches = [r for r in newest_versions(found) if matches_meaning(r, category, request.inputs, request.outputs)]
+    found = list(found)
+    lineages = {_lineage(r) for r in found if matches_meaning(r, category, request.inputs, request.outputs)}
+    newest = newest_versions(r for r in found if _lineage(r) in lineages)
+    matches = [r for r in newest if matches_meaning(r, category, request.inputs, request.outputs)]
     if not matches:
         return None
     warmth = {r.digest: warmth_of(r.digest) for r in matches}
@@ -106,7 +109,12 @@ def matches_meaning(record: ServiceRecord, category: str, inputs: Sequence[str],
 
 def newest_versions(records: Iterable[ServiceRecord]) -> list[ServiceRecord]:
     """One record per publisher, id and name, newest first."""
-    return sorted((lineage[0] for lineage in _lineages(sorted(set(records), key=_newest_first))), key=_newest_first)
+    newest: dict[tuple[bytes, str, str], ServiceRecord] = {}
+    for record in records:
+        best = newest.setdefault(_lineage(record), record)
+        if best is not record and _newest_first(record) < _newest_first(best):
+            newest[_lineage(record)] = record
+    return sorted(newest.values(), key=_newest_first)
 
 
 def known_first(records: Sequence[ServiceRecord], standing_of: StandingOf) -> list[ServiceRecord]:
@@ -154,8 +162,12 @@ def _lineages(records: Sequence[ServiceRecord]) -> list[list[ServiceRecord]]:
     """Records grouped by publisher, id and name, in the order given."""
     groups: dict[tuple[bytes, str, str], list[ServiceRecord]] = {}
     for record in records:
-        groups.setdefault((record.publisher, record.id, record.name), []).append(record)
+        groups.setdefault(_lineage(record), []).append(record)
     return list(groups.values())
+
+
+def _lineage(record: ServiceRecord) -> tuple[bytes, str, str]:
+    return record.publisher, record.id, record.name
 
 
 def _newest_first(record: ServiceRecord) -> tuple[int, str, bytes]:

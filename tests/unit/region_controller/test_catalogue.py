@@ -33,7 +33,8 @@ class Counting:
         self.asked.append(name)
         if self.away:
             raise Unavailable("no peer answers")
-        return [Signed(r, r.publisher, b"") for r in self.found if name in r.names]
+        found = [Signed(r, r.publisher, msgspec.msgpack.encode(r)) for r in self.found if name in r.names]
+        return sorted(found, key=lambda s: -s.record.seq)
 
 
 class Bench:
@@ -42,17 +43,38 @@ class Bench:
     def __init__(self, *found: ServiceRecord) -> None:
         self.directory = Counting(*found)
         self.now = 0.0
-        self.refreshes: list[Coroutine[Any, Any, None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sleepers: list[asyncio.Future[None]] = []
         directory: Any = self.directory
-        self.catalogue = Catalogue(directory, self.refreshes.append, clock=lambda: 0.0, monotonic=lambda: self.now)
+        self.catalogue = Catalogue(
+            directory, self._spawn, clock=lambda: 0.0, monotonic=lambda: self.now, sleep=self._sleep
+        )
 
     async def named(self, text: str) -> ServiceRecord:
         record, _ = await self.catalogue.resolve(StartRequest(service=text), cold)
         return record
 
-    async def refresh(self) -> None:
-        pending, self.refreshes[:] = list(self.refreshes), []
-        await asyncio.gather(*pending)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _sleep(self, _: float) -> None:
+        self._sleepers.append(asyncio.get_running_loop().create_future())
+        await self._sleepers[-1]
+
+    async def pass_time(self, seconds: float) -> None:
+        """Whoever sleeps wakes up, once."""
+        await self.settled()
+        self.now += seconds
+        sleepers, self._sleepers = self._sleepers, []
+        for sleeper in sleepers:
+            sleeper.set_result(None)
+        await self.settled()
+
+    async def settled(self) -> None:
+        for _ in range(10):
+            await asyncio.sleep(0)
 
 
 # --- by id, name, digest --------------------------------------------------------------------------------------------
@@ -206,10 +228,64 @@ async def test_lookups_are_cached_for_a_second_then_refreshed_behind_the_answer(
     bench.now = 1.0
     assert await bench.named("svc") == old
     assert len(bench.directory.asked) == asked
-    bench.now = 1.5
-    assert await bench.named("svc") == old
-    await bench.refresh()
+    bench.now = 1.0
+    await bench.pass_time(0.5)
     assert await bench.named("svc") == new
+    assert len(bench.directory.asked) > asked
+
+
+async def test_what_is_asked_for_is_kept_fresh_behind_the_answers_for_a_while() -> None:
+    bench = Bench(a_service(digest="1", seq=1))
+    await bench.catalogue.search()
+    for second in range(2, 29):
+        bench.directory.found = (a_service(digest=str(second), seq=second),)
+        await bench.pass_time(1.0)
+        assert len(bench.directory.asked) == second
+    assert await bench.catalogue.search() == list(bench.directory.found), "no older than the last second"
+    assert len(bench.directory.asked) == 28
+    for _ in range(60):
+        await bench.pass_time(1.0)
+    assert len(bench.directory.asked) < 62, "nobody asks any more"
+    await bench.catalogue.search()
+    assert bench.directory.asked[-1] == "category:/"
+
+
+async def test_no_more_than_some_names_are_kept_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("region_controller.known_names.MAX_WATCHED", 2)
+    bench = Bench(a_service(category="/a/b/c/d"))
+    for category in ("/", "/a", "/a/b", "/a/b/c"):
+        await bench.catalogue.search(category=category)
+    await bench.pass_time(1.1)
+    assert len(bench.directory.asked) == 4 + 2
+    assert len(await bench.catalogue.search(category="/a/b")) == 1
+    await bench.settled()
+    assert bench.directory.asked[6:] == ["category:/a/b"], "the others when they are asked for"
+
+
+async def test_many_who_ask_for_the_same_at_once_ask_the_mesh_once() -> None:
+    bench = Bench(a_service())
+    answers = await asyncio.gather(*(bench.catalogue.search() for _ in range(20)))
+    assert bench.directory.asked == ["category:/"]
+    assert all(answers)
+    bench.directory.away = True
+    bench.now = 3000.0
+    problems = await asyncio.gather(*(bench.catalogue.search() for _ in range(3)), return_exceptions=True)
+    assert [type(problem) for problem in problems] == [Unavailable] * 3
+    assert len(bench.directory.asked) == 2
+
+
+async def test_search_narrows_by_category_types_and_text() -> None:
+    records = [
+        a_service("faces", category="/image/faces", inputs=["image", "video"], outputs=["text"], seq=1),
+        a_service("words", category="/text", inputs=["text"], outputs=["number"], seq=2),
+    ]
+    search = Bench(*records).catalogue.search
+    assert [r.id for r in await search()] == ["words", "faces"]
+    assert [r.id for r in await search(inputs=("image", "video"), outputs=("text",))] == ["faces"]
+    assert [r.id for r in await search(category="/image", text="FACES")] == ["faces"]
+    assert [r.id for r in await search(service_id="words")] == ["words"]
+    assert await search(service_id="words", category="/image") == []
+    assert await search(inputs=("image", "text")) == []
 
 
 async def test_after_two_seconds_the_mesh_is_asked_first() -> None:
