@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -16,6 +16,7 @@ from client.invocation import invoke
 from client.rest import Rest, retried
 from client.sse import EventParser
 from client.transfer import DEFAULT_MAX_BYTES, blocks_of, record_headers, save_verified, size_of
+from protocol.events import NEWS, News
 from protocol.identifiers import check_digest
 from protocol.instances import (
     AgentView,
@@ -38,6 +39,8 @@ GRACE_S = 10.0
 """How much longer than the work it asked for a client waits for the answer."""
 COMMAND_TIMEOUT_S = 60.0
 TRANSFER_TIMEOUT_S = 3600.0
+EVENTS_SILENT_S = 30.0
+"""A controller that has nothing to tell says so every 10 s."""
 
 T = TypeVar("T")
 
@@ -259,6 +262,19 @@ class ControllerClient:
                 return await save_verified(response, digest, out, max_bytes=max_bytes, on_progress=on_progress)
 
         return await self._retried(download)
+
+    async def events(self) -> AsyncIterator[News]:
+        """What happens in the region: a Snapshot, then each change, until the controller ends the stream.
+
+        Raises ControllerUnreachable if it is silent for EVENTS_SILENT_S.
+        """
+        timeout_s = EVENTS_SILENT_S
+        async with self._rest.request("GET", "/events", timeout_s=None, idle_s=timeout_s) as response:
+            parser = EventParser()
+            async for piece in response.content.iter_any():
+                for event in parser.feed(piece):
+                    if (kind := NEWS.get(event.name)) is not None:  # a newer controller may tell more
+                        yield self._rest.decode(event.data, kind)
 
     # --- the region --------------------------------------------------------------------------------------------------
 

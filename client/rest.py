@@ -32,14 +32,25 @@ class Rest:
 
     @asynccontextmanager
     async def request(
-        self, method: str, path: str, *, timeout_s: float, token: str | None = None, works: bool = False, **kwargs: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        timeout_s: float | None,
+        idle_s: float | None = None,
+        token: str | None = None,
+        works: bool = False,
+        **kwargs: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer with a 2xx status. `works`: silence for `timeout_s` means slow work (DeadlineExceeded), not a
-        dead controller."""
+        """An answer with a 2xx status.
+
+        `timeout_s` None: it may take for ever, but be silent for `idle_s` only. `works`: silence for `timeout_s` means
+        slow work (DeadlineExceeded), not a dead controller.
+        """
         headers = dict(kwargs.pop("headers", {}))
         if bearer := token or self._token:
             headers["Authorization"] = f"Bearer {bearer}"
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_read=idle_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._session.request(
                 method, f"{self.url}/v1{path}", headers=headers, timeout=timeout, allow_redirects=False, **kwargs
@@ -55,7 +66,7 @@ class Rest:
                     f"the controller at {self.url} was not done after {timeout_s:g} s",
                     fix="Ask again, or allow more time.",
                 ) from None
-            raise self._unreachable(f"no answer within {timeout_s:g} s") from None
+            raise self._unreachable(f"no answer within {timeout_s or idle_s:g} s") from None
         except aiohttp.ServerDisconnectedError as error:
             raise self._unreachable("it closed the connection without an answer") from error
         except aiohttp.ClientResponseError as error:

@@ -94,11 +94,18 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`max_uploads`, `max_downloads`: archives that phones and developers send and fetch at once."""
+    """`max_uploads`, `max_downloads`: archives that phones and developers send and fetch at once.
+
+    `starts_per_client_s` (0: any number), `starts_burst`: requests for services of one address. `max_starts`: of all,
+    under way at once.
+    """
 
     max_archive_mb: Annotated[int, Meta(ge=1, le=65536)] = 256
     max_uploads: Annotated[int, Meta(ge=1, le=1024)] = 4
     max_downloads: Annotated[int, Meta(ge=1, le=1024)] = 16
+    starts_per_client_s: Annotated[float, Meta(ge=0, le=100_000)] = 50.0
+    starts_burst: Annotated[int, Meta(ge=1, le=100_000)] = 200
+    max_starts: Annotated[int, Meta(ge=1, le=100_000)] = 1024
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

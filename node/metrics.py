@@ -67,6 +67,7 @@ class _Collector:
         yield instances
         yield GaugeMetricFamily("cornerstore_agents", "Agents linked to this controller.", value=stats.agents)
         yield GaugeMetricFamily("cornerstore_leases", "Leases that hold an instance.", value=stats.leases)
+        yield CounterMetricFamily("cornerstore_starts_refused", "Requests that were too many.", value=stats.refused)
         memory = GaugeMetricFamily("cornerstore_memory_megabytes", "What the agents offer.", labels=["kind"])
         memory.add_metric(["total"], stats.memory_total)
         memory.add_metric(["free"], stats.memory_free)

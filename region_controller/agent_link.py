@@ -125,7 +125,10 @@ class AgentLink:
 
 
 class AgentLinks:
-    """All links of a region. Reports go to `members`; `on_hello` and `on_change` tell the controller afterwards."""
+    """All links of a region. Reports go to `members`; `on_hello` and `on_change` tell the controller afterwards.
+
+    `on_change`: of which agent, and the report if one of its instances changed.
+    """
 
     def __init__(
         self,
@@ -136,7 +139,7 @@ class AgentLinks:
         mesh: str,
         clock: Callable[[], float],
         on_hello: Callable[[str, Sequence[InstanceReport], Sequence[str]], None],
-        on_change: Callable[[InstanceReport | None], None],
+        on_change: Callable[[str, InstanceReport | None], None],
     ) -> None:
         self._members = members
         self._region, self._node, self._mesh = region, node, mesh
@@ -194,7 +197,7 @@ class AgentLinks:
         link.post(Welcome(LINK_VERSION, self._node, self._region))
         log.info("agent-connected", agent=hello.node, host=hello.host, instances=len(hello.instances))
         self._on_hello(hello.node, hello.instances, gone)
-        self._on_change(None)
+        self._on_change(hello.node, None)
 
     def _drop(self, link: AgentLink) -> None:
         link.fail(Unavailable(f"the link to agent {link.node[:8]} dropped", retry_after=5))
@@ -202,7 +205,7 @@ class AgentLinks:
             del self._links[link.node]
             self._members.lost(link.node, self._clock())
             log.info("agent-lost", agent=link.node)
-            self._on_change(None)
+            self._on_change(link.node, None)
 
     async def _await_hello(self, socket: web.WebSocketResponse, peer: PeerIdentity) -> Hello:
         frame = await _receive(socket, HELLO_WITHIN_S)
@@ -225,7 +228,7 @@ class AgentLinks:
             match decode_from_agent(frame):
                 case Heartbeat(resources):
                     self._members.heartbeat(link.node, resources, self._clock())
-                    self._on_change(None)
+                    self._on_change(link.node, None)
                 case InstanceChanged(report):
                     self._report(link, report)
                 case ProgressMade(command, step):
@@ -244,7 +247,7 @@ class AgentLinks:
         if self._links.get(link.node) is not link:
             return
         if self._members.changed(link.node, report, self._clock()):
-            self._on_change(report if report.gone else None)
+            self._on_change(link.node, report)
         else:
             log.warning("foreign-instance-reported", agent=link.node, instance=report.instance)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from aiohttp import web
 
 from dht.peer_http import PEER
 from protocol.bounded import read_bounded
+from protocol.events import NAMES
 from protocol.identifiers import check_category, check_digest
 from protocol.instances import MAX_LOG_LINES, Brought, OnProgress, Progress, StartAnswer, StartRequest
 from protocol.peers import PeerIdentity
@@ -39,6 +41,7 @@ KEEP_ALIVE_S = 10.0
 """Between two comments on a quiet event stream, so that middleboxes keep it open."""
 MAX_QUEUED_PROGRESS = 256
 DEFAULT_LOG_LINES = 100
+_EVENT_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -71,10 +74,11 @@ class _ClientHandlers:
         self._description = msgspec.json.encode(describe_api(importlib.metadata.version("cornerstore")))
 
     async def start_instance(self, request: web.Request) -> web.StreamResponse:
-        body = await _json(request, StartRequest)
-        if _wants_events(request):
-            return await _stream(request, lambda on_progress: self._started(body, on_progress))
-        answer, cold = await self._controller.start(body)
+        with self._controller.admission.request(request.remote or "", time.monotonic()):
+            body = await _json(request, StartRequest)
+            if _wants_events(request):
+                return await _stream(request, lambda on_progress: self._started(body, on_progress))
+            answer, cold = await self._controller.start(body)
         location = {"Location": f"/v1/instances/{answer.instance}"}
         return _answer(answer, status=201 if cold else 200, headers=location)
 
@@ -152,6 +156,28 @@ class _ClientHandlers:
 
     async def list_categories(self, _: web.Request) -> web.Response:
         return _answer(await self._controller.categories())
+
+    async def follow_events(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers=_EVENT_STREAM)
+        with self._controller.listening() as events:
+            await response.prepare(request)
+            pending = asyncio.ensure_future(anext(events, None))
+            try:
+                while True:
+                    await asyncio.wait({pending}, timeout=KEEP_ALIVE_S)
+                    async with asyncio.timeout(STALLED_S):
+                        if not pending.done():
+                            await response.write(b": keep-alive\n\n")
+                            continue
+                        if (news := pending.result()) is None:
+                            break
+                        await response.write(_event(NAMES[type(news)], news))
+                    pending = asyncio.ensure_future(anext(events, None))
+            except TimeoutError:
+                log.info("listener-stalled", client=request.remote)
+            finally:
+                pending.cancel()
+        return response
 
     async def list_agents(self, _: web.Request) -> web.Response:
         return _answer(self._controller.agents())
@@ -297,7 +323,7 @@ async def _stream(
         if not steps.full():
             steps.put_nowait(step)
 
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-store"})
+    response = web.StreamResponse(headers=_EVENT_STREAM)
     await response.prepare(request)
     work = asyncio.create_task(perform(on_progress))
     try:

@@ -8,7 +8,7 @@ import hmac
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dht.contracts import Content, Directory
 from dht.peer_http import PeerHttp
 from dht.tasks import OwnedTasks, running_loops
+from protocol.events import News
 from protocol.instances import (
     AgentView,
     Category,
@@ -32,6 +33,7 @@ from protocol.peers import PeerIdentity
 from protocol.problems import Problem, Unavailable
 from protocol.records import RegionRecord
 from region_controller import hierarchy
+from region_controller.admission import Admission
 from region_controller.catalogue import Catalogue
 from region_controller.handoff import AliveRequest, HandoffRequest, RemoteRegions, Verb
 from region_controller.journal import Journal, open_journal
@@ -81,6 +83,9 @@ class Controller:
         self._operator_token = operator_token.encode()
         self._tasks = tasks
         self._region = Region(config, identity, journal, tasks, clock)
+        self.admission = Admission(
+            per_client_s=config.starts_per_client_s, burst=config.starts_burst, at_once=config.max_starts
+        )
         self.catalogue = Catalogue(directory, tasks.run, clock=clock)
         self.publishing = Publishing(
             config,
@@ -145,6 +150,10 @@ class Controller:
     def is_operator(self, token: str | None) -> bool:
         return bool(token) and hmac.compare_digest((token or "").encode(errors="surrogateescape"), self._operator_token)
 
+    def listening(self) -> AbstractContextManager[AsyncIterator[News]]:
+        """What happens in the region from now on. Raises TooManyRequests."""
+        return self._region.feed.listening()
+
     # --- views ------------------------------------------------------------------------------------------------------
 
     def health(self) -> Health:
@@ -195,6 +204,7 @@ class Controller:
             memory_free=free,
             instances=dict(states),
             leases=self._region.leases.count(self._clock()),
+            refused=self.admission.refused,
         )
 
     async def _region_records(self) -> list[RegionRecord]:
@@ -221,7 +231,8 @@ class Controller:
         await self.close_links()
 
     async def close_links(self) -> None:
-        """Say goodbye to the agents, before the listener that carries their links closes."""
+        """Say goodbye to the agents and to who listens, before the listeners that carry them close."""
+        self._region.feed.end()
         await self._region.links.close()
 
     def _note_capacity(self) -> None:

@@ -205,6 +205,15 @@ OPERATIONS: tuple[Operation, ...] = (
         problems=(503,),
     ),
     Operation(
+        name="follow_events",
+        method="GET",
+        path="/v1/events",
+        summary="What happens in the region, live (server-sent events): `snapshot` first, then `agent`, `agent-lost`, "
+        "`instance`, `started`. A listener that does not keep up is ended, and comes again.",
+        answers={200: "text/event-stream"},
+        problems=(429,),
+    ),
+    Operation(
         name="list_agents",
         method="GET",
         path="/v1/agents",

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 import structlog
 from msgspec import Struct
 
 from dht.tasks import OwnedTasks
-from protocol.instances import InstanceReport, InstanceView, PortBinding, ServiceRef, State
+from protocol.events import AgentLost, Snapshot
+from protocol.instances import AgentView, InstanceReport, InstanceView, PortBinding, ServiceRef, State
 from protocol.link import Remove
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem
 from region_controller.agent_link import AgentLinks
 from region_controller.failures import Failures
+from region_controller.feed import Feed
 from region_controller.journal import Journal
 from region_controller.leases import Held, LeaseRow, Leases
 from region_controller.members import Members
@@ -27,7 +30,9 @@ log = structlog.get_logger(__name__)
 class ControllerConfig(Struct, frozen=True, kw_only=True):
     """`database`: the journal's sqlite file. `spool`: a folder for uploads under way, which have at
     most `spool_bytes` together. At most `max_uploads` and `max_downloads` of archives at once.
-    `unwanted_start_s`: a start that is not ready is given up so long after the last client's `wait_s` is over.
+    `starts_per_client_s` (0: any number), `starts_burst`: requests of one address for services. `max_starts`: of all,
+    under way at once. `unwanted_start_s`: a start that is not ready is given up so long after the last client's
+    `wait_s` is over.
     """
 
     region: str
@@ -37,6 +42,9 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     max_archive_bytes: int = 256 << 20
     max_uploads: int = 4
     max_downloads: int = 16
+    starts_per_client_s: float = 50.0
+    starts_burst: int = 200
+    max_starts: int = 1024
     spool_bytes: int = 1 << 30
 
 
@@ -66,6 +74,9 @@ class Region:
         self.abandoned: set[str] = set()
         self.away: dict[str, InstanceView] = {}
         self.capacity_changed: Callable[[], None] = lambda: None
+        self.feed = Feed(self._snapshot)
+        self._told: dict[str, AgentView] = {}
+        """Of each agent, what listeners know."""
         self.links = AgentLinks(
             self.members,
             region=config.region,
@@ -168,10 +179,36 @@ class Region:
             self.abandoned.add(instance)
             log.info("abandoned-until-agent-returns", instance=instance, agent=node, problem=problem.detail)
 
-    def _on_change(self, removed: InstanceReport | None) -> None:
-        if removed is not None:
-            self.forget(removed.instance)
+    def _on_change(self, node: str, report: InstanceReport | None) -> None:
+        if report is not None:
+            self._tell_instance(node, report)
+            if report.gone:
+                self.forget(report.instance)
+        self._tell_agent(node)
         self.capacity_changed()
+
+    def _tell_instance(self, node: str, report: InstanceReport) -> None:
+        self.feed.tell(lambda: self.view(node, report))
+
+    def _tell_agent(self, node: str) -> None:
+        """What it offers now, if that is news; an agent that is lost, and with it the state of its instances."""
+        if not self.feed.heard:
+            return
+        view = next((v for v in self.members.views(self.clock()) if v.node == node), None)
+        if view is None:
+            self._told.pop(node, None)
+            self.feed.tell(lambda: AgentLost(node))
+            for owner, report in self.members.instances():
+                if owner == node:
+                    self._tell_instance(node, report)
+        elif (known := msgspec.structs.replace(view, age_s=0.0)) != self._told.get(node):
+            self._told[node] = known
+            self.feed.tell(lambda: view)
+
+    def _snapshot(self) -> Snapshot:
+        views = self.members.views(self.clock())
+        self._told = {view.node: msgspec.structs.replace(view, age_s=0.0) for view in views}
+        return Snapshot(tuple(views), tuple(self.view(node, report) for node, report in self.members.instances()))
 
 
 def first_address(report: InstanceReport) -> tuple[str, int | None, str | None]:

@@ -16,6 +16,7 @@ import structlog
 from msgspec import Struct
 
 from protocol.causes import Cause, cause_of
+from protocol.events import started
 from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
 from protocol.link import Done, Extend, Start
 from protocol.problems import (
@@ -329,6 +330,7 @@ class Starts:
             why=f"{wanted.why}; {local.why}" + ("; joined a start already under way" if joined else ""),
         )
         self._region.stats.started("joined" if joined else kind, answer.timings_ms)
+        self._region.feed.tell(lambda: started(answer))
         return answer, cold
 
     def _handed_answer(self, wanted: Wanted, remote: Remote) -> StartAnswer:
@@ -340,6 +342,7 @@ class Starts:
             why=f"{wanted.why}; no agent of {here} can host it; {remote.hop.region} took it: {theirs.why}",
         )
         self._region.stats.started("handed_off", answer.timings_ms)
+        self._region.feed.tell(lambda: started(answer))
         return answer
 
 

@@ -13,7 +13,7 @@ from protocol.instances import PHASES
 class ControllerStats(Struct, frozen=True, kw_only=True):
     """`starts` by kind: cold, warm, joined, handed_off, received, failed. `phases`: count and sum of seconds.
 
-    `instances` by state. Memory in MB.
+    `instances` by state. Memory in MB. `refused`: requests for services that were too many.
     """
 
     starts: dict[str, int]
@@ -23,6 +23,7 @@ class ControllerStats(Struct, frozen=True, kw_only=True):
     memory_free: int
     instances: dict[str, int]
     leases: int
+    refused: int
 
 
 class Stats:

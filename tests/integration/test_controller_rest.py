@@ -7,15 +7,18 @@ import base64
 import hashlib
 import time
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from client.controller import ControllerClient
 from dht.memory_content import Swarm
 from dht.memory_directory import MemoryMesh
-from protocol.instances import Progress, StartAnswer
+from protocol.events import AgentLost, News, Snapshot, Started
+from protocol.instances import AgentView, InstanceView, Progress, StartAnswer, StartRequest
 from protocol.problems import StartFailed
 from protocol.records import raw_public_key, service_record, sign
 from protocol.service import ServiceDescriptor
@@ -145,6 +148,57 @@ async def test_progress_is_streamed(tmp_path: Path) -> None:
         assert [name for name, _ in seen] == ["progress"] * 3 + ["result"]
         assert msgspec.json.decode(seen[2][1], type=Progress).phase == "build"
         assert msgspec.json.decode(seen[3][1], type=StartAnswer).start == "cold"
+
+
+async def test_what_happens_in_the_region_is_told_live(tmp_path: Path) -> None:
+    agent = FakeAgent(node_of("agent"), "eu/de")
+    async with AsyncExitStack() as stack:
+        site = await stack.enter_async_context(running_site(tmp_path))
+        client = await stack.enter_async_context(ControllerClient(site.rest))
+        await site.publish(a_service())
+        told: asyncio.Queue[News] = asyncio.Queue()
+
+        async def listen() -> None:
+            async for news in client.events():
+                told.put_nowait(news)
+
+        listening = asyncio.create_task(listen())
+        stack.push_async_callback(cancelled, listening)
+
+        async def until_told(kind: type[News]) -> list[News]:
+            """All that is told, up to the first of that kind."""
+            heard: list[News] = []
+            async with asyncio.timeout(10):
+                while not heard or not isinstance(heard[-1], kind):
+                    heard.append(await told.get())
+            return heard
+
+        assert await until_told(Snapshot) == [Snapshot((), ())]
+        async with agent.linked(site.peer):
+            await until_told(AgentView)
+            answer = await client.start(StartRequest(service="svc"))
+            heard = await until_told(Started)
+            assert [news.state for news in heard if isinstance(news, InstanceView)] == ["starting", "running"]
+            assert [news.memory_free for news in heard if isinstance(news, AgentView)] == [900]
+            assert [news.instance for news in heard if isinstance(news, Started)] == [answer.instance]
+        assert await until_told(AgentLost) == [AgentLost(agent.node)]
+        assert [news.state for news in await until_told(InstanceView) if isinstance(news, InstanceView)] == ["unknown"]
+
+
+async def cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_client_that_asks_too_fast_is_told_when_to_come_back(tmp_path: Path) -> None:
+    agent = FakeAgent(node_of("agent"), "eu/de")
+    async with running_site(tmp_path, starts_burst=2, starts_per_client_s=0.1) as site, agent.linked(site.peer):
+        await site.publish(a_service())
+        answers = [await call(site, "POST", "/v1/instances", json={"service": "svc"}) for _ in range(3)]
+        assert [status for status, _, _ in answers] == [201, 200, 429]
+        _, problem, headers = answers[-1]
+        assert (problem["type"].rpartition("/")[2], float(headers["Retry-After"])) == ("too-many-requests", 1)
+        assert (await call(site, "GET", "/v1/instances"))[0] == 200, "looking costs nothing"
 
 
 async def test_a_log_is_for_who_holds_the_instance(tmp_path: Path) -> None:
