@@ -34,7 +34,16 @@ from dht.tasks import OwnedTasks, periodically
 from dht.views import WORTH_KEEPING, View
 from protocol.identifiers import check_digest, check_region, node_id, record_key
 from protocol.problems import ConfigError, InvalidRecord, Problem, Unavailable
-from protocol.records import ProviderRecord, Record, RegionRecord, ServiceRecord, Signed, raw_public_key, sign
+from protocol.records import (
+    ProviderRecord,
+    Record,
+    RegionRecord,
+    ServiceRecord,
+    Signed,
+    last_moment,
+    raw_public_key,
+    sign,
+)
 
 log = structlog.get_logger(__name__)
 
@@ -175,12 +184,13 @@ class NetworkDirectory:
         await self._spread(record_key(f"content:{digest}"), self._provider(digest, withdrawn=withdrawn))
 
     def _provider(self, digest: str, *, withdrawn: bool) -> Signed:
+        seq = self._next_seq(record_key(f"content:{digest}"))
         record = ProviderRecord(
             content=digest,
             node=self.node,
             addresses=self._addresses,
-            seq=self._next_seq(record_key(f"content:{digest}")),
-            expiry=int(self._clock()) + PROVIDER_LIFETIME_S,
+            seq=seq,
+            expiry=last_moment("provider", seq) if withdrawn else int(self._clock()) + PROVIDER_LIFETIME_S,
             withdrawn=withdrawn,
         )
         return sign(record, self._identity)

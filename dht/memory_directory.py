@@ -15,7 +15,7 @@ from dht import rules
 from dht.directory import PROVIDER_LIFETIME_S, REGION_LIFETIME_S
 from protocol.identifiers import check_digest, check_region, node_id, record_key
 from protocol.problems import InvalidRecord, Unavailable
-from protocol.records import ProviderRecord, RegionRecord, ServiceRecord, Signed, raw_public_key, sign
+from protocol.records import ProviderRecord, RegionRecord, ServiceRecord, Signed, last_moment, raw_public_key, sign
 
 Sets = dict[bytes, list[Signed]]
 
@@ -98,12 +98,13 @@ class MemoryDirectory:
         self._spread(self._provider(digest, withdrawn=withdrawn))
 
     def _provider(self, digest: str, *, withdrawn: bool) -> Signed:
+        seq = self._next_seq(record_key(f"content:{digest}"))
         record = ProviderRecord(
             content=digest,
             node=self.node,
             addresses=self._addresses,
-            seq=self._next_seq(record_key(f"content:{digest}")),
-            expiry=int(self._clock()) + PROVIDER_LIFETIME_S,
+            seq=seq,
+            expiry=last_moment("provider", seq) if withdrawn else int(self._clock()) + PROVIDER_LIFETIME_S,
             withdrawn=withdrawn,
         )
         return sign(record, self._identity)

@@ -16,6 +16,9 @@ A tombstone takes its slot like any record and hides it for readers. It is bound
 withdraws: at `service:<digest>` no other version ever competes, so an older version stays findable by its digest after
 a newer one took the slot at `id:`, `name:` and `category:`. A publisher who withdraws an old version and means to keep
 the newer one signs the tombstone with the old version's seq plus one.
+
+A record lives at most as long as its kind allows from its own date, and a tombstone exactly that long
+(`protocol.records.check_lifetime`): so nothing that it hides can come back when it is forgotten.
 """
 
 from __future__ import annotations
@@ -32,10 +35,17 @@ import msgspec
 
 from protocol.identifiers import record_key
 from protocol.problems import BadRequest, InvalidRecord
-from protocol.records import CLOCK_SKEW_S, ProviderRecord, Record, RegionRecord, ServiceRecord, Signed
+from protocol.records import (
+    CLOCK_SKEW_S,
+    ProviderRecord,
+    Record,
+    RegionRecord,
+    ServiceRecord,
+    Signed,
+    check_lifetime,
+    is_withdrawn,
+)
 
-MAX_LIFETIME_S = {ServiceRecord: 400 * 86_400, ProviderRecord: 3600, RegionRecord: 600}
-"""How far ahead an expiry may lie, in seconds."""
 MAX_PER_OWNER = {ServiceRecord: 1024, ProviderRecord: 16, RegionRecord: 16}
 """Records of one signing key at one key; those of the highest rank stay."""
 MAX_PER_KEY = 16_384
@@ -75,13 +85,11 @@ REGION_NAMES = ("region", "children")
 
 
 def accept(record: Record, now: float) -> None:
-    """Raises InvalidRecord if the record is expired or dated so far ahead that it could not be replaced in time."""
+    """Raises InvalidRecord if the record is expired, lives too long or (a tombstone) not long enough, or is dated so
+    far ahead that it could not be replaced in time."""
     if record.expiry <= now:
         raise InvalidRecord(f"the record expired {now - record.expiry:.0f} s ago", fix="Sign it again.")
-    if record.expiry > now + MAX_LIFETIME_S[type(record)] + CLOCK_SKEW_S:
-        raise InvalidRecord(
-            f"the record would live {record.expiry - now:.0f} s; at most {MAX_LIFETIME_S[type(record)]} are accepted"
-        )
+    check_lifetime(record)
     if record.seq > (now + CLOCK_SKEW_S) * 1000:
         raise InvalidRecord(
             f"the record is dated {record.seq / 1000 - now:.0f} s in the future", fix="Set the signer's clock."
@@ -103,10 +111,6 @@ def left_behind(older: Signed, newer: Signed) -> set[str]:
     if slot(older.record) != slot(newer.record) or rank(older) >= rank(newer):
         return set()
     return {name for name in older.record.names if name.startswith("category:")} - set(newer.record.names)
-
-
-def is_withdrawn(record: Record) -> bool:
-    return not isinstance(record, RegionRecord) and record.withdrawn
 
 
 def slot(record: Record) -> bytes:

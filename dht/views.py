@@ -11,7 +11,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
 from dht import rules
-from protocol.records import ServiceRecord, Signed
+from protocol.records import ServiceRecord, Signed, is_withdrawn
 
 MAX_VIEWS = 64
 MAX_VIEWED = 100_000
@@ -64,7 +64,7 @@ class View:
         self._per_owner[signed.public_key] += 1
         self.ordered.add(signed.envelope)
         self._next_expiry = min(self._next_expiry, signed.record.expiry)
-        if not rules.is_withdrawn(signed.record) and rules.bound_to(signed.record, self._key):
+        if not is_withdrawn(signed.record) and rules.bound_to(signed.record, self._key):
             insort(shown, signed, key=_descending)
         return True
 

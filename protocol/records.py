@@ -14,7 +14,8 @@ signed it. Who may replace what is decided in `dht.rules`.
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
@@ -44,6 +45,9 @@ RECORD_VERSION = 1
 SIGNATURE_CONTEXT = b"cornerstore/record/1\0"
 RECORD_HEADER = "Cornerstore-Record"
 """HTTP header that carries a signed envelope in base64url, beside the archive that it announces or withdraws."""
+RecordKind = Literal["service", "provider", "region"]
+LIFETIME_S: Mapping[RecordKind, int] = {"service": 400 * 86_400, "provider": 3600, "region": 600}
+"""The longest that a record of each kind may live, in seconds from its own date (`seq`)."""
 CLOCK_SKEW_S = 300
 """How far ahead of our clock a peer's may be."""
 
@@ -141,6 +145,21 @@ class RegionRecord(Struct, frozen=True, array_like=True, tag="region", forbid_un
 Record = ServiceRecord | ProviderRecord | RegionRecord
 
 
+def kind_of(record: Record) -> RecordKind:
+    match record:
+        case ServiceRecord():
+            return "service"
+        case ProviderRecord():
+            return "provider"
+        case RegionRecord():
+            return "region"
+
+
+def is_withdrawn(record: Record) -> bool:
+    """True if the record withdraws what stands in its place."""
+    return not isinstance(record, RegionRecord) and record.withdrawn
+
+
 class Signed(Struct, frozen=True):
     """A record whose signature was verified, with the exact bytes that were."""
 
@@ -162,6 +181,29 @@ _record_decoder: msgspec.msgpack.Decoder[Record] = msgspec.msgpack.Decoder(Recor
 
 def raw_public_key(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+
+
+def last_moment(kind: RecordKind, seq: int) -> int:
+    """The latest expiry that a record of this date may have, and the only one that a tombstone has."""
+    return seq // 1000 + LIFETIME_S[kind]
+
+
+def check_lifetime(record: Record) -> None:
+    """Raises InvalidRecord if the record could live longer than its kind allows, or a tombstone less long than that.
+
+    A tombstone hides records of the same date and earlier. None of them outlives it then, so none can be brought back
+    by who kept a copy until the tombstone was forgotten.
+    """
+    last = last_moment(kind_of(record), record.seq)
+    if record.expiry > last:
+        raise InvalidRecord(
+            f"the record would end {record.expiry - last} s later than its date allows", fix="Sign it with a later seq."
+        )
+    if is_withdrawn(record) and record.expiry < last:
+        raise InvalidRecord(
+            f"the tombstone would end {last - record.expiry} s before the last record that it may hide",
+            fix=f"Sign it with the expiry {last}.",
+        )
 
 
 def sign(record: Record, key: Ed25519PrivateKey) -> Signed:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dht.directory import DirectoryConfig, NetworkDirectory, running_directory
 from dht.overlay import OpenTransport, Tuning, WholeSets
 from dht.sealing import Keyring
-from protocol.records import ServiceRecord, Signed, raw_public_key, sign
+from protocol.records import ServiceRecord, Signed, last_moment, raw_public_key, sign
 from tests.waiting import until
 
 KEYRING = Keyring(mesh="test", keys={1: b"k" * 32}, current=1)
@@ -37,7 +37,11 @@ def service(
     key: Ed25519PrivateKey = PUBLISHER,
     description: str = "counts words",
 ) -> Signed:
+    """Valid for an hour; a tombstone as long as one has to be."""
     now = time.time()
+    seq = int(now * 1000) if seq is None else seq
+    if expiry is None:
+        expiry = last_moment("service", seq) if withdrawn else now + 3600
     record = ServiceRecord(
         digest="sha256:" + hashlib.sha256(content.encode()).hexdigest(),
         id=service_id,
@@ -50,8 +54,8 @@ def service(
         mem=50,
         publisher=raw_public_key(key),
         version="1.0",
-        seq=int(now * 1000) if seq is None else seq,
-        expiry=int(now + 3600 if expiry is None else expiry),
+        seq=seq,
+        expiry=int(expiry),
         withdrawn=withdrawn,
     )
     return sign(record, key)

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.instances import ServiceView
 from protocol.problems import BadRequest, ConfigError, Forbidden
-from protocol.records import ServiceRecord, Signed, raw_public_key, service_record, sign
+from protocol.records import ServiceRecord, Signed, last_moment, raw_public_key, service_record, sign
 from protocol.service import ServiceDescriptor
 
 KEY_FILE = "publisher.key"
@@ -88,7 +88,7 @@ def signed_tombstone(service: ServiceView, key: Ed25519PrivateKey) -> Signed:
             f"{service.id} was published by {service.publisher[:16]}, this machine's key is {publisher.hex()[:16]}",
             fix="Withdraw it from the machine that published it, or name its --data-dir.",
         )
-    now = time.time()
+    seq = int(time.time() * 1000)
     return sign(
         ServiceRecord(
             digest=service.digest,
@@ -102,8 +102,8 @@ def signed_tombstone(service: ServiceView, key: Ed25519PrivateKey) -> Signed:
             mem=service.mem,
             publisher=publisher,
             version=service.version,
-            seq=int(now * 1000),
-            expiry=int(now) + VALIDITY_S,
+            seq=seq,
+            expiry=last_moment("service", seq),
             withdrawn=True,
         ),
         key,

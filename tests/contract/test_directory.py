@@ -17,6 +17,7 @@ from tests.dht_mesh import identity, mesh, service
 
 Meshes = Callable[[int], AbstractAsyncContextManager[Sequence[Directory]]]
 DIGEST = "sha256:" + hashlib.sha256(b"content").hexdigest()
+MS = int(time.time() * 1000)
 
 
 @asynccontextmanager
@@ -60,8 +61,8 @@ async def test_nothing_published_is_an_empty_answer(meshes: Meshes) -> None:
 
 async def test_services_of_one_id_by_two_publishers_are_both_listed_newest_first(meshes: Meshes) -> None:
     other = identity(77)
-    older = service("od01", content="a", seq=1000)
-    newer = service("od01", content="b", seq=2000, key=other)
+    older = service("od01", content="a", seq=MS + 1000)
+    newer = service("od01", content="b", seq=MS + 2000, key=other)
     async with meshes(3) as nodes:
         await nodes[0].publish(newer)
         await nodes[1].publish(older)
@@ -70,7 +71,7 @@ async def test_services_of_one_id_by_two_publishers_are_both_listed_newest_first
 
 
 async def test_a_newer_version_replaces_by_id_but_the_older_stays_findable_by_digest(meshes: Meshes) -> None:
-    old, new = service("od01", content="v1", seq=1000), service("od01", content="v2", seq=2000)
+    old, new = service("od01", content="v1", seq=MS + 1000), service("od01", content="v2", seq=MS + 2000)
     async with meshes(3) as nodes:
         await nodes[0].publish(old)
         await nodes[1].publish(new)
@@ -80,9 +81,9 @@ async def test_a_newer_version_replaces_by_id_but_the_older_stays_findable_by_di
 
 async def test_an_outdated_record_is_refused(meshes: Meshes) -> None:
     async with meshes(3) as nodes:
-        await nodes[0].publish(service("od01", content="v2", seq=2000))
+        await nodes[0].publish(service("od01", content="v2", seq=MS + 2000))
         with pytest.raises(InvalidRecord, match="newer"):
-            await nodes[2].publish(service("od01", content="v1", seq=1000))
+            await nodes[2].publish(service("od01", content="v1", seq=MS + 1000))
         assert len(await nodes[1].services("id:od01")) == 1
 
 
@@ -96,20 +97,20 @@ async def test_a_record_outside_its_time_is_refused(meshes: Meshes, expiry: floa
 
 async def test_withdrawn_is_gone_everywhere(meshes: Meshes) -> None:
     async with meshes(4) as nodes:
-        await nodes[0].publish(service("od01", seq=1000))
+        await nodes[0].publish(service("od01", seq=MS + 1000))
         assert len(await nodes[3].services("id:od01")) == 1
-        await nodes[2].publish(service("od01", seq=1001, withdrawn=True))
+        await nodes[2].publish(service("od01", seq=MS + 1001, withdrawn=True))
         for reader in nodes:
             assert await digests(reader, "id:od01") == []
             assert await digests(reader, "category:/text") == []
 
 
 async def test_withdrawing_an_old_version_leaves_the_new_one(meshes: Meshes) -> None:
-    old, new = service("od01", content="v1", seq=1000), service("od01", content="v2", seq=2000)
+    old, new = service("od01", content="v1", seq=MS + 1000), service("od01", content="v2", seq=MS + 2000)
     async with meshes(3) as nodes:
         await nodes[0].publish(old)
         await nodes[0].publish(new)
-        await nodes[1].publish(service("od01", content="v1", seq=1001, withdrawn=True))
+        await nodes[1].publish(service("od01", content="v1", seq=MS + 1001, withdrawn=True))
         assert await digests(nodes[2], "id:od01") == [new.record.digest]  # type: ignore[union-attr]
         assert await digests(nodes[2], old.record.names[0]) == []
 
@@ -158,8 +159,8 @@ async def test_names_of_other_kinds_are_refused(meshes: Meshes, name: str) -> No
 
 
 async def test_a_service_that_moved_to_another_category_is_gone_from_the_old_one(meshes: Meshes) -> None:
-    old = service("od01", content="v1", seq=1000, category="/image/detection")
-    new = service("od01", content="v2", seq=2000, category="/video/detection")
+    old = service("od01", content="v1", seq=MS + 1000, category="/image/detection")
+    new = service("od01", content="v2", seq=MS + 2000, category="/video/detection")
     async with meshes(4) as nodes:
         await nodes[0].publish(old)
         await nodes[1].publish(new)

@@ -20,7 +20,7 @@ from dht.memory_directory import MemoryMesh
 from protocol.events import AgentLost, News, Snapshot, Started
 from protocol.instances import AgentView, InstanceView, Progress, StartAnswer, StartRequest
 from protocol.problems import StartFailed
-from protocol.records import raw_public_key, service_record, sign
+from protocol.records import last_moment, raw_public_key, service_record, sign
 from protocol.service import ServiceDescriptor
 from region_controller import client_routes
 from region_controller.openapi import NODE_OPERATIONS, OPERATIONS, describe_api
@@ -51,13 +51,14 @@ async def call(site: Site, method: str, path: str, **options: Any) -> tuple[int,
 def signed_header(data: bytes, key: Any = PUBLISHER, **changes: Any) -> dict[str, str]:
     digest = "sha256:" + hashlib.sha256(data).hexdigest()
     now = time.time()
+    seq = int(now * 1000)
     record = service_record(
         WORD_COUNT,
         digest=digest,
         size=len(data),
         publisher=raw_public_key(key),
-        seq=int(now * 1000),
-        expiry=int(now) + 3600,
+        seq=seq,
+        expiry=last_moment("service", seq) if changes.get("withdrawn") else int(now) + 3600,
     )
     envelope = sign(msgspec.structs.replace(record, **changes), key).envelope
     return {"Cornerstore-Record": base64.urlsafe_b64encode(envelope).decode().rstrip("=")}

@@ -21,10 +21,11 @@ from tests.dht_mesh import identity, service
 
 KEY = record_key("category:/")
 NOW = 1_800_000_000.0
+MS = int(NOW * 1000)
 PER_KEY, PER_VIA, PER_OWNER = 6, 4, 3
 MEMBERS = [b"m", b"n", b"o"]
 RECORDS = {
-    (owner, number, seq): service(f"s{number}", seq=seq, expiry=NOW + 60, key=identity(owner))
+    (owner, number, seq): service(f"s{number}", seq=MS + seq, expiry=NOW + 60, key=identity(owner))
     for owner in range(5)
     for number in range(4)
     for seq in (1, 2)
@@ -81,7 +82,7 @@ def test_an_equal_share_is_never_lost(
     """A member that brought no more than its equal share, each record of another signer, keeps all of it."""
     share = PER_KEY // (len(MEMBERS) + 1)
     with tight_replica() as replica:
-        honest = [service(f"h{i}", seq=1, expiry=NOW + 60, key=identity(100 + i)) for i in range(share)]
+        honest = [service(f"h{i}", seq=MS, expiry=NOW + 60, key=identity(100 + i)) for i in range(share)]
         for chosen in few:
             offered(replica, chosen, b"m")
         assert replica.offer(KEY, [s.envelope for s in honest], b"honest") == [Verdict.KEPT] * share
@@ -109,7 +110,7 @@ def test_where_no_bound_is_met_order_does_not_matter(
 
 @given(offers)
 def test_what_is_ours_stays(given_offers: list[tuple[tuple[int, int, int], bytes]]) -> None:
-    own = [service(f"own{i}", seq=1, expiry=NOW + 60, key=identity(200 + i)) for i in range(PER_KEY + 1)]
+    own = [service(f"own{i}", seq=MS, expiry=NOW + 60, key=identity(200 + i)) for i in range(PER_KEY + 1)]
     with tight_replica() as replica:
         for number, (chosen, via) in enumerate(given_offers):
             offered(replica, chosen, via)

@@ -25,6 +25,7 @@ from protocol.records import Signed, verify
 from tests.dht_mesh import service
 
 KEY = record_key("category:/text")
+MS = int(time.time() * 1000)
 FLOODER, HONEST, RELAY = b"f" * 20, b"h" * 20, b"r" * 20
 VM_STEPS = 100
 
@@ -107,8 +108,10 @@ def test_a_new_version_takes_the_slot_though_the_pool_is_full(monkeypatch: pytes
     monkeypatch.setattr("dht.seats.MAX_PER_VIA", 2)
     with opened_storage(None) as storage:
         replica = Replica(storage, time.time)
-        replica.offer(KEY, [service(x, seq=1, category="/text", key=throwaway(ord(x))).envelope for x in "ab"], HONEST)
-        newer = service("a", seq=2, category="/text", key=throwaway(ord("a")), content="v2")
+        replica.offer(
+            KEY, [service(x, seq=MS + 1, category="/text", key=throwaway(ord(x))).envelope for x in "ab"], HONEST
+        )
+        newer = service("a", seq=MS + 2, category="/text", key=throwaway(ord("a")), content="v2")
         assert replica.offer(KEY, [newer.envelope], RELAY) == [Verdict.KEPT]
         assert storage.occupancy(KEY).vias[HONEST] == 2, "it counts where the older version did"
 

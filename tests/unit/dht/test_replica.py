@@ -13,6 +13,7 @@ from protocol.identifiers import record_key
 from tests.dht_mesh import service
 
 KEY = record_key("id:wc01")
+MS = int(time.time() * 1000)
 
 
 @pytest.fixture
@@ -22,9 +23,9 @@ def replica() -> Iterator[Replica]:
 
 
 def test_records_are_kept_superseded_or_refused_each_on_its_own(replica: Replica) -> None:
-    new, old = service(seq=2000), service(seq=1000)
+    new, old = service(seq=MS + 2000), service(seq=MS + 1000)
     forged = new.envelope[:-1] + bytes([new.envelope[-1] ^ 1])
-    other = service("other", seq=1)
+    other = service("other", seq=MS + 1)
     offered = [new.envelope, old.envelope, forged, b"", other.envelope]
     assert replica.offer(KEY, offered) == [
         Verdict.KEPT,
@@ -41,7 +42,7 @@ def test_expired_records_are_refused_and_not_shown(replica: Replica) -> None:
 
 
 def test_an_echo_from_a_peer_leaves_our_record_ours(replica: Replica) -> None:
-    signed = service(seq=1000)
+    signed = service(seq=MS + 1000)
     replica.keep(KEY, signed, ours=True, spread_at=0.0)
     assert replica.offer(KEY, [signed.envelope]) == [Verdict.KEPT]
     (row,) = replica.storage.at(KEY)
@@ -50,8 +51,8 @@ def test_an_echo_from_a_peer_leaves_our_record_ours(replica: Replica) -> None:
 
 
 def test_what_somebody_else_signed_later_with_the_same_key_is_not_ours(replica: Replica) -> None:
-    replica.keep(KEY, service(seq=1000), ours=True, spread_at=0.0)
-    replica.offer(KEY, [service(seq=2000, content="v2").envelope])
+    replica.keep(KEY, service(seq=MS + 1000), ours=True, spread_at=0.0)
+    replica.offer(KEY, [service(seq=MS + 2000, content="v2").envelope])
     assert [row.ours for row in replica.storage.at(KEY)] == [False]
 
 
@@ -64,7 +65,7 @@ def test_one_signing_key_cannot_fill_the_node(replica: Replica, monkeypatch: pyt
 def test_a_full_set_makes_room_for_newer_records_only(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     key = record_key("category:/")
     monkeypatch.setitem(module.rules.MAX_PER_OWNER, type(service().record), 2)
-    seqs = {name: seq for seq, name in enumerate("abcd", start=1)}
+    seqs = {name: seq for seq, name in enumerate("abcd", start=MS)}
     records = {name: service(name, seq=seq).envelope for name, seq in seqs.items()}
     verdicts = [replica.offer(key, [records[name]])[0] for name in "bcad"]
     assert verdicts == [Verdict.KEPT, Verdict.KEPT, Verdict.REFUSED, Verdict.KEPT]
@@ -75,7 +76,7 @@ def test_answers_follow_changes_and_expiry() -> None:
     now = [time.time()]
     with opened_storage(None) as storage:
         replica = Replica(storage, lambda: now[0])
-        first, second = service(seq=1, expiry=now[0] + 50), service(seq=2, expiry=now[0] + 100)
+        first, second = service(seq=MS + 1, expiry=now[0] + 50), service(seq=MS + 2, expiry=now[0] + 100)
         for signed in (first, second):
             replica.offer(KEY, [signed.envelope])
             assert replica.ordered(KEY).envelopes == [signed.envelope]

@@ -33,8 +33,9 @@ def region(path: str = "eu/de", *, seq: int = MS, expiry: float = NOW + 60) -> S
         service(seq=MS + 299_000, expiry=NOW + 400 * 86_400),
         provider(expiry=NOW + 3600),
         region(expiry=NOW + 600),
+        service(seq=MS, expiry=NOW + 400 * 86_400, withdrawn=True),
     ],
-    ids=["nearly expired", "a clock 299 s ahead", "provider", "region"],
+    ids=["nearly expired", "a clock 299 s ahead", "provider", "region", "tombstone"],
 )
 def test_timely_records_are_accepted(signed: Signed) -> None:
     rules.accept(signed.record, NOW)
@@ -44,10 +45,13 @@ def test_timely_records_are_accepted(signed: Signed) -> None:
     ("signed", "why"),
     [
         (service(seq=MS, expiry=NOW), "expired"),
-        (service(seq=MS, expiry=NOW + 401 * 86_400), "would live"),
+        (service(seq=MS, expiry=NOW + 401 * 86_400), "later than its date allows"),
+        (service(seq=MS - 86_400_000, expiry=NOW + 400 * 86_400), "later than its date allows"),
+        (service(seq=MS, expiry=NOW + 399 * 86_400, withdrawn=True), "before the last record that it may hide"),
+        (provider(expiry=NOW + 1800, withdrawn=True), "before the last record that it may hide"),
         (service(seq=MS + 301_000, expiry=NOW + 60), "in the future"),
-        (provider(expiry=NOW + 7200), "would live"),
-        (region(expiry=NOW + 1200), "would live"),
+        (provider(expiry=NOW + 7200), "later than its date allows"),
+        (region(expiry=NOW + 1200), "later than its date allows"),
     ],
 )
 def test_untimely_records_are_refused(signed: Signed, why: str) -> None:
