@@ -4,6 +4,7 @@
 SHELL := /bin/bash
 BIN := .venv/bin
 ARGS ?=
+WORKERS ?= 3
 PYTHON_SCRIPTS := scripts/with-docker scripts/base-image scripts/check-links
 SERVICES := $(patsubst services/%/TOSCA-Metadata/TOSCA.meta,build/%.csar,$(wildcard services/*/TOSCA-Metadata/TOSCA.meta))
 
@@ -38,8 +39,9 @@ check: setup ## lint, format, types, floors
 	@$(BIN)/lint-imports
 	@$(BIN)/python scripts/check-links
 
-test: setup ## run every test (ARGS="tests/unit -k word" narrows)
-	@scripts/with-docker scripts/in-engine $(BIN)/pytest $(ARGS)
+# More workers than cores, because many tests wait for timers. Those of a group (tests/conftest.py) stay in one worker.
+test: setup ## run every test (ARGS="tests/unit -k word" narrows; WORKERS=0: one after the other, for --pdb)
+	@scripts/with-docker scripts/in-engine $(BIN)/pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 docs: setup ## check the links between the Markdown pages
 	@$(BIN)/python scripts/check-links

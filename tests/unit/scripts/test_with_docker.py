@@ -98,7 +98,7 @@ def test_without_a_command_the_usage_is_shown() -> None:
     assert call(docker_host="").returncode == 2
 
 
-@pytest.mark.parametrize("content", ["", "not a number", "999999999", str(os.getpid())])
+@pytest.mark.parametrize("content", ["", "not a number", "999999999", pytest.param(str(os.getpid()), id="another's")])
 def test_a_stale_pid_file_names_no_process_of_ours(tmp_path: Path, content: str) -> None:
     pid_file = tmp_path / "dockerd.pid"
     pid_file.write_text(content)
