@@ -64,13 +64,17 @@ class Cornerstore:
 
         from dht.directory import DirectoryConfig, running_directory
         from dht.sealing import Keyring
+        from protocol.admission import Credentials, admit
+        from protocol.records import raw_public_key
 
+        root = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
+        key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"bench%d" % number).digest())
         structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))  # stdout is taken
         known = () if bootstrap is None else (f"127.0.0.1:{bootstrap}",)
         directory = await stack.enter_async_context(
             running_directory(
                 DirectoryConfig(host="127.0.0.1", port=0, bootstrap=known),
-                identity=Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"bench%d" % number).digest()),
+                credentials=Credentials(key, admit(root, raw_public_key(key), 2**40), raw_public_key(root)),
                 keyring=Keyring(mesh="bench", keys={1: b"k" * 32}, current=1),
                 addresses=(f"127.0.0.1:{9000 + number}",),
             )

@@ -7,6 +7,9 @@ A leaf carries who the node is as URIs in its subject alternative name:
     cornerstore:region:<path>         the region it was admitted to
     cornerstore:role:<role>           once per role it may play
 
+and, in an extension of its own, what the node shows where a certificate is too long: the root's signature of its
+admission (`protocol.admission`), which ends with the certificate.
+
 The root carries `cornerstore:mesh:<name>` and `cornerstore:node:<id>` of the node that founded the mesh, so that every
 member can say which node is able to enrol others.
 """
@@ -25,11 +28,16 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from protocol.admission import Admission, admit, is_admitted
 from protocol.identifiers import check_mesh_name, check_region, node_id
 from protocol.peers import ROLES, PeerIdentity, Role
 from protocol.problems import BadRequest
 
 URI_PREFIX = "cornerstore:"
+ADMISSION = x509.ObjectIdentifier("2.25.13733207469015765974687341835362915250")
+"""Made of a UUID, as ITU-T X.667 allows: such a number needs no registration. Its value is an OCTET STRING."""
+_OCTETS = b"\x04\x40"
+"""Tag and length of 64 bytes in DER."""
 LEAF_VALIDITY_S = 90 * 86_400
 ROOT_VALIDITY_S = 10 * 365 * 86_400
 BACKDATE_S = 300
@@ -77,13 +85,15 @@ def issue(
         f"{URI_PREFIX}region:{check_region(region)}",
         *(f"{URI_PREFIX}role:{role}" for role in check_roles(roles)),
     ]
-    expires = min(now + validity_s, root.not_valid_after_utc.timestamp())
+    expires = int(min(now + validity_s, root.not_valid_after_utc.timestamp()))
+    admission = admit(root_key, raw(public_key), expires)
     usage = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     return (
         _builder(_name(node), root.subject, public_key, root_key.public_key(), uris, now, expires)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(usage, critical=False)
+        .add_extension(x509.UnrecognizedExtension(ADMISSION, _OCTETS + admission.signature), critical=False)
         .sign(root_key, None)
     )
 
@@ -162,6 +172,19 @@ def check_issued(certificate: x509.Certificate, root: x509.Certificate) -> PeerI
     except (InvalidSignature, ValueError, TypeError):
         raise BadRequest("the certificate was not issued by this mesh's root") from None
     return identity_of(certificate)
+
+
+def admission_of(certificate: x509.Certificate, root: x509.Certificate) -> Admission:
+    """What a leaf's holder shows to other nodes in datagrams. Raises BadRequest if there is none by `root`."""
+    try:
+        value = certificate.extensions.get_extension_for_oid(ADMISSION).value
+    except (x509.ExtensionNotFound, ValueError):
+        raise BadRequest("the certificate carries no admission: it was issued by an older version") from None
+    public = value.public_bytes()
+    admission = Admission(int(certificate.not_valid_after_utc.timestamp()), public.removeprefix(_OCTETS))
+    if not is_admitted(admission, root=raw(ed25519_key(root)), public_key=raw(ed25519_key(certificate))):
+        raise BadRequest("the admission in the certificate is not signed by this mesh's root")
+    return admission
 
 
 def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket | None) -> PeerIdentity | None:

@@ -33,8 +33,9 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from bootstrap.certificates import check_issued, parse_certificate, pem
+from bootstrap.certificates import admission_of, check_issued, ed25519_key, parse_certificate, pem, raw
 from dht.sealing import Keyring
+from protocol.admission import Admission, Credentials
 from protocol.peers import PeerIdentity, Role
 from protocol.problems import BadRequest, ConfigError, DiskFull
 
@@ -55,6 +56,7 @@ class Identity:
     member: PeerIdentity
     certificate: x509.Certificate
     root: x509.Certificate
+    admission: Admission
     node_key: Ed25519PrivateKey = field(repr=False)
     keyring: Keyring = field(repr=False)
     publisher_key: Ed25519PrivateKey = field(repr=False)
@@ -75,6 +77,7 @@ class Identity:
             root = parse_certificate(_read(directory / ROOT_CERTIFICATE))
             certificate = parse_certificate(_read(directory / NODE_CERTIFICATE))
             member = check_issued(certificate, root)
+            admission = admission_of(certificate, root)
             keyring = msgspec.json.decode(_read(directory / KEYRING), type=Keyring)
         except (BadRequest, msgspec.MsgspecError) as error:
             raise _damaged(directory, str(error)) from error
@@ -87,6 +90,7 @@ class Identity:
             member=member,
             certificate=certificate,
             root=root,
+            admission=admission,
             node_key=key,
             keyring=keyring,
             publisher_key=_read_key(directory / PUBLISHER_KEY),
@@ -97,6 +101,10 @@ class Identity:
     @property
     def node(self) -> str:
         return self.member.node
+
+    @property
+    def credentials(self) -> Credentials:
+        return Credentials(self.node_key, self.admission, raw(ed25519_key(self.root)))
 
     @property
     def mesh(self) -> str:

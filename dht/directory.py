@@ -11,7 +11,6 @@ from itertools import chain, islice
 from pathlib import Path
 
 import structlog
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct, field
 
 from dht import rules
@@ -32,6 +31,7 @@ from dht.storage import KnownContact, opened_storage
 from dht.storage_upgrade import bring_up_to_date
 from dht.tasks import OwnedTasks, periodically
 from dht.views import WORTH_KEEPING, View
+from protocol.admission import Credentials
 from protocol.identifiers import check_digest, check_region, node_id, record_key
 from protocol.problems import ConfigError, InvalidRecord, Problem, Unavailable
 from protocol.records import (
@@ -83,16 +83,16 @@ class NetworkDirectory:
         self,
         *,
         config: DirectoryConfig,
-        identity: Ed25519PrivateKey,
+        credentials: Credentials,
         addresses: Sequence[str],
         clock: Callable[[], float],
         replica: Replica,
         overlay: Overlay,
         republisher: Republisher,
     ) -> None:
-        self.node = node_id(raw_public_key(identity))
+        self.node = node_id(raw_public_key(credentials.key))
         self._config = config
-        self._identity = identity
+        self._identity = credentials.key
         self._addresses = tuple(addresses)
         self._clock = clock
         self._replica = replica
@@ -303,6 +303,10 @@ class NetworkDirectory:
         """Further `host:port` at which to look for members, from the next attempt on."""
         self._overlay.add_bootstrap([parse_address(a) for a in addresses])
 
+    def use_credentials(self, credentials: Credentials) -> None:
+        """Show others a renewed admission of the same key from now on."""
+        self._overlay.use_credentials(credentials)
+
     def use_keyring(self, keyring: Keyring) -> None:
         """Seal and open with other keys from now on."""
         self._overlay.use_keyring(keyring)
@@ -348,7 +352,7 @@ def _outdated(record: Record) -> Problem:
 async def running_directory(
     config: DirectoryConfig,
     *,
-    identity: Ed25519PrivateKey,
+    credentials: Credentials,
     keyring: Keyring,
     addresses: Sequence[str],
     clock: Callable[[], float] = time.time,
@@ -372,7 +376,8 @@ async def running_directory(
         known = [(c.host, c.port) for c in storage.known_contacts(limit=REMEMBERED_CONTACTS)]
         async with running_overlay(
             transport or udp_transport(config.host, config.port),
-            identity=identity,
+            credentials=credentials,
+            clock=clock,
             keyring=keyring,
             shelf=replica,
             tuning=config.tuning,
@@ -386,7 +391,7 @@ async def running_directory(
             republisher = Republisher(replica, overlay, news, replicas=config.tuning.replicas, clock=clock)
             directory = NetworkDirectory(
                 config=config,
-                identity=identity,
+                credentials=credentials,
                 addresses=addresses,
                 clock=clock,
                 replica=replica,

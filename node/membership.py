@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import structlog
 
-from bootstrap import Identity, founder_of, renew, renew_own, renewal_due, use_renewed
+from bootstrap import Identity, founder_of, renew, renew_own, renewal_due
 from dht.contracts import Directory
 from dht.peer_http import PeerHttp
 from protocol.problems import Problem
@@ -22,9 +21,9 @@ MAX_LOOKUPS = 64
 
 
 async def keep_certificate(
-    identity: Identity, contexts: Sequence[ssl.SSLContext], *, directory: Directory, http: PeerHttp
+    identity: Identity, use: Callable[[Identity], None], *, directory: Directory, http: PeerHttp
 ) -> None:
-    """Renew when due, for ever. A failure is logged and tried again: two months are left."""
+    """Renew when due, for ever, and hand the result to `use`. A failure is logged and tried again: a month is left."""
     while True:
         if renewal_due(identity.certificate, time.time()):
             try:
@@ -32,8 +31,7 @@ async def keep_certificate(
             except Problem as problem:
                 log.warning("certificate-not-renewed", detail=problem.detail, fix=problem.fix)
             else:
-                for context in contexts:
-                    use_renewed(context, identity)
+                use(identity)
                 log.info("certificate-renewed", until=identity.certificate.not_valid_after_utc.isoformat())
         await asyncio.sleep(CHECK_EVERY_S)
 

@@ -39,6 +39,7 @@ from bootstrap import (
     mesh_mark,
     peer_identity,
     server_context,
+    use_renewed,
 )
 from csar import Limits, Parser
 from dht import (
@@ -134,7 +135,7 @@ class _Parts:
                     database=self._data_dir / "state.sqlite",
                     door=_port(self.peer),
                 ),
-                identity=self._identity.node_key,
+                credentials=self._identity.credentials,
                 keyring=self._identity.keyring,
                 addresses=(self.peer, *config.network.advertise),
                 whole_sets=SetClient(self._http),
@@ -204,11 +205,17 @@ class _Parts:
             self._stack.push_async_callback(controller.drain)
         renewal = keep_certificate(
             self._identity,
-            (self._client_tls, self._server_tls),
+            self._use_renewed,
             directory=self.directory,
             http=self._http,
         )
         await self._stack.enter_async_context(running_loops({"renew-certificate": renewal}))
+
+    def _use_renewed(self, identity: Identity) -> None:
+        for context in (self._client_tls, self._server_tls):
+            use_renewed(context, identity)
+        self.directory.use_credentials(identity.credentials)
+        self.directory.use_keyring(identity.keyring)
 
     async def announce(self) -> None:
         await self._stack.enter_async_context(

@@ -31,6 +31,7 @@ from protocol.records import (
     RECORD_HEADER,
     ServiceRecord,
     Signed,
+    last_moment,
     raw_public_key,
     service_record,
     sign,
@@ -167,7 +168,8 @@ class Publishing:
         if header is None:
             own = await self._published_by(raw_public_key(self._key), digest)
             seq = max(int(self._clock() * 1000), own.seq + 1)
-            signed = sign(msgspec.structs.replace(own, withdrawn=True, seq=seq), self._key)
+            expiry = last_moment("service", seq)
+            signed = sign(msgspec.structs.replace(own, withdrawn=True, seq=seq, expiry=expiry), self._key)
         else:
             signed = _envelope(header)
         record = _service(signed)

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dht.directory import DirectoryConfig, NetworkDirectory, running_directory
 from dht.overlay import OpenTransport, Tuning, WholeSets
 from dht.sealing import Keyring
+from protocol.admission import Credentials, admit
 from protocol.records import ServiceRecord, Signed, last_moment, raw_public_key, sign
 from tests.waiting import until
 
@@ -21,9 +22,17 @@ KEYRING = Keyring(mesh="test", keys={1: b"k" * 32}, current=1)
 PUBLISHER = Ed25519PrivateKey.from_private_bytes(b"p" * 32)
 
 
+ROOT = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
+
+
 def identity(number: int) -> Ed25519PrivateKey:
     """The same key for the same number, so that a failing run can be repeated."""
     return Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"node%d" % number).digest())
+
+
+def credentials(key: Ed25519PrivateKey, *, root: Ed25519PrivateKey = ROOT, until: int = 2**40) -> Credentials:
+    """Of a member of the mesh with that root, whatever root the member itself believes in."""
+    return Credentials(key, admit(root, raw_public_key(key), until), raw_public_key(ROOT))
 
 
 def service(
@@ -86,7 +95,7 @@ async def node(
     )
     async with running_directory(
         config,
-        identity=identity(number),
+        credentials=credentials(identity(number)),
         keyring=keyring,
         addresses=(f"127.0.0.1:{9000 + number}",),
         clock=clock,

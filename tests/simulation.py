@@ -19,7 +19,7 @@ from dht.overlay.datagrams import Address
 from dht.overlay.messages import Compare, Find, Records, WireContact, wire_contact
 from dht.overlay.simulated import SimulatedNetwork
 from protocol.records import Signed
-from tests.dht_mesh import KEYRING, identity, node, service
+from tests.dht_mesh import KEYRING, ROOT, credentials, identity, node, service
 
 EPOCH = 1_800_000_000.0
 """Unix seconds at the loop's time 0."""
@@ -97,13 +97,16 @@ class Simulation:
 
         return Lies(overlay.id, overlay._routing, SwallowingShelf(), self._tuning.k)
 
-    async def add_bare(self, number: int, *, through: int) -> Overlay:
-        """A member of the overlay that takes every record and keeps none; what it sends is up to the caller."""
+    async def add_bare(self, number: int, *, through: int, admitted: bool = True) -> Overlay:
+        """Takes every record and keeps none; what it sends is up to the caller. A member of the overlay, or an id that
+        a member made up: it has the mesh key, and no word of the mesh root."""
+        key = identity(number)
         self._running[number] = await self._stack.enter_async_context(AsyncExitStack())
         return await self._running[number].enter_async_context(
             running_overlay(
                 self.network.transport(number),
-                identity=identity(number),
+                credentials=credentials(key, root=ROOT if admitted else key),
+                clock=self.clock,
                 keyring=KEYRING,
                 shelf=SwallowingShelf(),
                 tuning=self._tuning,

@@ -66,9 +66,12 @@ class Asking:
 
     async def call(self, peer: Peer, request: type[Request], answer: type[A], *args: Any) -> A | None:
         """One question to an address, whoever is there if `peer` names no node."""
-        known = peer.node is not None and self._routing.is_proven(peer.node, peer.address)
+        now = asyncio.get_running_loop().time()
+        known = peer.node is not None and self._routing.is_proven(peer.node, peer.address, now)
         found = await self._endpoint.call(peer, request, answer, *args, prove=not known)
         if found is not None:
+            if not known:
+                self._routing.proved(found.sender, peer.address, asyncio.get_running_loop().time())
             self.heard(Peer(found.sender, peer.address))
         elif peer.node is not None:
             self._routing.failed(peer.node, peer.address, asyncio.get_running_loop().time())
@@ -88,7 +91,7 @@ class Asking:
 
     def asked_by(self, node_id: bytes, address: Address) -> bool:
         """Somebody who says it is this node sent a request. True if it is proven to be; else it is checked."""
-        proven = self._routing.is_proven(node_id, address)
+        proven = self._routing.is_proven(node_id, address, asyncio.get_running_loop().time())
         if proven:
             self.heard(Peer(node_id, address))
         else:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import structlog
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 
 from dht.overlay import messages
@@ -17,6 +16,7 @@ from dht.overlay.datagrams import Address, DatagramTransport
 from dht.overlay.messages import A, Answer, AnyAnswer, AnyRequest, Proof, Request
 from dht.overlay.timing import RoundTrips
 from dht.sealing import Sealer
+from protocol.admission import Credentials
 from protocol.identifiers import node_id
 from protocol.problems import Problem, TooLarge
 from protocol.records import raw_public_key
@@ -56,23 +56,26 @@ class Endpoint:
     """`serve` answers a request, or keeps silent with None. It raises a Problem only for what fails on this side, such
     as a full disk: the peer gets silence then too.
 
-    `on_late` hears of proven peers that answered after they were given up. `fresh_bytes` yields n unpredictable bytes.
+    `credentials` are shown to who asks for a proof; by `clock` (Unix s) those of others have ended or not. `on_late`
+    hears of proven peers that answered after they were given up. `fresh_bytes` yields n unpredictable bytes.
     """
 
     def __init__(
         self,
         *,
-        identity: Ed25519PrivateKey,
+        credentials: Credentials,
+        clock: Callable[[], float],
         mesh: str,
         sealer: Sealer,
         serve: Serve,
         on_late: OnLate,
         fresh_bytes: Callable[[int], bytes],
     ) -> None:
-        self.id = bytes.fromhex(node_id(raw_public_key(identity)))
+        self.id = bytes.fromhex(node_id(raw_public_key(credentials.key)))
         self.round_trips = RoundTrips()
         self.counts: Counter[str] = Counter()
-        self._identity = identity
+        self.credentials = credentials
+        self._clock = clock
         self._mesh = mesh
         self._sealer = sealer
         self._serve = serve
@@ -126,7 +129,7 @@ class Endpoint:
         proof = None
         if request.prove:
             proof = messages.prove(
-                self._identity, mesh=self._mesh, message=request.id, asker=request.sender, answerer=self.id
+                self.credentials, mesh=self._mesh, message=request.id, asker=request.sender, answerer=self.id
             )
         try:
             answer = self._serve(request, address, proof)
@@ -157,7 +160,13 @@ class Endpoint:
         if pending.peer.node not in (None, answer.sender):
             return False
         return not pending.prove or messages.proven(
-            answer.proof, mesh=self._mesh, message=answer.id, asker=self.id, answerer=answer.sender
+            answer.proof,
+            root=self.credentials.root,
+            now=self._clock(),
+            mesh=self._mesh,
+            message=answer.id,
+            asker=self.id,
+            answerer=answer.sender,
         )
 
     def _overdue(self, message_id: bytes) -> None:

@@ -11,12 +11,14 @@
                low, high]                               parts, positions, count, door]
 
 `id` 8 random bytes, the same in the answer; `sender` and `key` 20 bytes; a contact is `[node id, packed IP, port]`.
-`prove` asks for a proof: the answer then carries `[public key, signature]` over
-PROOF_CONTEXT || mesh name || 0 || request id || asker's node id || answerer's node id, and the node id is the hash of
-that public key. An asker believes an address to be a node's only after such a proof. `cursor` nil asks for the first
-page and for contacts nearer to the key; bytes ask for what follows. `low` and `high` bound a range of positions: see
-`dht.rules.Summary`; the range of all positions is answered with contacts too. `count` is how many envelopes the
-answerer holds at the key; `door` the TCP port, at the same host, where the whole set can be had over HTTP (0: none).
+`prove` asks for a proof: the answer then carries `[public key, signature, admission]`. The signature is over
+PROOF_CONTEXT || mesh name || 0 || request id || asker's node id || answerer's node id; the node id is the hash of that
+public key; and the admission (`protocol.admission`) is the mesh root's word that this key is a member's. An asker
+believes an address to be a node's only after such a proof, so there are no more node ids than certificates.
+`cursor` nil asks for the first page and for contacts nearer to the key; bytes ask for what follows. `low` and `high`
+bound a range of positions: see `dht.rules.Summary`; the range of all positions is answered with contacts too. `count`
+is how many envelopes the answerer holds at the key; `door` the TCP port, at the same host, where the whole set can be
+had over HTTP (0: none).
 """
 
 from __future__ import annotations
@@ -27,11 +29,12 @@ from typing import Annotated, TypeVar
 
 import msgspec
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from msgspec import Meta, Struct
 
 from dht.overlay.datagrams import Address
 from dht.rules import LISTED, POSITION_BYTES, SHORT_BYTES
+from protocol.admission import Admission, Credentials, is_admitted
 from protocol.identifiers import KEY_BYTES, node_id
 from protocol.records import MAX_ENVELOPE, raw_public_key
 
@@ -52,6 +55,7 @@ Envelopes = Annotated[tuple[Annotated[bytes, Meta(max_length=MAX_ENVELOPE)], ...
 class Proof(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     public_key: Annotated[bytes, Meta(min_length=32, max_length=32)]
     signature: Annotated[bytes, Meta(min_length=64, max_length=64)]
+    admission: Admission
 
 
 @lru_cache(maxsize=8192)
@@ -165,13 +169,19 @@ def decode(plaintext: bytes) -> AnyRequest | AnyAnswer | None:
         return None
 
 
-def prove(key: Ed25519PrivateKey, *, mesh: str, message: bytes, asker: bytes, answerer: bytes) -> Proof:
-    return Proof(raw_public_key(key), key.sign(_claim(mesh, message, asker, answerer)))
+def prove(credentials: Credentials, *, mesh: str, message: bytes, asker: bytes, answerer: bytes) -> Proof:
+    signature = credentials.key.sign(_claim(mesh, message, asker, answerer))
+    return Proof(raw_public_key(credentials.key), signature, credentials.admission)
 
 
-def proven(proof: Proof | None, *, mesh: str, message: bytes, asker: bytes, answerer: bytes) -> bool:
-    """True if the proof shows that the answerer holds the key of its node id, for this request."""
-    if proof is None or bytes.fromhex(node_id(proof.public_key)) != answerer:
+def proven(
+    proof: Proof | None, *, root: bytes, now: float, mesh: str, message: bytes, asker: bytes, answerer: bytes
+) -> bool:
+    """True if the answerer holds the key of its node id, as it shows for this request, and is a member by the word of
+    `root` at `now` (Unix s)."""
+    if proof is None or bytes.fromhex(node_id(proof.public_key)) != answerer or proof.admission.until <= now:
+        return False
+    if not is_admitted(proof.admission, root=root, public_key=proof.public_key):
         return False
     try:
         Ed25519PublicKey.from_public_bytes(proof.public_key).verify(

@@ -10,8 +10,6 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
 from dht.overlay.answering import Answering, Shelf
 from dht.overlay.asking import Asking
 from dht.overlay.datagrams import Address, DatagramTransport, OpenTransport
@@ -25,6 +23,7 @@ from dht.overlay.storing import StoreOutcome, Storing
 from dht.overlay.tuning import Tuning
 from dht.sealing import Keyring, Sealer
 from dht.tasks import OwnedTasks
+from protocol.admission import Credentials
 
 
 class Overlay:
@@ -33,7 +32,8 @@ class Overlay:
     def __init__(
         self,
         *,
-        identity: Ed25519PrivateKey,
+        credentials: Credentials,
+        clock: Callable[[], float],
         keyring: Keyring,
         shelf: Shelf,
         tuning: Tuning,
@@ -46,7 +46,8 @@ class Overlay:
     ) -> None:
         self._sealer = Sealer(keyring, random=chance.randbytes)
         self._endpoint = Endpoint(
-            identity=identity,
+            credentials=credentials,
+            clock=clock,
             mesh=keyring.mesh,
             sealer=self._sealer,
             serve=self._serve,
@@ -81,6 +82,10 @@ class Overlay:
 
     def received(self, datagram: bytes, address: Address) -> None:
         self._endpoint.received(datagram, address)
+
+    def use_credentials(self, credentials: Credentials) -> None:
+        """Show others from now on; of the same key, since the node id does not change."""
+        self._endpoint.credentials = credentials
 
     def use_keyring(self, keyring: Keyring) -> None:
         self._sealer.use(keyring)
@@ -159,7 +164,8 @@ class Overlay:
 async def running_overlay(
     open_transport: OpenTransport,
     *,
-    identity: Ed25519PrivateKey,
+    credentials: Credentials,
+    clock: Callable[[], float],
     keyring: Keyring,
     shelf: Shelf,
     tuning: Tuning,
@@ -172,13 +178,14 @@ async def running_overlay(
 ) -> AsyncIterator[Overlay]:
     """A member of the overlay that tried once to join, and keeps trying. Raises PortTaken or ConfigError.
 
-    `on_newcomer` hears the id of every node that enters the routing table, `on_return` of the end of a cut. `chance`
-    also draws nonces: anything but `random.SystemRandom` is for simulations. `door`: the TCP port of this host where
-    others get whole sets (0: nowhere); `whole_sets` gets those of others (None: page by page only).
+    `clock`: Unix s. `on_newcomer` hears the id of every node that enters the routing table, `on_return` of the end of a
+    cut. `chance` also draws nonces: anything but `random.SystemRandom` is for simulations. `door`: the TCP port of this
+    host where others get whole sets (0: nowhere); `whole_sets` gets those of others (None: page by page only).
     """
     async with OwnedTasks() as tasks:
         overlay = Overlay(
-            identity=identity,
+            credentials=credentials,
+            clock=clock,
             keyring=keyring,
             shelf=shelf,
             tuning=tuning,

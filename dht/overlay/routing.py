@@ -27,6 +27,8 @@ CUT_OFF_SHARE = 2 / 3
 """This share lost: taken for a cut. What the lost ones hold is then unknown for CUT_OFF_S, not gone."""
 CUT_OFF_S = 3600.0
 MAX_PROVEN = 8192
+PROOF_HOLDS_S = 86_400.0
+"""Then a node has to prove itself again: its certificate may have ended."""
 
 
 class Table(RoutingTable):
@@ -92,7 +94,7 @@ class Routing:
     def __init__(self, own_id: bytes, k: int) -> None:
         self.own = Node(own_id)
         self.table = Table(self.own, k)
-        self._proven: OrderedDict[bytes, Address] = OrderedDict()
+        self._proven: OrderedDict[bytes, tuple[Address, float]] = OrderedDict()
         self._failures: dict[bytes, int] = {}
         self._lost: dict[bytes, _Lost] = {}
 
@@ -102,9 +104,17 @@ class Routing:
     def closest(self, key: bytes, count: int) -> list[Node]:
         return self.table.find_neighbors(Node(key), count)
 
-    def is_proven(self, node_id: bytes, address: Address) -> bool:
-        """True if this node proved its id at this address before."""
-        return self._proven.get(node_id) == address
+    def proved(self, node_id: bytes, address: Address, now: float) -> None:
+        """A node proved that it is a member, and at this address."""
+        self._proven[node_id] = address, now
+        self._proven.move_to_end(node_id)
+        if len(self._proven) > MAX_PROVEN:
+            self._proven.popitem(last=False)
+
+    def is_proven(self, node_id: bytes, address: Address, now: float) -> bool:
+        """True if this node proved itself at this address within PROOF_HOLDS_S."""
+        proof = self._proven.get(node_id)
+        return proof is not None and proof[0] == address and now - proof[1] < PROOF_HOLDS_S
 
     def alive(self, node_id: bytes, address: Address) -> Node | None:
         """A proven node was heard. Returns a contact whose life should be checked if the bucket is full."""
@@ -112,10 +122,6 @@ class Routing:
         self._lost.pop(node_id, None)
         if node_id == self.own.id:
             return None
-        self._proven[node_id] = address
-        self._proven.move_to_end(node_id)
-        if len(self._proven) > MAX_PROVEN:
-            self._proven.popitem(last=False)
         return self.table.add_contact(Node(node_id, address.host, address.port))
 
     def failed(self, node_id: bytes, address: Address, now: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from region_controller import Caller
 from tests.fake_agent import FakeAgent
 from tests.one_region import OPERATOR, Site, a_service, key_of, node_of, running_site
 from tests.waiting import until
+
+MS = int(time.time() * 1000)
 
 
 def an_agent(name: str = "agent", **options: Any) -> FakeAgent:
@@ -81,10 +84,10 @@ async def test_a_start_by_description_goes_on_to_the_next_service_if_the_content
     tmp_path: Path,
 ) -> None:
     async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
-        real = await site.publish(a_service("real", seq=1))
+        real = await site.publish(a_service("real", seq=MS + 1))
         for i in range(12):
             key = key_of(f"fake{i}")
-            await site.publish(a_service(f"fake{i}", seq=100 + i, publisher=key), key)
+            await site.publish(a_service(f"fake{i}", seq=MS + 100 + i, publisher=key), key)
         agent.failures += [ContentNotFound("nobody offers it") for _ in range(8)]
         with pytest.raises(Unavailable, match="nobody who has the archive"):
             await start(site, service=None, category="/text")
@@ -484,8 +487,10 @@ async def test_ambiguous_and_unknown(tmp_path: Path) -> None:
 
 async def test_semantic_prefers_what_is_warm_here(tmp_path: Path) -> None:
     async with running_site(tmp_path) as site, an_agent().linked(site.peer):
-        old = await site.publish(a_service("old", category="/image/faces", inputs=["image"], outputs=["text"], seq=1))
-        new = await site.publish(a_service("new", category="/image", inputs=["image"], outputs=["text"], seq=2))
+        old = await site.publish(
+            a_service("old", category="/image/faces", inputs=["image"], outputs=["text"], seq=MS + 1)
+        )
+        new = await site.publish(a_service("new", category="/image", inputs=["image"], outputs=["text"], seq=MS + 2))
         meaning = {"service": None, "category": "/image", "inputs": ("image",), "outputs": ("text",)}
         first, _ = await start(site, **meaning)
         assert first.service.digest == new.digest

@@ -158,7 +158,9 @@ async def test_who_cannot_prove_an_id_never_becomes_a_contact() -> None:
         transport.sendto(sealer.seal(msgspec.msgpack.encode([0, b"i" * 8, claimed, False])), target)
         asked = await until(lambda: [m for d in sock.received if isinstance(m := opened(d), list) and m[0] == 0])
         assert asked[0][3] is True, "the victim asks for a proof"
-        for proof in (None, [raw_public_key(identity(5)), b"s" * 64], [raw_public_key(identity(6)), b"s" * 64]):
+        admission = [2**40, b"a" * 64]
+        claims = [[raw_public_key(identity(n)), b"s" * 64, admission] for n in (5, 6)]
+        for proof in (None, *claims):
             transport.sendto(sealer.seal(msgspec.msgpack.encode([16, asked[0][1], claimed, proof])), target)
         await until(lambda: victim.stats().get("datagrams_timeouts", 0) == 1)
         assert victim.stats()["contacts"] == 0

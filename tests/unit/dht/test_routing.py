@@ -5,7 +5,7 @@ import random
 from kademlia.node import Node
 
 from dht.overlay.datagrams import Address
-from dht.overlay.routing import REST_S, Routing, refresh_targets
+from dht.overlay.routing import PROOF_HOLDS_S, REST_S, Routing, refresh_targets
 
 HERE = Address("10.0.0.1", 7401)
 OWN = bytes(20)
@@ -91,12 +91,14 @@ def test_a_node_that_was_only_heard_of_is_no_lost_member() -> None:
     assert routing.lost_members() == []
 
 
-def test_a_proof_holds_for_one_address() -> None:
+def test_a_proof_holds_for_one_address_and_for_a_day() -> None:
     routing = Routing(OWN, k=20)
     (node_id,) = ids(1)
+    routing.proved(node_id, HERE, 0.0)
     routing.alive(node_id, HERE)
-    assert routing.is_proven(node_id, HERE)
-    assert not routing.is_proven(node_id, Address("10.0.0.2", 7401))
+    assert routing.is_proven(node_id, HERE, PROOF_HOLDS_S - 1)
+    assert not routing.is_proven(node_id, HERE, PROOF_HOLDS_S)
+    assert not routing.is_proven(node_id, Address("10.0.0.2", 7401), 1.0)
     routing.alive(node_id, Address("10.0.0.2", 7401))
     (contact,) = routing.table.contacts()
     assert contact.ip == "10.0.0.2"
