@@ -63,7 +63,7 @@ def test_the_longest_answers_fit_with_a_proof() -> None:
     parts = bytes(SHORT_BYTES * LISTED_WITH_CONTACTS)
     longest: list[Answer] = [
         Nodes(ID, ASKER, proof, (contact,) * 20),
-        Page(ID, ASKER, proof, (contact,) * 8, (), b"c" * 8, b"f" * 8),
+        Page(ID, ASKER, proof, (contact,) * 8, (), b"c" * 8, b"f" * 8, 500_000, 65535),
         Parts(ID, ASKER, proof, (contact,) * 8, b"f" * 8, parts, b"", 500_000, 65535),
         Parts(ID, ASKER, proof, (contact,) * 8, b"f" * 8, b"", parts, 96, 65535),
     ]
