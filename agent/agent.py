@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -100,6 +101,7 @@ class Agent:
             runtimes=tuple(working),
             cached=tuple(cached),
             built=tuple(sorted(built)[:MAX_LISTED]),
+            load=round(os.getloadavg()[0] / (os.cpu_count() or 1), 2),
         )
 
     async def hello(self) -> link.Hello:

@@ -27,7 +27,7 @@ Megabytes = Annotated[int, Meta(ge=0, le=2**40)]
 class Resources(Struct, frozen=True):
     """What an agent offers, in MB; `free` is what is offered minus what its instances reserve.
 
-    `runtimes`: those that work now; an engine that is away is not among them.
+    `runtimes`: those that work now; an engine that is away is not among them. `load`: the last minute's, for each core.
     """
 
     memory_total: Megabytes
@@ -35,6 +35,7 @@ class Resources(Struct, frozen=True):
     cached: tuple[str, ...] = ()
     built: tuple[str, ...] = ()
     runtimes: tuple[str, ...] = ()
+    load: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class Hello(Struct, frozen=True, kw_only=True, tag=True):

@@ -152,10 +152,11 @@ class Members:
                 cached=frozenset(m.resources.cached),
                 built=frozenset(m.resources.built),
                 running=tuple(
-                    Running(r.instance, r.digest, flavour_of(r.instance), r.expires_at)
+                    Running(r.instance, r.digest, flavour_of(r.instance), r.expires_at, r.state is State.PAUSED)
                     for r in m.instances.values()
-                    if r.state in (State.RUNNING, State.PAUSED)  # a paused one wakes with the first byte
+                    if r.state in (State.RUNNING, State.PAUSED)
                 ),
+                load=m.resources.load,
                 silent_s=max(0.0, now - m.heard) if m.connected else None,
                 suspect_s=SUSPECT_AFTER_S,
             )

@@ -1,6 +1,7 @@
 """Which agent runs a service. Pure: the same view of the region always gives the same answer, with its reason.
 
-Filters: heard of lately, runtime, labels, memory. Among those that pass: warm > built > cached > free memory > node id.
+Filters: heard of lately, runtime, labels, memory. Among those that pass: warm > paused > built > cached > the rest; of
+equals the less busy one, then the one with more free memory, then the first by node id.
 A warm instance needs no memory, and is only ever shared by requests of the same flavour (parameters and variant).
 """
 
@@ -20,9 +21,10 @@ class Warmth(IntEnum):
     """How much of a start is done already. Lower is better."""
 
     WARM = 0
-    BUILT = 1
-    CACHED = 2
-    COLD = 3
+    PAUSED = 1
+    BUILT = 2
+    CACHED = 3
+    COLD = 4
 
 
 class Need(Struct, frozen=True, kw_only=True):
@@ -37,18 +39,21 @@ class Need(Struct, frozen=True, kw_only=True):
 
 
 class Running(Struct, frozen=True):
-    """An instance that answers now. `expires_at` in Unix s, None: until stopped. `flavour` None: unknown."""
+    """An instance that answers now, or as soon as the first byte wakes it (`paused`). `expires_at` in Unix s, None:
+    until stopped. `flavour` None: unknown."""
 
     instance: str
     digest: str
     flavour: str | None
     expires_at: float | None
+    paused: bool = False
 
 
 class AgentState(Struct, frozen=True, kw_only=True):
     """An agent as placement sees it. `memory_free` in MB is what is left after all reservations.
 
-    `silent_s`: seconds since it was last heard; None if its link is down. `suspect_s`: how long is too long.
+    `load`: processes that want to run, for each of its cores. `silent_s`: seconds since it was last heard; None if its
+    link is down. `suspect_s`: how long is too long.
     """
 
     node: str
@@ -59,6 +64,7 @@ class AgentState(Struct, frozen=True, kw_only=True):
     cached: frozenset[str] = frozenset()
     built: frozenset[str] = frozenset()
     running: tuple[Running, ...] = ()
+    load: float = 0.0
     silent_s: float | None = 0.0
     suspect_s: float = 6.0
 
@@ -81,18 +87,21 @@ class Nobody(Struct, frozen=True):
 def choose(need: Need, agents: Sequence[AgentState], now: float) -> Placement | Nobody:
     """The best agent for `need`, or the reason of each."""
     reasons: dict[str, Refusal] = {}
-    fit: list[tuple[Warmth, int, str, Running | None]] = []
+    fit: list[tuple[Warmth, int, int, str, Running | None]] = []
     for agent in agents:
         shared = None if need.fresh else _shareable(need, agent, now)
         reason = _unreachable(agent) or _unfit(need, agent) or (None if shared else _no_memory(need, agent))
         if reason:
             reasons[agent.node] = reason
         else:
-            fit.append((warmth_of(need.digest, agent, shared), -agent.memory_free, agent.node, shared))
+            warmth = warmth_of(need.digest, agent, shared)
+            fit.append((warmth, int(agent.load), -agent.memory_free, agent.node, shared))
     if not fit:
         return Nobody(reasons)
-    warmth, negative_free, node, shared = min(fit, key=lambda f: f[:3])
+    warmth, busy, negative_free, node, shared = min(fit, key=lambda f: f[:4])
     why = _WHY[warmth].format(agent=node[:8], free=-negative_free)
+    if any(f[0] == warmth and f[1] > busy and f[2:4] < (negative_free, node) for f in fit):
+        why = _WHY_QUIET[warmth].format(agent=node[:8], free=-negative_free)
     if len(agents) > 1:
         why += f"; best of {len(fit)} fit among {len(agents)} agents"
     return Placement(node=node, warmth=warmth, why=why, instance=shared.instance if shared else None)
@@ -100,28 +109,33 @@ def choose(need: Need, agents: Sequence[AgentState], now: float) -> Placement | 
 
 _WHY = {
     Warmth.WARM: "it runs already on agent {agent}",
+    Warmth.PAUSED: "it is frozen on agent {agent} and wakes with the first byte",
     Warmth.BUILT: "agent {agent} has it built",
     Warmth.CACHED: "agent {agent} has its archive",
     Warmth.COLD: "agent {agent} has the most free memory ({free} MB)",
+}
+_WHY_QUIET = {
+    **{warmth: f"{why} and is less busy than others that have" for warmth, why in _WHY.items()},
+    Warmth.COLD: "agent {agent} is the least busy that has room ({free} MB)",
 }
 
 
 def warmth_of(digest: str, agent: AgentState, shared: Running | None) -> Warmth:
     if shared is not None:
-        return Warmth.WARM
+        return Warmth.PAUSED if shared.paused else Warmth.WARM
     if digest in agent.built:
         return Warmth.BUILT
     return Warmth.CACHED if digest in agent.cached else Warmth.COLD
 
 
 def _shareable(need: Need, agent: AgentState, now: float) -> Running | None:
-    """The fitting instance that lives longest."""
+    """The fitting instance that is awake, of those the one that lives longest."""
     fitting = [
         r
         for r in agent.running
         if r.digest == need.digest and r.flavour == need.flavour and (r.expires_at is None or r.expires_at > now)
     ]
-    return min(fitting, key=lambda r: (-_life(r), r.instance), default=None)
+    return min(fitting, key=lambda r: (r.paused, -_life(r), r.instance), default=None)
 
 
 def _life(running: Running) -> float:

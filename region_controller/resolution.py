@@ -92,6 +92,7 @@ def by_meaning(
 
 _WHY = {
     Warmth.WARM: "the one that runs here already",
+    Warmth.PAUSED: "the one that is frozen here already",
     Warmth.BUILT: "the one that is built here already",
     Warmth.CACHED: "the one whose archive is here already",
     Warmth.COLD: "the newest",

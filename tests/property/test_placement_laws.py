@@ -30,9 +30,10 @@ def agent_states(draw: st.DrawFn, node: str) -> AgentState:
         cached=draw(services),
         built=draw(services),
         running=tuple(
-            Running(f"{node}{i}", service, flavour, draw(st.sampled_from([None, 5.0, 50.0])))
+            Running(f"{node}{i}", service, flavour, draw(st.sampled_from([None, 5.0, 50.0])), draw(st.booleans()))
             for i, (service, flavour) in enumerate(running)
         ),
+        load=draw(st.sampled_from([0.0, 0.4, 1.5, 20.0])),
         silent_s=draw(st.sampled_from([0.0, 3.0, 60.0, None])),
     )
 
@@ -60,7 +61,9 @@ def test_the_choice_fits_and_no_other_agent_alone_is_better(need: Need, agents: 
         return
     agent = next(a for a in agents if a.node == choice.node)
     assert choice.warmth == min(one.warmth for one in fits.values())
-    assert (choice.instance is not None) == (choice.warmth is Warmth.WARM)
+    rivals = [a for a in agents if a.node in fits and fits[a.node].warmth == choice.warmth]
+    assert int(agent.load) == min(int(a.load) for a in rivals)
+    assert (choice.instance is not None) == (choice.warmth <= Warmth.PAUSED)
     assert choice.instance is not None or need.mem <= agent.memory_free
     assert not (need.fresh and choice.instance)
     shuffled = list(agents)

@@ -62,6 +62,10 @@ def an_agent(line: str) -> AgentState:
             has[word].add(words.pop(0))
         elif word == "running":
             has["running"].append(a_running(node, words))
+        elif word == "load":
+            has["load"] = float(words.pop(0))
+        elif word == "frozen":
+            has["running"].append(Running(f"{node}-{words[0]}", words.pop(0), "", None, paused=True))
         elif word == "silent":
             has["silent_s"] = float(words.pop(0))
         else:
