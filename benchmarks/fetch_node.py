@@ -27,6 +27,7 @@ import uvloop
 from aiohttp import web
 
 from dht.content_routes import content_routes
+from dht.content_server import serving_content
 from dht.exchange import ContentConfig, Exchange, running_content
 from dht.peer_http import PEER, PeerHttp
 from node.config import NodeConfig
@@ -48,9 +49,11 @@ async def as_shipped(data_dir: Path) -> AsyncIterator[tuple[Exchange, str, Where
 async def plain(folder: Path) -> AsyncIterator[tuple[Exchange, str, Whereabouts]]:
     whereabouts = Whereabouts()
 
+    peer = PeerIdentity(node_name(1), "bench", "bench", ("store",))
+
     @web.middleware
     async def anybody(request: web.Request, handler: Any) -> web.StreamResponse:
-        request[PEER] = PeerIdentity(node_name(1), "bench", "bench", ("store",))
+        request[PEER] = peer
         return await handler(request)  # type: ignore[no-any-return]
 
     async with AsyncExitStack() as stack:
@@ -59,7 +62,9 @@ async def plain(folder: Path) -> AsyncIterator[tuple[Exchange, str, Whereabouts]
         content = running_content(ContentConfig(path=folder), directory=directory, http=PeerHttp(session, None))
         exchange = await stack.enter_async_context(content)
         sock = bind("127.0.0.1", 0, 0)
-        await stack.enter_async_context(serving(sock, content_routes(exchange), middlewares=[anybody]))
+        server = await stack.enter_async_context(serving_content(exchange, lambda _: peer, tls=None))
+        routes = content_routes(exchange)
+        await stack.enter_async_context(serving(sock, routes, middlewares=[anybody], take_content=server.take))
         yield exchange, f"127.0.0.1:{sock.getsockname()[1]}", whereabouts
 
 

@@ -1,6 +1,7 @@
-"""The store: signed records in a Kademlia overlay, and content in verified chunks over HTTP."""
+"""The store: signed records in a Kademlia overlay, and content in verified chunks."""
 
 from dht.content_routes import content_routes
+from dht.content_server import serving_content
 from dht.directory import DirectoryConfig, NetworkDirectory, running_directory
 from dht.exchange import ContentConfig, Exchange, running_content
 from dht.memory_content import MemoryContent, Swarm
@@ -25,5 +26,6 @@ __all__ = [
     "content_routes",
     "running_content",
     "running_directory",
+    "serving_content",
     "set_routes",
 ]

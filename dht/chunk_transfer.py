@@ -138,7 +138,7 @@ class ChunkTransfer:
             await self._around.client.chunks(
                 source.address,
                 [self._manifest.chunks[piece] for piece in ask.pieces],
-                crowd="" if self._sent_away and not self._meetings.company else self._manifest.digest,
+                crowd=None if self._sent_away and not self._meetings.company else self._manifest.digest,
                 on_chunk=lambda index, data: self._arrived(ask, ask.pieces[index], data),
                 on_elsewhere=lambda index: self._sent_elsewhere(ask, ask.pieces[index]),
                 stream=stream,

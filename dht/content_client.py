@@ -49,7 +49,7 @@ class ContentClient:
         address: str,
         wanted: Sequence[Chunk],
         *,
-        crowd: str,
+        crowd: str | None,
         on_chunk: OnChunk,
         on_elsewhere: Callable[[int], None],
         stream: Stream,
@@ -57,7 +57,7 @@ class ContentClient:
         """Reads chunks in the order asked, in a thread, through `stream`. Errors of `on_chunk` pass through.
 
         `crowd`: the blob they are wanted for, if the peer may send this node elsewhere (then `on_elsewhere` hears the
-        index in the list, in the thread); empty: it is to send them.
+        index in the list, in the thread); None: it is to send them.
         """
         buffer = memoryview(bytearray(max(c.length for c in wanted)))
         header = memoryview(bytearray(CHUNK_HEADER.size))
@@ -66,7 +66,7 @@ class ContentClient:
             for index, chunk in enumerate(wanted):
                 stream.read_into(header)
                 (length,) = CHUNK_HEADER.unpack(header)
-                if length == ELSEWHERE and crowd:
+                if length == ELSEWHERE and crowd is not None:
                     on_elsewhere(index)
                     continue
                 if length not in (0, chunk.length):
@@ -75,10 +75,9 @@ class ContentClient:
                 stream.read_into(view)
                 on_chunk(index, view if length else None)
 
-        body = encode_asked(c.digest for c in wanted)
-        path = f"/peer/chunks?crowd={crowd}" if crowd else "/peer/chunks"
+        request = encode_asked((c.digest for c in wanted), crowd)
         try:
-            await self._streams.post(address, path, body, read, idle_s=_IDLE_S, stream=stream)
+            await self._streams.ask(address, request, read, idle_s=_IDLE_S, stream=stream)
         except (TooManyRequests, NotFound, Unavailable, CorruptContent, DiskFull):
             raise
         except Problem as problem:

@@ -1,9 +1,12 @@
 """Bytes of the content endpoints that both ends must agree on. See docs/protocol.md.
 
-Answer to `POST /peer/chunks`, for each digest asked, in order:
+Chunks move over connections of their own to the node-to-node port, told from HTTP by `OPENING`, the first bytes of the
+client; then comes TLS. One request after another, each answered before the next:
 
-    length   uint32, big-endian; 0: this node does not have the chunk; 0xffffffff: ask others of the crowd for it
-    bytes    `length` bytes, the chunk
+    request   length uint32, big-endian; msgpack `Asked`
+    answer    length uint32 of a problem (JSON, RFC 9457), and that problem; or 0, and for each digest asked, in order:
+              length   uint32; 0: this node does not have the chunk; 0xffffffff: ask others of the crowd for it
+              bytes    `length` bytes, the chunk
 """
 
 from __future__ import annotations
@@ -17,10 +20,14 @@ from msgspec import Meta, Struct
 
 from protocol.identifiers import digest_of
 from protocol.manifest import MAX_MANIFEST, Manifest
-from protocol.problems import BadRequest, CorruptContent
+from protocol.problems import BadRequest, CorruptContent, Problem
 from protocol.records import Digest
 
-CHUNK_HEADER = struct.Struct(">I")
+OPENING = b"\0cornerstore-content/1\n"
+"""No TLS record and no HTTP request begins with this byte."""
+LENGTH = struct.Struct(">I")
+CHUNK_HEADER = LENGTH
+NO_PROBLEM = LENGTH.pack(0)
 ELSEWHERE = 0xFFFF_FFFF
 """Instead of a length: others of the crowd got this chunk a moment ago and pass it on."""
 MAX_CHUNKS_ASKED = 64
@@ -43,8 +50,14 @@ class Have(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     bits: Annotated[bytes, Meta(max_length=MAX_HAVE)]
 
 
-_Asked = Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_CHUNKS_ASKED)]
-_asked_decoder: msgspec.msgpack.Decoder[tuple[str, ...]] = msgspec.msgpack.Decoder(_Asked)
+class Asked(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """msgpack `[chunk digests, crowd]`. `crowd`: the blob they are wanted for, if the asker may be sent elsewhere."""
+
+    chunks: Annotated[tuple[Digest, ...], Meta(min_length=1, max_length=MAX_CHUNKS_ASKED)]
+    crowd: Digest | None = None
+
+
+_asked_decoder = msgspec.msgpack.Decoder(Asked)
 
 
 def encode_have(manifest: Manifest, present: Sequence[bool]) -> bytes:
@@ -78,13 +91,21 @@ def held_in(bits: bytes, count: int) -> set[int]:
     return {i for i in range(count) if bits[i // 8] & 0x80 >> i % 8}
 
 
-def encode_asked(digests: Iterable[str]) -> bytes:
-    return msgspec.msgpack.encode(tuple(digests))
+def encode_asked(digests: Iterable[str], crowd: str | None = None) -> bytes:
+    """With its length in front."""
+    body = msgspec.msgpack.encode(Asked(tuple(digests), crowd))
+    return LENGTH.pack(len(body)) + body
 
 
-def decode_asked(data: bytes) -> tuple[str, ...]:
+def decode_asked(body: bytes) -> Asked:
     """Raises BadRequest."""
     try:
-        return _asked_decoder.decode(data)
+        return _asked_decoder.decode(body)
     except msgspec.MsgspecError as error:
         raise BadRequest(f"malformed list of chunks: {error}") from None
+
+
+def encode_problem(problem: Problem) -> bytes:
+    """With its length in front."""
+    body = msgspec.json.encode(problem.to_dict())
+    return LENGTH.pack(len(body)) + body

@@ -17,9 +17,8 @@ from dht.announcing import Announcer, running_announcer
 from dht.blobs import BlobStore, opened_store
 from dht.chunking import compiled_cutter
 from dht.content_client import ContentClient
-from dht.content_wire import CHUNK_HEADER, ELSEWHERE, framed_size
 from dht.contracts import Directory
-from dht.crowd import Crowds
+from dht.crowd import Crowd, Crowds
 from dht.disk import Disk, running_disk
 from dht.intake import Intake, put_from_file, size_of
 from dht.peer_http import PeerHttp
@@ -114,7 +113,7 @@ class _Shared:
 
 
 class Exchange:
-    """Implements `dht.contracts.Content`; `dht.content_routes` serves it to peers."""
+    """Implements `dht.contracts.Content`; `dht.content_routes` and `dht.content_server` serve it to peers."""
 
     def __init__(self, around: Surroundings, uploads: Uploads) -> None:
         self._around = around
@@ -161,17 +160,38 @@ class Exchange:
         """Whether a crowd that fetches the blob is told to pass chunks on rather than get each from here again."""
         return self.has(digest) and not self.crowds.belongs(digest, self.clock())
 
-    async def read_chunk(self, digest: str) -> bytearray | None:
-        """Verified; None if it is not here."""
-        return await self._disk(self._store.read_chunk, digest)
+    async def elsewhere(self, blob: str, asker: str, chunks: Sequence[str]) -> set[str]:
+        """Chunks that others of the blob's crowd are to pass on to the asker; the rest counts as given to it now."""
+        crowd = await self._crowd(blob)
+        if crowd is None:
+            return set()
+        now = self.clock()
+        crowd.asked(asker, now)
+        passed_on = {chunk for chunk in chunks if not crowd.gives(asker, chunk, now)}
+        for chunk in chunks:
+            if chunk not in passed_on:
+                crowd.gave(asker, chunk, now)
+        return passed_on
 
-    async def sizes(self, digests: Sequence[str]) -> list[int]:
-        """Bytes of each chunk; 0 if it is not here."""
-        return await self._disk(lambda: [self._store.size_of(digest) or 0 for digest in digests])
+    async def _crowd(self, blob: str) -> Crowd | None:
+        """The crowd that may be sent elsewhere, to which whoever asks for its sake belongs."""
+        if not self.super_seeds(blob):
+            return None
+        crowd = self.crowds.known(blob)
+        if crowd is None:
+            manifest = await self.manifest(blob)
+            if manifest is None:
+                return None
+            crowd = self.crowds.of(manifest, self.clock())
+        return crowd
 
-    async def read_chunks(self, wanted: Sequence[tuple[str, int]]) -> bytearray | None:
-        """Chunks (digest; length, 0 or ELSEWHERE) as `content_wire` frames them; None if one is not what it was."""
-        return await self._disk(_framed, self._store, wanted)
+    def sizes(self, digests: Sequence[str]) -> list[int]:
+        """Bytes of each chunk; 0 if it is not here. Blocks on the disk; from any thread."""
+        return [self._store.size_of(digest) or 0 for digest in digests]
+
+    def read_chunk_into(self, digest: str, buffer: memoryview) -> bool:
+        """False if the verified chunk of just this length is not here. Blocks on the disk; from any thread."""
+        return self._store.read_chunk_into(digest, buffer)
 
     # --- Content --------------------------------------------------------------------------------------------------
 
@@ -337,14 +357,3 @@ class Exchange:
         """See `Content.remove`. Raises Conflict if it is pinned or in use; nothing happens if it is not here."""
         await self._disk(self._store.remove, digest)
         self._announcer.retract(digest)
-
-
-def _framed(store: BlobStore, wanted: Sequence[tuple[str, int]]) -> bytearray | None:
-    answer = bytearray(sum(framed_size(length) for _, length in wanted))
-    rest = memoryview(answer)
-    for digest, length in wanted:
-        CHUNK_HEADER.pack_into(rest, 0, length)
-        framed, rest = rest[: framed_size(length)], rest[framed_size(length) :]
-        if length not in (0, ELSEWHERE) and not store.read_chunk_into(digest, framed[CHUNK_HEADER.size :]):
-            return None
-    return answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -38,15 +38,12 @@ def peer_connector() -> aiohttp.TCPConnector:
 class PeerHttp:
     """Requests to `host:port` addresses of node-to-node listeners. `tls` None: plain HTTP, for tests only."""
 
-    def __init__(self, session: aiohttp.ClientSession, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, session: aiohttp.ClientSession, tls: ssl.SSLContext | None, *, source: str = "") -> None:
         self._session = session
         self.tls = tls
+        self.source = source
+        """The address that content is asked for from; empty: the system's choice."""
         self._scheme = "https" if tls is not None else "http"
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Sent with every request."""
-        return self._session.headers
 
     def url(self, address: str, path: str) -> str:
         return f"{self._scheme}://{address}{path}"
@@ -107,9 +104,13 @@ async def _problem(response: aiohttp.ClientResponse, address: str) -> Problem:
 
 def problem_in(status: int, content_type: str, body: bytes, address: str) -> Problem:
     """What a peer's answer other than 2xx says."""
-    if content_type == "application/problem+json":
-        try:
-            return Problem.from_dict(msgspec.json.decode(body, type=dict[str, Any]))
-        except msgspec.MsgspecError:
-            pass
-    return Unavailable(f"node {address} answered {status}")
+    problem = decode_problem(body) if content_type == "application/problem+json" else None
+    return problem or Unavailable(f"node {address} answered {status}")
+
+
+def decode_problem(body: bytes) -> Problem | None:
+    """None if it is not one."""
+    try:
+        return Problem.from_dict(msgspec.json.decode(body, type=dict[str, Any]))
+    except msgspec.MsgspecError:
+        return None

@@ -1,15 +1,14 @@
-"""Large answers of peers: kept connections, each read by a thread of its own straight into the caller's buffers.
+"""Chunks from peers: kept connections, each read by a thread of its own straight into the caller's buffers.
 
 On an event loop every byte of a TLS answer is copied several times by one thread. A blocking socket decrypts into the
 buffer where the bytes are verified, and while OpenSSL, SHA-256 or the kernel works, Python's lock is free for others.
+The format is in `dht.content_wire`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import http.client
-import io
 import socket
 import ssl
 import threading
@@ -19,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
-from dht.peer_http import MAX_PROBLEM_BYTES, PeerHttp, problem_in, unreachable
-from protocol.problems import CorruptContent, TooManyRequests, Unavailable
+from dht.content_wire import LENGTH, OPENING
+from dht.peer_http import MAX_PROBLEM_BYTES, PeerHttp, decode_problem, unreachable
+from protocol.problems import CorruptContent, Problem, TooManyRequests, Unavailable
 
 T = TypeVar("T")
 
@@ -34,25 +34,18 @@ class Stream:
 
     def __init__(self) -> None:
         self.received = 0
-        """Bytes of the body so far."""
-        self.left = 0
-        """Bytes of the body that are still to come."""
-        self._body: io.BufferedReader | None = None
+        """Bytes so far."""
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._aborted = False
 
     def read_into(self, buffer: memoryview) -> None:
-        """Fill the buffer. Raises Unavailable if the answer ends before.
-
-        `readinto1` takes what is there, so that a slow peer is heard, and copies nothing in between.
-        """
-        assert self._body is not None
+        """Fill the buffer. Raises Unavailable if the answer ends before; a slow peer is heard with every piece."""
+        assert self._socket is not None
         while buffer:
-            size = self._body.readinto1(buffer[: self.left]) if self.left else 0
+            size = self._socket.recv_into(buffer)
             if not size:
                 raise Unavailable("the peer broke off its answer")
-            self.left -= size
             self.received += size
             buffer = buffer[size:]
 
@@ -66,7 +59,7 @@ class Stream:
         with self._lock:
             self._aborted = True
             if self._socket is not None:
-                _shut(self._socket)
+                shut(self._socket)
 
     def over(self, sock: socket.socket) -> None:
         """The answer comes over this socket. Raises Unavailable if it was aborted already."""
@@ -74,12 +67,6 @@ class Stream:
             self._socket = sock
             if self._aborted:
                 raise Unavailable("given up")
-
-    def answered(self, response: http.client.HTTPResponse) -> None:
-        """Raises CorruptContent if the answer does not say how long it is."""
-        if response.length is None:
-            raise CorruptContent("the peer sent an answer without a length")
-        self.left, self._body = response.length, response.fp
 
     def let_go(self) -> None:
         """The socket is no longer this stream's to abort."""
@@ -92,24 +79,24 @@ class PeerStreams:
 
     def __init__(self, peers: PeerHttp, executor: ThreadPoolExecutor, connections: int) -> None:
         self._tls = peers.tls
-        self._headers = peers.headers
+        self._source = peers.source
         self._executor = executor
         self._connections = connections
         self._busy = 0
-        self._kept: dict[str, list[tuple[float, http.client.HTTPConnection]]] = {}
+        self._kept: dict[str, list[tuple[float, socket.socket]]] = {}
         self._lock = threading.Lock()
 
-    async def post(
+    async def ask(
         self,
         address: str,
-        path: str,
-        body: bytes,
+        request: bytes,
         read: Callable[[Stream], T],
         *,
         idle_s: float,
         stream: Stream | None = None,
     ) -> T:
-        """What `read` makes of the answer, in a thread. A cancelled caller waits until the thread has ended.
+        """What `read`, in a thread, makes of the answer, all of which it must read. A cancelled caller waits until the
+        thread has ended.
 
         Raises the peer's own Problem; Unavailable if it cannot be reached, breaks off or is silent for `idle_s`;
         TooManyRequests if all connections of this node are busy; what `read` raises.
@@ -119,7 +106,7 @@ class PeerStreams:
         stream = stream or Stream()
         self._busy += 1
         work = asyncio.get_running_loop().run_in_executor(
-            self._executor, lambda: self._post(address, path, body, read, idle_s, stream)
+            self._executor, lambda: self._ask(address, request, read, idle_s, stream)
         )
         try:
             return await asyncio.shield(work)
@@ -134,96 +121,85 @@ class PeerStreams:
 
     # --- in a thread --------------------------------------------------------------------------------------------------
 
-    def _post(
-        self, address: str, path: str, body: bytes, read: Callable[[Stream], T], idle_s: float, stream: Stream
-    ) -> T:
-        connection: http.client.HTTPConnection | None = None
+    def _ask(self, address: str, request: bytes, read: Callable[[Stream], T], idle_s: float, stream: Stream) -> T:
+        sock: socket.socket | None = None
         try:
-            connection, response = self._answer(address, path, body, idle_s, stream)
-            if not 200 <= response.status < 300:
-                content_type = response.headers.get_content_type()
-                raise problem_in(response.status, content_type, response.read(MAX_PROBLEM_BYTES), address)
-            stream.answered(response)
-            result = read(stream)
-            if not stream.left and not response.will_close:
-                response.close()
-                stream.let_go()
-                self._keep(address, connection)
-                connection = None
-            return result
-        except (OSError, http.client.HTTPException) as error:
+            sock, problem_size = self._answered(address, request, idle_s, stream)
+            outcome = _problem(stream, problem_size, address) if problem_size else read(stream)
+            stream.let_go()
+            self._keep(address, sock)
+            sock = None
+        except OSError as error:
             raise unreachable(address, error) from error
         finally:
             stream.let_go()
-            if connection is not None:
-                connection.close()
+            if sock is not None:
+                sock.close()
+        if isinstance(outcome, Problem):
+            raise outcome
+        return outcome
 
-    def _answer(
-        self, address: str, path: str, body: bytes, idle_s: float, stream: Stream
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-        """A kept connection may have been closed by the peer in the meantime: then one that is new."""
-        connection = self._take(address)
-        if connection is not None:
+    def _answered(self, address: str, request: bytes, idle_s: float, stream: Stream) -> tuple[socket.socket, int]:
+        """A connection on which an answer begins, and the length of the problem that it is (0: chunks follow).
+
+        A kept connection may have been closed by the peer in the meantime: then one that is new.
+        """
+        sock = self._take(address)
+        if sock is not None:
             try:
-                return connection, self._ask(connection, path, body, idle_s, stream)
-            except (ConnectionError, http.client.BadStatusLine, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                return sock, _begin(sock, request, idle_s, stream)
+            except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
                 stream.let_go()
-                connection.close()
+                sock.close()
             except BaseException:
-                connection.close()
+                sock.close()
                 raise
-        connection = self._connected(address, stream)
+        sock = self._connected(address, stream)
         try:
-            return connection, self._ask(connection, path, body, idle_s, stream)
+            return sock, _begin(sock, request, idle_s, stream)
         except BaseException:
-            connection.close()
+            sock.close()
             raise
 
-    def _ask(
-        self, connection: http.client.HTTPConnection, path: str, body: bytes, idle_s: float, stream: Stream
-    ) -> http.client.HTTPResponse:
-        stream.over(connection.sock)
-        connection.sock.settimeout(idle_s)
-        connection.request("POST", path, body=body, headers=dict(self._headers))
-        return connection.getresponse()
-
-    def _connected(self, address: str, stream: Stream) -> http.client.HTTPConnection:
+    def _connected(self, address: str, stream: Stream) -> socket.socket:
         host, _, port = address.rpartition(":")
-        connection = http.client.HTTPConnection(host.strip("[]"), int(port))
-        family, kind, _, _, target = socket.getaddrinfo(connection.host, connection.port, type=socket.SOCK_STREAM)[0]
+        host = host.strip("[]")
+        family, kind, _, _, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         sock = socket.socket(family, kind)
         try:
             stream.over(sock)
             sock.settimeout(CONNECT_S)
+            if self._source:
+                sock.bind((self._source, 0))
             sock.connect(target)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(OPENING)
             if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_hostname=connection.host, do_handshake_on_connect=False)
+                sock = self._tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
                 stream.over(sock)
                 sock.do_handshake()
         except BaseException:
             stream.let_go()
             sock.close()
             raise
-        connection.sock = sock
-        return connection
+        return sock
 
-    def _take(self, address: str) -> http.client.HTTPConnection | None:
+    def _take(self, address: str) -> socket.socket | None:
         now = time.monotonic()
         with self._lock:
             kept = self._kept.get(address, [])
             while kept:
-                since, connection = kept.pop()
+                since, sock = kept.pop()
                 if now - since < KEPT_S:
-                    return connection
-                connection.close()
+                    return sock
+                sock.close()
             self._kept.pop(address, None)
         return None
 
-    def _keep(self, address: str, connection: http.client.HTTPConnection) -> None:
+    def _keep(self, address: str, sock: socket.socket) -> None:
         now = time.monotonic()
         with self._lock:
-            self._kept.setdefault(address, []).append((now, connection))
+            self._kept.setdefault(address, []).append((now, sock))
             for other, kept in list(self._kept.items()):
                 while kept and now - kept[0][0] >= KEPT_S:
                     kept.pop(0)[1].close()
@@ -232,8 +208,8 @@ class PeerStreams:
 
     def close(self) -> None:
         for kept in self._kept.values():
-            for _, connection in kept:
-                connection.close()
+            for _, sock in kept:
+                sock.close()
         self._kept.clear()
 
 
@@ -249,7 +225,28 @@ async def running_streams(peers: PeerHttp, *, connections: int) -> AsyncIterator
         streams.close()
 
 
-def _shut(sock: socket.socket) -> None:
+def _begin(sock: socket.socket, request: bytes, idle_s: float, stream: Stream) -> int:
+    """Ask, and read how the answer begins. Raises ConnectionError if the peer closed the connection before."""
+    stream.over(sock)
+    sock.settimeout(idle_s)
+    sock.sendall(request)
+    head = bytearray(LENGTH.size)
+    size = sock.recv_into(head)
+    if not size:
+        raise ConnectionResetError("closed before it answered")
+    stream.read_into(memoryview(head)[size:])
+    return int(LENGTH.unpack(head)[0])
+
+
+def _problem(stream: Stream, size: int, address: str) -> Problem:
+    if size > MAX_PROBLEM_BYTES:
+        raise CorruptContent(f"a problem of {size} bytes")
+    body = bytearray(size)
+    stream.read_into(memoryview(body))
+    return decode_problem(bytes(body)) or CorruptContent(f"node {address} answered with a malformed problem")
+
+
+def shut(sock: socket.socket) -> None:
     """Ends reads and writes of other threads. (An SSLSocket's own method would take the TLS state from under them.)"""
     with contextlib.suppress(OSError):
         socket.socket.shutdown(sock, socket.SHUT_RDWR)

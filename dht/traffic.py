@@ -1,8 +1,9 @@
-"""How much content may move and did move: upload slots, a bandwidth cap, byte counts."""
+"""How much content may move and did move: upload slots, a bandwidth cap, byte counts. For the loop and for threads."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,15 +44,18 @@ class ByteCounts:
     def __init__(self) -> None:
         self._bytes: Counter[tuple[str, Cause]] = Counter()
         self._peers: set[str] = set()
+        self._lock = threading.Lock()
 
     def add(self, peer: str, cause: Cause, size: int) -> None:
-        if peer not in self._peers and len(self._peers) >= MAX_PEERS_COUNTED:
-            peer = OTHER_PEERS
-        self._peers.add(peer)
-        self._bytes[peer, cause] += size
+        with self._lock:
+            if peer not in self._peers and len(self._peers) >= MAX_PEERS_COUNTED:
+                peer = OTHER_PEERS
+            self._peers.add(peer)
+            self._bytes[peer, cause] += size
 
     def snapshot(self) -> Mapping[tuple[str, Cause], int]:
-        return dict(self._bytes)
+        with self._lock:
+            return dict(self._bytes)
 
 
 class Uploads:
@@ -62,6 +66,7 @@ class Uploads:
         self._busy = 0
         self._bucket = TokenBucket(rate)
         self._clock = clock
+        self._lock = threading.Lock()
 
     @property
     def busy(self) -> int:
@@ -70,19 +75,26 @@ class Uploads:
     @contextmanager
     def slot(self) -> Iterator[None]:
         """Raises TooManyRequests when all are taken: the asker turns to another provider, or comes back."""
-        if self._busy >= self._slots:
-            raise TooManyRequests(
-                f"all {self._slots} upload slots are busy", fix="Ask another provider or retry.", retry_after=0.25
-            )
-        self._busy += 1
+        with self._lock:
+            if self._busy >= self._slots:
+                raise TooManyRequests(
+                    f"all {self._slots} upload slots are busy", fix="Ask another provider or retry.", retry_after=0.25
+                )
+            self._busy += 1
         try:
             yield
         finally:
-            self._busy -= 1
+            with self._lock:
+                self._busy -= 1
+
+    def turn(self, size: int) -> float:
+        """Seconds to wait before `size` bytes go out. They are counted now, whether or not they go."""
+        with self._lock:
+            return self._bucket.take(size, self._clock())
 
     async def pace(self, size: int) -> None:
         """Wait for the turn of `size` bytes."""
-        if delay := self._bucket.take(size, self._clock()):
+        if delay := self.turn(size):
             await asyncio.sleep(delay)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -51,6 +52,7 @@ from dht import (
     content_routes,
     running_content,
     running_directory,
+    serving_content,
     set_routes,
 )
 from dht.peer_http import PeerHttp, peer_connector
@@ -62,6 +64,7 @@ from node.metrics import metrics_routes
 from node.page import page_routes
 from node.running import Running, shown, sole_node
 from node.web import bind, members_only, serving
+from protocol.peers import PeerIdentity
 from protocol.problems import ConfigError
 from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
 
@@ -198,9 +201,9 @@ class _Parts:
         if controller is not None:
             routes += peer_routes(controller)
         members = members_only(peer_identity, open_paths=ENROL_PATHS)
-        await self._stack.enter_async_context(
-            serving(self._peer_socket, routes, middlewares=[members], tls=self._server_tls)
-        )
+        tls, enter = self._server_tls, self._stack.enter_async_context
+        content = await enter(serving_content(self.content, _peer_of, tls=tls))
+        await enter(serving(self._peer_socket, routes, middlewares=[members], tls=tls, take_content=content.take))
         if controller is not None:  # requests and links under way would hold the drain, and end without an answer
             self._stack.push_async_callback(controller.drain)
         renewal = keep_certificate(
@@ -327,6 +330,11 @@ def _checked(identity: Identity, config: NodeConfig) -> Identity:
                 fix="Correct config.toml, or join again with an invitation for it.",
             )
     return identity
+
+
+def _peer_of(sock: socket.socket) -> PeerIdentity | None:
+    """The mesh member at the other end of an accepted connection."""
+    return peer_identity(sock) if isinstance(sock, ssl.SSLSocket) else None
 
 
 def _limits(archive_bytes: int) -> Limits:

@@ -13,7 +13,9 @@ import msgspec
 import structlog
 from aiohttp import web
 
+from dht.content_wire import OPENING
 from dht.peer_http import PEER
+from node.door import door
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, KeyNeeded, MethodNotAllowed, NotFound, PortTaken, Problem, TooLarge
 
@@ -165,17 +167,27 @@ async def serving(
     *,
     middlewares: Sequence[object] = (),
     tls: ssl.SSLContext | None = None,
+    take_content: Callable[[socket.socket], None] | None = None,
+    drain_s: float = DRAIN_S,
 ) -> AsyncIterator[None]:
-    """Serve `routes` on a bound socket for the time of the block; then drain for at most `DRAIN_S`."""
+    """Serve `routes` on a bound socket for the time of the block; then drain for at most `drain_s`.
+
+    `take_content`, if given, is handed the connections that ask for content instead (`node.door`).
+    """
     app = web.Application(
         middlewares=[access_log, problems, *middlewares],  # type: ignore[list-item]
         client_max_size=MAX_BODY,
     )
     app.add_routes(routes)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=DRAIN_S, keepalive_timeout=30)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=drain_s, keepalive_timeout=30)
     await runner.setup()
     try:
-        await web.SockSite(runner, sock, ssl_context=tls, backlog=512).start()
-        yield
+        if take_content is None:
+            await web.SockSite(runner, sock, ssl_context=tls, backlog=512).start()
+            yield
+        else:
+            assert runner.server is not None
+            async with door(sock, runner.server, tls=tls, opening=OPENING, take=take_content):
+                yield
     finally:
         await runner.cleanup()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import socket
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -16,14 +19,18 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.content_routes import content_routes
+from dht.content_server import serving_content
+from dht.content_wire import LENGTH, Asked, decode_asked
 from dht.exchange import ContentConfig, Exchange, running_content
 from dht.peer_http import PEER, PeerHttp
+from node.web import bind, serving
 from protocol.identifiers import node_id
 from protocol.peers import PeerIdentity
-from protocol.problems import Problem, Unavailable
+from protocol.problems import Unavailable
 from protocol.records import ProviderRecord, Signed, raw_public_key, sign
 
 Handler = Callable[[web.Request], Any]
+Take = Callable[[socket.socket], None]
 
 
 @dataclass
@@ -77,29 +84,51 @@ def node_name(number: int) -> str:
     return node_id(raw_public_key(site_key(number)))
 
 
+def source(number: int) -> str:
+    """The loopback address that a site asks for content from: without TLS, that is who it is."""
+    return f"127.0.0.{number + 1}"
+
+
+def peer_at(sock: socket.socket) -> PeerIdentity:
+    """What a certificate says in a mesh."""
+    number = int(sock.getpeername()[0].rpartition(".")[2]) - 1
+    return PeerIdentity(node_name(number), "test", "eu", ("store",))
+
+
 @web.middleware
-async def problems_as_json(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def named_by_header(request: web.Request, handler: Handler) -> web.StreamResponse:
     request[PEER] = PeerIdentity(request.headers.get("Test-Node", node_name(0)), "test", "eu", ("store",))
-    try:
-        return await handler(request)
-    except Problem as problem:
-        return web.json_response(problem.to_dict(), status=problem.status, content_type="application/problem+json")
+    response: web.StreamResponse = await handler(request)
+    return response
 
 
 @asynccontextmanager
-async def served(routes: list[web.RouteDef], *middlewares: Any, address: str = "127.0.0.1:0") -> AsyncIterator[str]:
-    """Routes on a loopback port; yields host:port."""
-    app = web.Application(middlewares=[*middlewares, problems_as_json])
-    app.add_routes(routes)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
+async def served(
+    routes: list[web.RouteDef], *middlewares: Any, address: str = "127.0.0.1:0", take_content: Take | None = None
+) -> AsyncIterator[str]:
+    """Routes, and perhaps content, on a loopback port; yields host:port."""
     host, _, port = address.rpartition(":")
-    site = web.TCPSite(runner, host, int(port))
-    try:
-        await site.start()
-        yield f"{host}:{runner.addresses[0][1]}"
-    finally:
-        await runner.cleanup()
+    sock = bind(host, int(port), 0)
+    address = f"{host}:{sock.getsockname()[1]}"
+    wrapped = [*middlewares, named_by_header]
+    async with serving(sock, routes, middlewares=wrapped, take_content=take_content, drain_s=0.1):
+        yield address
+
+
+class Answering:
+    """A peer without TLS that answers one request for chunks with what `answer` makes of it, and hangs up."""
+
+    def __init__(self, answer: Callable[[Asked], bytes]) -> None:
+        self._answer = answer
+
+    def take(self, sock: socket.socket) -> None:
+        sock.settimeout(10)
+        threading.Thread(target=self._serve, args=(sock,)).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError), sock.makefile("rb") as requests:
+            if head := requests.read(LENGTH.size):
+                sock.sendall(self._answer(decode_asked(requests.read(LENGTH.unpack(head)[0]))))
 
 
 @dataclass
@@ -108,7 +137,7 @@ class Site:
     node: str
     address: str
     listener: AsyncExitStack
-    routes: list[web.RouteDef]
+    middlewares: tuple[Any, ...]
 
     async def die(self) -> None:
         """The listener is gone in the midst of what it does, as if the process had been killed."""
@@ -116,47 +145,30 @@ class Site:
 
     async def come_back(self) -> None:
         """At the address it had."""
-        await self.listener.enter_async_context(served(self.routes, address=self.address))
+        server = await self.listener.enter_async_context(serving_content(self.exchange, peer_at, tls=None, drain_s=0.1))
+        await self.listener.enter_async_context(
+            served(content_routes(self.exchange), *self.middlewares, address=self.address, take_content=server.take)
+        )
 
 
 @asynccontextmanager
 async def site(shared: Whereabouts, path: Path, number: int, *middlewares: Any, **config: Any) -> AsyncIterator[Site]:
     node = node_name(number)
+    with bind("127.0.0.1", 0, 0) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
     async with AsyncExitStack() as stack:
         session = await stack.enter_async_context(aiohttp.ClientSession(headers={"Test-Node": node}))
-        late: list[Exchange] = []
-        routes = _routes_of(late)
-        listener = AsyncExitStack()
-        await stack.enter_async_context(listener)
-        address = await listener.enter_async_context(served(routes, *middlewares))
         exchange = await stack.enter_async_context(
             running_content(
                 ContentConfig(path=path / f"blobs{number}", **config),
                 directory=SiteDirectory(shared, number, address),  # type: ignore[arg-type]
-                http=PeerHttp(session, None),
+                http=PeerHttp(session, None, source=source(number)),
             )
         )
-        late.append(exchange)
-        yield Site(exchange, node, address, listener, routes)
-
-
-def _routes_of(late: list[Exchange]) -> list[web.RouteDef]:
-    """Routes need the exchange, the exchange's directory needs the address: bind at the first request."""
-
-    def bound(index: int) -> Handler:
-        async def handler(request: web.Request) -> web.StreamResponse:
-            route = content_routes(late[0])[index]
-            return await route.handler(request)  # type: ignore[misc, arg-type, no-any-return]
-
-        return handler
-
-    return [
-        web.get("/peer/content/{digest}/manifest", bound(0)),
-        web.get("/peer/content/{digest}/have", bound(1)),
-        web.get("/peer/chunks/{digest}", bound(2)),
-        web.post("/peer/chunks", bound(3)),
-        web.post("/peer/content/{digest}/have", bound(4)),
-    ]
+        listener = await stack.enter_async_context(AsyncExitStack())
+        here = Site(exchange, node, address, listener, middlewares)
+        await here.come_back()
+        yield here
 
 
 def noise(size: int, seed: int = 1) -> bytes:

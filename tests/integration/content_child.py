@@ -19,7 +19,7 @@ from dht.exchange import ContentConfig, running_content
 from dht.peer_http import PeerHttp
 from protocol.instances import Progress
 from protocol.problems import Problem
-from tests.content_sites import SiteDirectory, Whereabouts, node_name
+from tests.content_sites import SiteDirectory, Whereabouts, node_name, source
 
 
 def peak_kib() -> int:
@@ -42,7 +42,7 @@ async def main(command: str, blobs: str, what: str, provider: str = "") -> None:
         running_content(
             ContentConfig(path=Path(blobs)),
             directory=directory,  # type: ignore[arg-type]
-            http=PeerHttp(session, None),
+            http=PeerHttp(session, None, source=source(2)),
         ) as exchange,
     ):
         before = peak_kib()

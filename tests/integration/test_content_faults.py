@@ -6,14 +6,14 @@ import asyncio
 import resource
 import socket
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 import pytest
 from aiohttp import web
 
-from dht.content_wire import CHUNK_HEADER, decode_asked
+from dht.content_wire import CHUNK_HEADER, NO_PROBLEM, Asked
 from dht.crowd_wire import encode_told
 from dht.exchange import Exchange
 from protocol.identifiers import digest_of
@@ -21,6 +21,7 @@ from protocol.instances import Progress
 from protocol.manifest import Chunk, Manifest
 from protocol.problems import ContentNotFound, CorruptContent, Unavailable
 from tests.content_sites import (
+    Answering,
     Site,
     SiteDirectory,
     Whereabouts,
@@ -130,16 +131,18 @@ class Liar:
     def routes(self) -> list[web.RouteDef]:
         return [
             web.get("/peer/content/{digest}/manifest", self.get_manifest),
-            web.post("/peer/chunks", self.post_chunks),
         ]
+
+    def served(self) -> AbstractAsyncContextManager[str]:
+        return served(self.routes(), take_content=Answering(self.answer).take)
 
     async def get_manifest(self, request: web.Request) -> web.Response:
         return web.Response(body=self._manifest.encode(), headers={"Cornerstore-Whole": "1"})
 
-    async def post_chunks(self, request: web.Request) -> web.Response:
+    def answer(self, asked: Asked) -> bytes:
         self.asked += 1
-        parts = [self._chunks[digest] for digest in decode_asked(await request.read())]
-        return web.Response(body=b"".join(CHUNK_HEADER.pack(len(p)) + p for p in parts))
+        parts = [self._chunks[digest] for digest in asked.chunks]
+        return NO_PROBLEM + b"".join(CHUNK_HEADER.pack(len(p)) + p for p in parts)
 
 
 async def test_a_liar_is_dropped_remembered_and_its_bytes_never_kept(tmp_path: Path) -> None:
@@ -151,7 +154,7 @@ async def test_a_liar_is_dropped_remembered_and_its_bytes_never_kept(tmp_path: P
         manifest = await honest.exchange.manifest(digest)
         assert manifest is not None
         liar = Liar(manifest, {c.digest: bytes(c.length) for c in manifest.chunks})
-        shared.offer(digest, node_name(66), await stack.enter_async_context(served(liar.routes())))
+        shared.offer(digest, node_name(66), await stack.enter_async_context(liar.served()))
         getter = await stack.enter_async_context(site(shared, tmp_path, 2))
         # The liar alone has nothing that is kept.
         shared.providers[digest].pop(honest.node)
@@ -177,7 +180,7 @@ async def test_a_manifest_that_describes_other_bytes_is_refuted_and_another_is_u
     shared = Whereabouts()
     async with AsyncExitStack() as stack:
         getter = await stack.enter_async_context(site(shared, tmp_path, 2))
-        shared.offer(digest, node_name(66), await stack.enter_async_context(served(liar.routes())))
+        shared.offer(digest, node_name(66), await stack.enter_async_context(liar.served()))
         with pytest.raises(CorruptContent):
             await fetch(getter.exchange, digest)
         assert getter.exchange.stats().stored_bytes == 0
@@ -189,19 +192,37 @@ async def test_a_manifest_that_describes_other_bytes_is_refuted_and_another_is_u
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"\xff" * 4, CHUNK_HEADER.pack(1 << 30), b"\0\0"],
-    ids=["nothing", "huge", "a gigabyte", "half a header"],
+    [
+        b"",
+        b"\0\0",
+        b"\xff" * 4,
+        CHUNK_HEADER.pack(7) + b"[1, 2]\n",
+        NO_PROBLEM,
+        NO_PROBLEM + b"\xff" * 4,
+        NO_PROBLEM + CHUNK_HEADER.pack(1 << 30),
+        NO_PROBLEM + b"\0\0",
+    ],
+    ids=[
+        "nothing",
+        "half a head",
+        "4 GB of a problem",
+        "no problem at all",
+        "a head",
+        "elsewhere, unasked",
+        "a gigabyte",
+        "half a header",
+    ],
 )
 async def test_a_malformed_answer_is_an_error_not_a_hang(tmp_path: Path, answer: bytes) -> None:
     data = noise(200_000)
     manifest = Manifest(digest_of(data), len(data), (Chunk(digest_of(data), len(data)),))
 
     class Broken(Liar):
-        async def post_chunks(self, request: web.Request) -> web.Response:
-            return web.Response(body=answer)
+        def answer(self, _: Asked) -> bytes:
+            return answer
 
     shared = Whereabouts()
-    async with served(Broken(manifest, {}).routes()) as address, site(shared, tmp_path, 2) as getter:
+    async with Broken(manifest, {}).served() as address, site(shared, tmp_path, 2) as getter:
         shared.offer(manifest.digest, node_name(66), address)
         with pytest.raises((CorruptContent, Unavailable)):
             await fetch(getter.exchange, manifest.digest)

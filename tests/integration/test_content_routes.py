@@ -1,29 +1,35 @@
-"""The content endpoints as a peer sees them, and what `PeerHttp` makes of errors."""
+"""The content endpoints and the listener for chunks as a peer sees them, hostile ones too."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import itertools
+import socket
+from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import pytest
 
-from dht.content_wire import CHUNK_HEADER, encode_asked
-from dht.peer_http import PeerHttp
+from dht.content_server import serving_content
+from dht.content_wire import CHUNK_HEADER, LENGTH, NO_PROBLEM, OPENING, encode_asked
+from dht.peer_http import PeerHttp, decode_problem
 from protocol.bounded import read_bounded
 from protocol.identifiers import digest_of
 from protocol.manifest import Manifest
 from protocol.problems import (
     BadRequest,
     ContentNotFound,
-    NotFound,
+    KeyNeeded,
     Problem,
     TooLarge,
     TooManyRequests,
     Unavailable,
 )
-from tests.content_sites import Site, Whereabouts, a_file, node_name, noise, site
+from tests.content_sites import Site, Whereabouts, a_file, node_name, noise, served, site, source
 from tests.waiting import until
 
 DATA = noise(1_000_000)
@@ -37,23 +43,113 @@ async def ask(method: str, site: Site, path: str, **kwargs: object) -> bytes:
         return await read_bounded(response.content.iter_any(), 1 << 30, "the answer")
 
 
+async def chunks(site: Site, requests: bytes, *, source: str = source(9)) -> bytes:
+    """All that comes back on one connection."""
+
+    def exchanged() -> bytes:
+        with socket.create_connection(tuple(site.address.split(":")), source_address=(source, 0), timeout=10) as sock:
+            sock.sendall(OPENING + requests)
+            sock.shutdown(socket.SHUT_WR)
+            with sock.makefile("rb") as answer:
+                return answer.read()
+
+    return await asyncio.to_thread(exchanged)
+
+
+def problem_in_answer(answer: bytes) -> Problem | None:
+    assert LENGTH.unpack(answer[: LENGTH.size]) == (len(answer) - LENGTH.size,)
+    return decode_problem(answer[LENGTH.size :])
+
+
+def offsets(manifest: Manifest) -> list[int]:
+    return list(itertools.accumulate((c.length for c in manifest.chunks[:-1]), initial=0))
+
+
 async def test_manifest_chunks_and_counts(tmp_path: Path) -> None:
     async with site(Whereabouts(), tmp_path, 1) as here:
         digest = await here.exchange.add(a_file(tmp_path / "blob", DATA))
         manifest = Manifest.decode(await ask("GET", here, f"/peer/content/{digest}/manifest"), digest=digest)
-        singly = [await ask("GET", here, f"/peer/chunks/{c.digest}") for c in manifest.chunks]
-        assert b"".join(singly) == DATA
-        together = await ask("POST", here, "/peer/chunks", data=encode_asked(c.digest for c in manifest.chunks))
-        assert together == b"".join(CHUNK_HEADER.pack(len(part)) + part for part in singly)
+        answer = await chunks(here, encode_asked(c.digest for c in manifest.chunks))
+        parts = [DATA[start : start + c.length] for start, c in zip(offsets(manifest), manifest.chunks, strict=True)]
+        assert answer == NO_PROBLEM + b"".join(CHUNK_HEADER.pack(len(part)) + part for part in parts)
         sent = here.exchange.stats().sent
-        assert sent[node_name(9), "chunk"] == len(DATA) + len(together)
+        assert sent[node_name(9), "chunk"] == len(answer)
         assert sent[node_name(9), "manifest"] == len(manifest.encode())
 
 
 async def test_a_chunk_that_is_not_here_has_length_zero(tmp_path: Path) -> None:
     async with site(Whereabouts(), tmp_path, 1) as here:
-        answer = await ask("POST", here, "/peer/chunks", data=encode_asked([digest_of(b"absent")]))
-        assert answer == CHUNK_HEADER.pack(0)
+        answer = await chunks(here, encode_asked([digest_of(b"absent")]) * 2)
+        assert answer == (NO_PROBLEM + CHUNK_HEADER.pack(0)) * 2, "one after another on one connection"
+
+
+@pytest.mark.parametrize(
+    ("request_", "problem"),
+    [
+        (LENGTH.pack(1) + b"\xff", BadRequest),
+        (encode_asked(["../../content.sqlite"]), BadRequest),
+        (encode_asked([]), BadRequest),
+        (LENGTH.pack(0), TooLarge),
+        (LENGTH.pack(1 << 20), TooLarge),
+    ],
+    ids=["garbage", "a path", "nothing", "no bytes", "a megabyte"],
+)
+async def test_bad_requests_for_chunks_are_refused(tmp_path: Path, request_: bytes, problem: type[Problem]) -> None:
+    async with site(Whereabouts(), tmp_path, 1) as here:
+        assert isinstance(problem_in_answer(await chunks(here, request_)), problem)
+        assert await chunks(here, encode_asked([digest_of(b"absent")])), "and others are served"
+
+
+async def test_who_says_half_of_something_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slowloris: at the opening, at the length of a request, in the request."""
+    monkeypatch.setattr("node.door.HELLO_S", 0.2)
+    monkeypatch.setattr("dht.content_server.IDLE_S", 0.2)
+    monkeypatch.setattr("dht.content_server.REQUEST_S", 0.2)
+    request = encode_asked([digest_of(b"absent")])
+    async with site(Whereabouts(), tmp_path, 1) as here:
+        for said in (b"", OPENING[:9], OPENING, OPENING + request[:2], OPENING + request[:-1], b"\0other/1\n" * 9):
+            reader, writer = await asyncio.open_connection(*here.address.split(":"))
+            writer.write(said)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 5) == b""
+            writer.close()
+
+
+async def test_who_takes_nothing_loses_the_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.content_server.IDLE_S", 0.3)
+    data = noise(16_000_000)
+    async with site(Whereabouts(), tmp_path, 1, max_uploads=1) as here:
+        digest = await here.exchange.add(a_file(tmp_path / "blob", data))
+        manifest = await here.exchange.manifest(digest)
+        assert manifest is not None
+        with socket.create_connection(tuple(here.address.split(":"))) as sock:
+            sock.sendall(OPENING + encode_asked(c.digest for c in manifest.chunks[:60]))
+            await until(lambda: here.exchange.stats().uploads == 1)
+            await until(lambda: here.exchange.stats().uploads == 0)
+
+
+async def test_strangers_get_no_chunks(tmp_path: Path) -> None:
+    async with site(Whereabouts(), tmp_path, 1) as here:
+        digest = await here.exchange.add(a_file(tmp_path / "blob", b"x" * 1000))
+        async with (
+            serving_content(here.exchange, lambda _: None, tls=None, drain_s=0.1) as server,
+            served([], take_content=server.take) as address,
+        ):
+            at = replace(here, address=address)
+            assert isinstance(problem_in_answer(await chunks(at, encode_asked([digest]))), KeyNeeded)
+
+
+async def test_one_peer_has_only_so_many_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.connection_limits.MAX_OF_ONE_PEER", 2)
+    request = encode_asked([digest_of(b"absent")])
+    async with site(Whereabouts(), tmp_path, 1) as here, AsyncExitStack() as stack:
+        for _ in range(2):
+            kept = stack.enter_context(socket.create_connection(tuple(here.address.split(":"))))
+            kept.sendall(OPENING + request)
+            await asyncio.to_thread(kept.recv, 8)
+        refusal = problem_in_answer(await chunks(here, request, source="127.0.0.1"))
+        assert isinstance(refusal, TooManyRequests)
+        assert await chunks(here, request, source=source(9)) == NO_PROBLEM + CHUNK_HEADER.pack(0)
 
 
 @pytest.mark.parametrize(
@@ -61,12 +157,8 @@ async def test_a_chunk_that_is_not_here_has_length_zero(tmp_path: Path) -> None:
     [
         ("GET", f"/peer/content/{digest_of(b'absent')}/manifest", None, ContentNotFound),
         ("GET", f"/peer/content/{digest_of(b'absent')}/have", None, ContentNotFound),
-        ("GET", f"/peer/chunks/{digest_of(b'absent')}", None, NotFound),
-        ("GET", "/peer/chunks/sha256:..%2f..%2fetc", None, BadRequest),
         ("GET", "/peer/content/md5:00/manifest", None, BadRequest),
-        ("POST", "/peer/chunks", b"\xff", BadRequest),
-        ("POST", "/peer/chunks", encode_asked(["../../content.sqlite"]), BadRequest),
-        ("POST", "/peer/chunks", bytes(1 << 20), TooLarge),
+        ("GET", "/peer/content/sha256:..%2f..%2fetc/manifest", None, BadRequest),
     ],
 )
 async def test_bad_requests_are_refused(
@@ -83,13 +175,12 @@ async def test_beyond_its_slots_a_node_says_when_to_come_back(tmp_path: Path) ->
         manifest = await here.exchange.manifest(digest)
         assert manifest is not None
         body = encode_asked(c.digest for c in manifest.chunks)
-        long = asyncio.create_task(ask("POST", here, "/peer/chunks", data=body))
-        await until(lambda: here.exchange.stats().uploads == 1)
-        with pytest.raises(TooManyRequests) as caught:
-            await ask("POST", here, "/peer/chunks", data=body)
-        assert caught.value.retry_after == 0.25
-        long.cancel()
-        await asyncio.gather(long, return_exceptions=True)
+        with socket.create_connection(tuple(here.address.split(":"))) as long:
+            long.sendall(OPENING + body)
+            await until(lambda: here.exchange.stats().uploads == 1)
+            refusal = problem_in_answer(await chunks(here, body))
+            assert isinstance(refusal, TooManyRequests)
+            assert refusal.retry_after == 0.25
         await until(lambda: here.exchange.stats().uploads == 0)
 
 
@@ -99,7 +190,7 @@ async def test_uploads_keep_to_the_rate(tmp_path: Path) -> None:
         manifest = await here.exchange.manifest(digest)
         assert manifest is not None
         started = asyncio.get_running_loop().time()
-        await ask("POST", here, "/peer/chunks", data=encode_asked(c.digest for c in manifest.chunks))
+        await chunks(here, encode_asked(c.digest for c in manifest.chunks))
         elapsed = asyncio.get_running_loop().time() - started
         assert elapsed > 0.2, "1 MB at 2 MB/s, less the burst of a quarter second"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 import time
@@ -11,11 +12,11 @@ from contextlib import asynccontextmanager
 
 import aiohttp
 import pytest
-from aiohttp import web
 
+from dht.content_wire import NO_PROBLEM, encode_problem
 from dht.peer_http import PeerHttp
 from dht.peer_streams import PeerStreams, Stream, running_streams
-from protocol.problems import CorruptContent, NotFound, TooManyRequests, Unavailable
+from protocol.problems import CorruptContent, NotFound, Problem, TooManyRequests, Unavailable
 from tests.content_sites import served
 from tests.waiting import until
 
@@ -32,82 +33,88 @@ async def streams(connections: int = 4) -> AsyncIterator[PeerStreams]:
 
 
 def whole(stream: Stream) -> bytes:
-    buffer = bytearray(stream.left)
+    buffer = bytearray(len(BODY))
     stream.read_into(memoryview(buffer))
     return bytes(buffer)
 
 
 class Peer:
+    """Answers with BODY, or as it was told to; counts its connections."""
+
     def __init__(self) -> None:
-        self.connections: set[int] = set()
+        self.connections = 0
+        self.answer = NO_PROBLEM + BODY
+        self.hangs_up = False
 
-    async def answer(self, request: web.Request) -> web.StreamResponse:
-        assert request.transport is not None
-        self.connections.add(request.transport.get_extra_info("peername")[1])
-        if request.path == "/close":
-            response = web.Response(body=BODY)
-            response.force_close()
-            return response
-        if request.path == "/endless":
-            stream = web.StreamResponse()
-            await stream.prepare(request)
-            await stream.write(BODY)
-            return stream
-        if request.path == "/absent":
-            raise NotFound("it is not here")
-        return web.Response(body=await request.read() + BODY)
+    def take(self, sock: socket.socket) -> None:
+        self.connections += 1
+        sock.settimeout(10)
+        threading.Thread(target=self._serve, args=(sock,)).start()
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.post("/{tail:.*}", self.answer)]
+    def _serve(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            while sock.recv(1 << 16):
+                sock.sendall(self.answer)
+                if self.hangs_up:
+                    return
 
 
-async def test_a_connection_is_kept_and_used_again() -> None:
+async def test_a_connection_is_kept_and_used_again_after_a_problem_too() -> None:
     peer = Peer()
-    async with served(peer.routes()) as address, streams() as running:
+    async with served([], take_content=peer.take) as address, streams() as running:
         for _ in range(3):
-            assert await running.post(address, "/", b"asked", whole, idle_s=5) == b"asked" + BODY
-        with pytest.raises(NotFound):
-            await running.post(address, "/absent", b"", whole, idle_s=5)
-    assert len(peer.connections) == 1
+            assert await running.ask(address, b"?", whole, idle_s=5) == BODY
+        peer.answer = encode_problem(NotFound("it is not here"))
+        with pytest.raises(NotFound, match="it is not here"):
+            await running.ask(address, b"?", whole, idle_s=5)
+        peer.answer = NO_PROBLEM + BODY
+        assert await running.ask(address, b"?", whole, idle_s=5) == BODY
+    assert peer.connections == 1
 
 
 async def test_a_connection_that_the_peer_closed_is_made_anew() -> None:
     peer = Peer()
-    async with streams() as running:
-        async with served(peer.routes()) as address:
-            assert await running.post(address, "/", b"", whole, idle_s=5) == BODY
-        async with served(peer.routes(), address=address):
-            assert await running.post(address, "/", b"", whole, idle_s=5) == BODY
-            assert await running.post(address, "/close", b"", whole, idle_s=5) == BODY
-            assert await running.post(address, "/", b"", whole, idle_s=5) == BODY
+    peer.hangs_up = True
+    async with streams() as running, served([], take_content=peer.take) as address:
+        for _ in range(3):
+            assert await running.ask(address, b"?", whole, idle_s=5) == BODY
+    assert peer.connections == 3
 
 
-async def test_a_part_read_answer_ends_its_connection() -> None:
+async def test_what_goes_wrong_while_reading_ends_the_connection() -> None:
     peer = Peer()
-    async with served(peer.routes()) as address, streams() as running:
-        await running.post(address, "/", b"", lambda stream: stream.read_into(memoryview(bytearray(10))), idle_s=5)
-        assert await running.post(address, "/", b"", whole, idle_s=5) == BODY
-    assert len(peer.connections) == 2
+
+    def refused(stream: Stream) -> bytes:
+        stream.read_into(memoryview(bytearray(10)))
+        raise CorruptContent("not what was asked for")
+
+    async with served([], take_content=peer.take) as address, streams() as running:
+        with pytest.raises(CorruptContent):
+            await running.ask(address, b"?", refused, idle_s=5)
+        assert await running.ask(address, b"?", whole, idle_s=5) == BODY
+    assert peer.connections == 2
 
 
-async def test_an_answer_without_a_length_or_shorter_than_asked_is_refused() -> None:
-    async with served(Peer().routes()) as address, streams() as running:
-        with pytest.raises(CorruptContent, match="without a length"):
-            await running.post(address, "/endless", b"", whole, idle_s=5)
+async def test_an_answer_that_ends_early_is_unavailable() -> None:
+    peer = Peer()
+    peer.answer, peer.hangs_up = NO_PROBLEM + BODY[1:], True
+    async with served([], take_content=peer.take) as address, streams() as running:
         with pytest.raises(Unavailable, match="broke off"):
-            await running.post(
-                address, "/", b"", lambda stream: stream.read_into(memoryview(bytearray(len(BODY) + 1))), idle_s=5
-            )
+            await running.ask(address, b"?", whole, idle_s=5)
 
 
 async def test_nobody_there_is_unavailable() -> None:
     async with streams() as running:
         with pytest.raises(Unavailable, match="cannot be reached"):
-            await running.post("127.0.0.1:1", "/", b"", whole, idle_s=5)
+            await running.ask("127.0.0.1:1", b"?", whole, idle_s=5)
 
 
-@pytest.mark.parametrize("hello", [b"", b"not HTTP at all\r\n\r\n"], ids=["silent", "garbage"])
-async def test_silent_and_garbled_peers_are_unavailable_in_time(hello: bytes) -> None:
+@pytest.mark.parametrize(
+    ("hello", "problem"),
+    [(b"", Unavailable), (b"HTTP/1.1 400 Bad Request\r\n\r\n", CorruptContent)],
+    ids=["silent", "garbage"],
+)
+async def test_silent_and_garbled_peers_are_told_apart_in_time(hello: bytes, problem: type[Problem]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def speak() -> None:
@@ -120,8 +127,8 @@ async def test_silent_and_garbled_peers_are_unavailable_in_time(hello: bytes) ->
         gone = threading.Event()
         speaking = asyncio.create_task(asyncio.to_thread(speak))
         async with streams() as running:
-            with pytest.raises(Unavailable):
-                await running.post(f"127.0.0.1:{listener.getsockname()[1]}", "/", b"", whole, idle_s=0.3)
+            with pytest.raises(problem):
+                await running.ask(f"127.0.0.1:{listener.getsockname()[1]}", b"?", whole, idle_s=0.3)
         gone.set()
         await speaking
 
@@ -131,14 +138,14 @@ async def test_a_cancelled_call_frees_its_connection_at_once_and_beyond_the_cap_
         address = f"127.0.0.1:{silent.getsockname()[1]}"
         async with streams(connections=1) as running:
             stream = Stream()
-            waiting = asyncio.create_task(running.post(address, "/", b"", whole, idle_s=60, stream=stream))
+            waiting = asyncio.create_task(running.ask(address, b"?", whole, idle_s=60, stream=stream))
             await until(lambda: stream.connected)
             with pytest.raises(TooManyRequests):
-                await running.post(address, "/", b"", whole, idle_s=5)
+                await running.ask(address, b"?", whole, idle_s=5)
             began = time.monotonic()
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
             assert time.monotonic() - began < 5
             assert waiting.cancelled()
             with pytest.raises(Unavailable):
-                await running.post(address, "/", b"", whole, idle_s=0.2)
+                await running.ask(address, b"?", whole, idle_s=0.2)
