@@ -206,7 +206,7 @@ class ServiceView(Struct, frozen=True, kw_only=True):
 
 
 class AgentView(Struct, frozen=True, kw_only=True):
-    """Memory in MB. `age_s`: seconds since the agent was last heard."""
+    """Memory in MB. `age_s`: seconds since the agent was last heard. `load`: the last minute's, for each core."""
 
     node: str
     host: str
@@ -216,6 +216,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
     instances: int
     labels: dict[str, str] = field(default_factory=dict)
     age_s: float = 0.0
+    load: float = 0.0
 
 
 class RegionView(Struct, frozen=True, kw_only=True):

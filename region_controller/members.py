@@ -194,6 +194,7 @@ class Members:
                 instances=sum(1 for r in m.instances.values() if r.state in HOLDS_MEMORY),
                 labels=m.hello.labels,
                 age_s=round(max(0.0, now - m.heard), 3),
+                load=m.resources.load,
             )
             for node, m in sorted(self._members.items())
             if m.connected

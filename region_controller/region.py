@@ -76,7 +76,7 @@ class Region:
         self.capacity_changed: Callable[[], None] = lambda: None
         self.feed = Feed(self._snapshot)
         self._told: dict[str, AgentView] = {}
-        """Of each agent, what listeners know."""
+        """Of each agent, what listeners know; load and age change all the time, and are told with what else changes."""
         self.links = AgentLinks(
             self.members,
             region=config.region,
@@ -201,13 +201,13 @@ class Region:
             for owner, report in self.members.instances():
                 if owner == node:
                     self._tell_instance(node, report)
-        elif (known := msgspec.structs.replace(view, age_s=0.0)) != self._told.get(node):
+        elif (known := msgspec.structs.replace(view, age_s=0.0, load=0.0)) != self._told.get(node):
             self._told[node] = known
             self.feed.tell(lambda: view)
 
     def _snapshot(self) -> Snapshot:
         views = self.members.views(self.clock())
-        self._told = {view.node: msgspec.structs.replace(view, age_s=0.0) for view in views}
+        self._told = {view.node: msgspec.structs.replace(view, age_s=0.0, load=0.0) for view in views}
         return Snapshot(tuple(views), tuple(self.view(node, report) for node, report in self.members.instances()))
 
 

@@ -187,7 +187,9 @@ def demo(stay: bool) -> None:
 
 @click.command(cls=Command)
 def status() -> None:
-    """Show this machine's node and the region at a glance."""
+    """Show this machine's node, and the tree of regions with room, agents and what runs here."""
+    from node.cli.region_tree import region_tree
+
     session = command_session()
     local = session.local_node
     url, health, agents_, instances, regions_ = asyncio.run(_status(session))
@@ -209,12 +211,10 @@ def status() -> None:
                 "region": health.region,
                 "controller": url,
                 "health": health.status,
-                "agents": f"{len(agents_)}, {sum(a.memory_free for a in agents_)} MB free of "
-                f"{sum(a.memory_total for a in agents_)} MB",
                 "instances": ", ".join(f"{count} {state}" for state, count in states.items()) or "none",
-                "regions known": len(regions_),
             }
         ),
+        region_tree(health.mesh, regions_, agents_, instances),
     )
 
 
