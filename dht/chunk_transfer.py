@@ -25,7 +25,7 @@ TICK_S = 0.1
 PATIENCE_S = 4.0
 """How long a transfer waits for its providers to come back, or for new ones, when all are of no use."""
 ANNOUNCE_AFTER = 4
-"""Chunks kept before this node offers itself as a partial holder."""
+"""Chunks that are here, new or from before a restart, when this node offers itself as a partial holder."""
 
 
 class ChunkTransfer:
@@ -71,13 +71,15 @@ class ChunkTransfer:
         self._sent_away = False
         """A holder said "elsewhere"."""
         self._fatal: Problem | None = None
-        self._kept = 0
         lengths = {c.digest: c.length for c in manifest.chunks}
+        self._here = len(lengths) - len(missing)
         self._done = sum(lengths.values()) - sum(manifest.chunks[i].length for i in missing)
         self._total = sum(lengths.values())
 
     async def run(self) -> None:
         """Raises Unavailable, CorruptContent (all providers lied), DiskFull."""
+        if self._here >= ANNOUNCE_AFTER:
+            self._around.announcer.announce(self._manifest.digest)
         async with asyncio.TaskGroup() as group:
             meeting = group.create_task(self._meetings.run(), name="meet holders")
             problem = await self._loop(group)
@@ -217,12 +219,12 @@ class ChunkTransfer:
         fresh = self._picker.delivered(ask.request, piece, self._around.clock())
         self._around.received.add(ask.provider, "chunk" if fresh else "duplicate", size)
         if fresh:
-            self._kept += 1
+            self._here += 1
             self._done += size
             peers = len(self._picker.active)
             message = f"from {peers} peer" + ("s" if peers != 1 else "")
             self._on_progress(Progress("fetch", message, self._done, self._total))
-            if self._kept == ANNOUNCE_AFTER:
+            if self._here == ANNOUNCE_AFTER:
                 self._around.announcer.announce(self._manifest.digest)
         self._wake.set()
 

@@ -341,6 +341,25 @@ async def test_whole_blobs_are_announced_again_after_a_restart(tmp_path: Path) -
         await until(lambda: again.node in shared.providers.get(digest, {}))
 
 
+async def test_a_transfer_that_goes_on_after_a_restart_offers_at_once_what_is_here(tmp_path: Path) -> None:
+    data = noise(8_000_000)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 3) as third, site(shared, tmp_path, 1, upload_mbit_s=60) as first:
+        digest = await first.exchange.add(a_file(tmp_path / "blob", data))
+        fetching = asyncio.create_task(fetch(third.exchange, digest))
+        await until(lambda: sum(received(third.exchange).values()) > len(data) // 4, every_s=0.005)
+        fetching.cancel()
+        await asyncio.gather(fetching, return_exceptions=True)
+    shared.providers.clear()
+    async with site(shared, tmp_path, 2, max_uploads=0) as second, site(shared, tmp_path, 3) as again:
+        await second.exchange.add(tmp_path / "blob")
+        fetching = asyncio.create_task(fetch(again.exchange, digest))
+        await until(lambda: again.node in shared.providers[digest])
+        assert sum(received(again.exchange).values()) == 0, "nothing new had to come first"
+        fetching.cancel()
+        await asyncio.gather(fetching, return_exceptions=True)
+
+
 async def test_an_evicted_blob_is_no_longer_announced(tmp_path: Path) -> None:
     shared = Whereabouts()
     async with site(shared, tmp_path, 1, quota_bytes=1_500_000) as first:
