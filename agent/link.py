@@ -20,6 +20,7 @@ from dht.tasks import OwnedTasks
 from protocol import link
 from protocol.instances import InstanceReport, Progress
 from protocol.problems import ControllerUnreachable, Problem, Unavailable
+from protocol.tracing import step_of, within
 
 log = structlog.get_logger(__name__)
 
@@ -200,6 +201,11 @@ class _Session:
         raise ControllerUnreachable(f"the link ended with {message.type.name}: {message.data!r:.80}")
 
     async def _carry_out(self, command: link.Command) -> None:
+        step = step_of(command.trace if isinstance(command, link.Start) else "")
+        with within(step), structlog.contextvars.bound_contextvars(trace=step.trace):
+            await self._answer(command)
+
+    async def _answer(self, command: link.Command) -> None:
         try:
             self._post(await self._execute(command))
         except Problem as problem:

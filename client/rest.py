@@ -10,9 +10,11 @@ import aiohttp
 import msgspec
 import stamina
 
+from protocol import tracing
 from protocol.bounded import read_bounded
 from protocol.network_errors import network_cause
 from protocol.problems import ConfigError, ControllerUnreachable, DeadlineExceeded, Problem
+from protocol.tracing import current_header
 
 CONNECT_TIMEOUT_S = 3.0
 CALL_TIMEOUT_S = 10.0
@@ -50,6 +52,8 @@ class Rest:
         headers = dict(kwargs.pop("headers", {}))
         if bearer := token or self._token:
             headers["Authorization"] = f"Bearer {bearer}"
+        if trace := current_header():
+            headers[tracing.HEADER] = trace
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_read=idle_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             async with self._session.request(

@@ -12,10 +12,12 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from protocol import tracing
 from protocol.bounded import read_bounded
 from protocol.network_errors import network_cause, speaks_no_tls
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem, Unavailable
+from protocol.tracing import current_header
 
 PEER: web.RequestKey[PeerIdentity] = web.RequestKey("peer", PeerIdentity)
 """Where a handler of the node-to-node listener finds who asks."""
@@ -59,6 +61,8 @@ class PeerHttp:
         """
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=min(timeout_s, 3.0), sock_read=idle_s)
         answered = False
+        if trace := current_header():
+            kwargs["headers"] = {**kwargs.get("headers", {}), tracing.HEADER: trace}
         try:
             async with self._session.request(
                 method, self.url(address, path), ssl=self.tls or True, timeout=timeout, allow_redirects=False, **kwargs

@@ -16,8 +16,10 @@ from aiohttp import web
 from dht.content_wire import OPENING
 from dht.peer_http import PEER
 from node.door import door
+from protocol import tracing
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, KeyNeeded, MethodNotAllowed, NotFound, PortTaken, Problem, TooLarge
+from protocol.tracing import current_header, step_of, within
 
 log = structlog.get_logger(__name__)
 
@@ -26,6 +28,8 @@ MAX_BODY = 64 << 10
 DRAIN_S = 5.0
 CLIENT_GONE = 499
 """Nobody reads it: for the log."""
+TRACE_RESPONSE = "traceresponse"
+"""W3C Trace Context, level 2: how the caller finds this request in the logs."""
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 IdentifyPeer = Callable[[ssl.SSLObject | None], PeerIdentity | None]
@@ -80,7 +84,10 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return web.Response(status=CLIENT_GONE)
     except Exception:
         log.exception("unforeseen-failure", method=request.method, path=request.path)
-        return problem_response(Problem("This node met a fault of its own.", fix="Its log has the details."))
+        where = current_header().split("-")[1:2]
+        return problem_response(
+            Problem("This node met a fault of its own.", fix=f"Its log has the details: trace {''.join(where)}.")
+        )
 
 
 def _foreign(error: web.HTTPException) -> web.Response:
@@ -95,6 +102,17 @@ def _sole_problem(group: ExceptionGroup[Exception]) -> Problem | None:
     if group.split(Problem)[1] is not None:
         return None
     return _sole_problem(first) if isinstance(first, ExceptionGroup) else first if isinstance(first, Problem) else None
+
+
+@web.middleware
+async def traced(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """What follows belongs to the caller's trace, or begins one; logs and calls of other nodes carry it on."""
+    step = step_of(request.headers.get(tracing.HEADER, ""))
+    with within(step), structlog.contextvars.bound_contextvars(trace=step.trace):
+        response = await handler(request)
+    if not response.prepared:
+        response.headers[TRACE_RESPONSE] = step.header
+    return response
 
 
 @web.middleware
@@ -175,7 +193,7 @@ async def serving(
     `take_content`, if given, is handed the connections that ask for content instead (`node.door`).
     """
     app = web.Application(
-        middlewares=[access_log, problems, *middlewares],  # type: ignore[list-item]
+        middlewares=[traced, access_log, problems, *middlewares],  # type: ignore[list-item]
         client_max_size=MAX_BODY,
     )
     app.add_routes(routes)

@@ -94,7 +94,10 @@ class Welcome(Struct, frozen=True, tag=True):
 
 
 class Start(Struct, frozen=True, kw_only=True, tag=True):
-    """Start the service `digest` as `instance`. `alive_time` None: as described. `deadline_s`: seconds from now."""
+    """Start the service `digest` as `instance`. `alive_time` None: as described. `deadline_s`: seconds from now.
+
+    `trace`: the request that asks, as a traceparent; see `protocol.tracing`.
+    """
 
     command: str
     instance: str
@@ -104,6 +107,7 @@ class Start(Struct, frozen=True, kw_only=True, tag=True):
     parameters: dict[str, str] = {}
     variant: str | None = None
     deadline_s: float = 120.0
+    trace: str = ""
 
 
 class Stop(Struct, frozen=True, tag=True):

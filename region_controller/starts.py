@@ -27,6 +27,7 @@ from protocol.problems import (
     Unavailable,
 )
 from protocol.records import RegionRecord
+from protocol.tracing import current_header
 from region_controller.catalogue import Catalogue
 from region_controller.flights import Flight, Flights
 from region_controller.handoff import HandoffRequest, RemoteRegions
@@ -372,4 +373,5 @@ def _start_command(instance: str, wanted: Wanted) -> Start:
         parameters=request.parameters,
         variant=request.variant,
         deadline_s=START_S,
+        trace=current_header(),
     )

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import aiohttp
+import pytest
 from aiohttp import web
 
 from agent.agent import Agent, AgentConfig, running_agent
 from agent.link import PATH
 from agent.memory_runtime import MemoryRuntime, running_memory_runtime
+from agent.runtime import RuntimeInstance, Workload
 from dht.peer_http import PeerHttp
 from protocol import link
 from protocol.instances import State
 from protocol.problems import Problem, UnknownInstance
 from protocol.service import ContainerPort, ServiceDescriptor
+from protocol.tracing import current_header
 from tests.agent_stage import Shelf, start_command
 from tests.waiting import until
 
@@ -140,6 +143,22 @@ async def test_hello_then_heartbeats_then_commands_and_their_answers(tmp_path: P
             await controller.send(command)
             done = await controller.hear(link.Done)
             assert (done.command, done.lines) == (command.command, ("started",) if command.command == "c6" else ())
+
+
+async def test_what_is_done_for_a_request_belongs_to_its_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with linked(tmp_path) as (controller, _, runtime, shelf):
+        seen: list[str] = []
+        start = runtime.start
+
+        async def starting(workload: Workload) -> RuntimeInstance:
+            seen.append(current_header())
+            return await start(workload)
+
+        monkeypatch.setattr(runtime, "start", starting)
+        await controller.hear(link.Hello)
+        await controller.send(start_command("one", shelf.put(SERVICE), trace="00-" + "a" * 32 + "-" + "b" * 16 + "-01"))
+        await controller.hear(link.Done)
+        assert [header.split("-")[1] for header in seen] == ["a" * 32]
 
 
 async def test_a_service_is_prepared_before_anybody_asks_for_it(tmp_path: Path) -> None:

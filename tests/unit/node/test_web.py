@@ -8,10 +8,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from dht.peer_http import PEER
+from dht.peer_http import PEER, PeerHttp
 from node.web import bind, members_only, serving
 from protocol.peers import PeerIdentity
 from protocol.problems import NoCapacity, NoMatchingService, PortTaken
+from protocol.tracing import parsed
 
 MEMBER = PeerIdentity("0" * 40, "home", "eu", ("agent",))
 
@@ -39,6 +40,31 @@ async def ask(path: str, *, method: str = "GET") -> tuple[int, dict[str, object]
     ):
         assert response.content_type == "application/problem+json"
         return response.status, await response.json(content_type=None), response.headers
+
+
+async def test_a_request_carries_its_callers_trace_to_whom_it_asks() -> None:
+    asked: list[str] = []
+
+    async def inner(request: web.Request) -> web.Response:
+        asked.append(request.headers["traceparent"])
+        return web.json_response({})
+
+    first, second = bind("127.0.0.1", None, 0), bind("127.0.0.1", None, 0)
+    async with aiohttp.ClientSession() as session:
+
+        async def outer(_: web.Request) -> web.Response:
+            port = second.getsockname()[1]
+            async with PeerHttp(session, None).request("GET", f"127.0.0.1:{port}", "/", timeout_s=5.0):
+                return web.json_response({})
+
+        async with serving(first, [web.get("/", outer)]), serving(second, [web.get("/", inner)]):
+            trace = "4bf92f3577b34da6a3ce929d0e0e4736"
+            headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-01"}
+            async with session.get(f"http://127.0.0.1:{first.getsockname()[1]}/", headers=headers) as response:
+                assert parsed(response.headers["traceresponse"]).trace == trace  # type: ignore[union-attr]
+    (carried,) = (parsed(header) for header in asked)
+    assert carried is not None
+    assert (carried.trace, carried.span != "00f067aa0ba902b7") == (trace, True)
 
 
 async def test_a_problem_leaves_as_rfc_9457() -> None:
