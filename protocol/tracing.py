@@ -1,8 +1,8 @@
 """The thread that runs through one request, wherever it is worked on.
 
 Source: W3C Trace Context, https://www.w3.org/TR/trace-context/. The header is
-`traceparent: 00-<32 hex: the request>-<16 hex: the step that asks>-<2 hex: flags>`. What is not exactly that is ignored,
-and a new trace begins (section 4.3).
+`traceparent: 00-<32 hex: the request>-<16 hex: the step that asks>-<2 hex: flags>`. What is not exactly that is
+ignored, and a new trace begins (section 4.3).
 """
 
 from __future__ import annotations
