@@ -17,10 +17,11 @@ _CONTAINER_INTERFACE = re.compile(
 
 
 class InterfaceAddress(Struct, frozen=True):
-    """One IPv4 address of one network interface."""
+    """One IPv4 address of one network interface; `prefix`: how many of its bits name the network."""
 
     interface: str
     address: str
+    prefix: int = 32
 
     @property
     def is_loopback(self) -> bool:
@@ -50,11 +51,26 @@ def choose_browsing_addresses(addresses: Sequence[InterfaceAddress]) -> list[str
 def interface_addresses() -> list[InterfaceAddress]:
     """All IPv4 addresses of this machine."""
     return [
-        InterfaceAddress(adapter.name, str(ip.ip))
+        InterfaceAddress(adapter.name, str(ip.ip), ip.network_prefix)
         for adapter in ifaddr.get_adapters()
         for ip in adapter.ips
         if ip.is_IPv4
     ]
+
+
+def own_networks(addresses: Sequence[InterfaceAddress]) -> list[ipaddress.IPv4Network]:
+    """What is reached without a router: the networks of all interfaces but the container bridges."""
+    facing = [f"{a.address}/{a.prefix}" for a in addresses if not a.is_for_containers]
+    return [ipaddress.IPv4Network(network, strict=False) for network in facing]
+
+
+def is_near(address: str, networks: Sequence[ipaddress.IPv4Network]) -> bool:
+    """Whether `host:port` is in one of the networks. Host names and IPv6 addresses are not."""
+    try:
+        host = ipaddress.IPv4Address(address.rpartition(":")[0])
+    except ValueError:
+        return False
+    return any(host in network for network in networks)
 
 
 def default_route_source() -> str | None:

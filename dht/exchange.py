@@ -57,9 +57,15 @@ class ContentConfig(Struct, frozen=True, kw_only=True):
 
 @asynccontextmanager
 async def running_content(
-    config: ContentConfig, *, directory: Directory, http: PeerHttp, clock: Callable[[], float] = time.monotonic
+    config: ContentConfig,
+    *,
+    directory: Directory,
+    http: PeerHttp,
+    near: Callable[[str], bool] = lambda _: False,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Exchange]:
-    """Content on this node and in the mesh. Announces all whole blobs again, in the background.
+    """Content on this node and in the mesh. `near`: whether an address (`host:port`) is on this machine's own network.
+    Announces all whole blobs again, in the background.
 
     Raises ConfigError if the folder is in use or pyfastcdc is not compiled, DiskFull.
     """
@@ -74,7 +80,7 @@ async def running_content(
             store = await disk(stack.enter_context, opened_store(config.path, quota_bytes=config.quota_bytes))
             for digest in store.held():
                 announcer.announce(digest)
-            around = Surroundings(store, disk, directory, ContentClient(http, streams), announcer, clock)
+            around = Surroundings(store, disk, directory, ContentClient(http, streams), announcer, clock, near)
             uploads = Uploads(slots=config.max_uploads, rate=config.upload_mbit_s * 1e6 / 8, clock=clock)
             exchange = Exchange(around, uploads)
             try:

@@ -80,7 +80,7 @@ class Meetings:
         async with asyncio.TaskGroup() as group:
             for source in list(self._sources.values()):
                 if source.whole:
-                    self._picker.provide(source.node, None)
+                    self._picker.provide(source.node, None, near=source.near)
                 self._meet(group, source)
             looked = met = self._around.clock()
             while True:
@@ -129,7 +129,7 @@ class Meetings:
     def _hear(self, group: asyncio.TaskGroup, source: Source, heard: Heard) -> None:
         if len(heard.held) == len(self._manifest.chunks):
             source.whole = True
-            self._picker.provide(source.node, None)
+            self._picker.provide(source.node, None, near=source.near)
         else:
             self._met.add(source.node)
             self._holds(source, heard.held)
@@ -148,7 +148,7 @@ class Meetings:
         known = self._held.setdefault(source.node, set())
         if held - known or not known:
             known |= held
-            self._picker.provide(source.node, known)
+            self._picker.provide(source.node, known, near=source.near)
 
     def _introduced(self, envelope: bytes) -> str | None:
         """The node whose offer this is, which is a source now unless there are enough."""

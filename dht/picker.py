@@ -9,6 +9,8 @@ integer: the position of a chunk in the manifest. Rules:
   whole can be hashed while it comes.
 * Each provider has `depth` requests under way (one if there are more than `few` providers: chunks that wait in a long
   queue at one peer cannot be had from another), sized to about `batch_s` seconds at the rate it has shown.
+* A provider on this machine's own network is asked first, and others not at all for what it gives, as long as it does
+  well (`near_rate`): what the LAN has shall not cross the uplink.
 * No free piece left: an idle provider is asked for what another is late with (end game). The first delivery wins.
 * A provider that lies is dropped at once. One that fails (or is silent for `stall_s`) rests for a doubling time; after
   `strikes` failures in a row it is dropped if another is left, else it is tried again now and then: the network may
@@ -50,6 +52,7 @@ class Limits:
     endgame_s: float = 0.5
     elsewhere_s: float = 1.0
     in_order_rate: float = 24 << 20
+    near_rate: float = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Picker:
         self._requests: dict[int, _Request] = {}
         self._rarity: dict[int, int] = {}
         self._given: frozenset[int] = frozenset()
+        self._spared: frozenset[int] = frozenset()
+        """What nobody afar is asked for now."""
         self._number = 0
         self._cancelled: list[int] = []
 
@@ -142,12 +147,13 @@ class Picker:
 
     # --- providers ------------------------------------------------------------------------------------------------
 
-    def provide(self, provider: str, have: Collection[int] | None) -> None:
-        """A provider is known, or holds more than before. `have` None: the whole blob."""
+    def provide(self, provider: str, have: Collection[int] | None, *, near: bool = False) -> None:
+        """A provider is known, or holds more than before. `have` None: the whole blob. `near`: see `Provider`."""
         known = self._providers.setdefault(provider, Provider(frozenset()))
         if known.dropped:
             return
         self._count(known, -1)
+        known.near = near
         known.have = None if have is None else frozenset(have)
         known.lacks.clear()
         self._count(known, +1)
@@ -247,10 +253,11 @@ class Picker:
         self._drop_slow(now)
         effects: list[Effect] = [Cancel(number) for number in self._cancelled]
         self._cancelled.clear()
-        fastest_first = sorted(self.active, key=lambda name: -self._providers[name].rate)
-        depth = self._limits.depth if len(fastest_first) <= self._limits.few else 1
+        self._spared = self._given_near(now)
+        best_first = sorted(self.active, key=lambda name: (not self._providers[name].near, -self._providers[name].rate))
+        depth = self._limits.depth if len(best_first) <= self._limits.few else 1
         for _ in range(depth):
-            for name in fastest_first:
+            for name in best_first:
                 provider = self._providers[name]
                 if len(provider.requests) < min(depth, provider.depth) and provider.rest_until <= now:
                     pieces = self._pick(provider, now) or self._pick_endgame(name, now)
@@ -291,8 +298,24 @@ class Picker:
             budget -= self._lengths[piece]
         return picked
 
+    def _given_near(self, now: float) -> frozenset[int]:
+        """Free pieces that a provider which spares others would give now."""
+        given: set[int] = set()
+        if all(provider.near for provider in self._providers.values()):
+            return frozenset()
+        for provider in self._providers.values():
+            if provider.spares_others(now, self._limits.near_rate):
+                withheld = provider.lacks | {piece for piece, until in provider.elsewhere.items() if until > now}
+                held = self._free.keys() if provider.have is None else self._free.keys() & provider.have
+                given |= held - withheld
+        return frozenset(given)
+
     def _offered(self, provider: Provider, now: float) -> Iterator[int]:
-        """Free pieces that the provider would give now, in the preferred order where that is cheap."""
+        """Free pieces that the provider should be asked for now, in the preferred order where that is cheap."""
+        if self._spared and not provider.near:
+            if len(self._spared) == len(self._free):
+                return iter(())
+            return (piece for piece in self._free if piece not in self._spared and provider.gives(piece, now))
         if provider.have is not None and len(provider.have) < len(self._free):
             return (piece for piece in provider.have if piece in self._free and provider.gives(piece, now))
         pieces = self._free_in_order() if self._is_asked_in_order(provider) else self._free

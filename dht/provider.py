@@ -10,6 +10,8 @@ class Provider:
     """`have` None: it holds the whole blob. Rates in bytes/s, times in s."""
 
     have: frozenset[int] | None
+    near: bool = False
+    """It is on this machine's own network: what it sends crosses no uplink."""
     lacks: set[int] = field(default_factory=set)
     elsewhere: dict[int, float] = field(default_factory=dict)
     """Pieces that it lets others pass on, and until when it is not asked for them again."""
@@ -29,6 +31,11 @@ class Provider:
     def gives(self, piece: int, now: float) -> bool:
         """Whether to ask it now."""
         return self.offers(piece) and self.elsewhere.get(piece, now) <= now
+
+    def spares_others(self, now: float, enough_rate: float) -> bool:
+        """It is near and does well, so that nobody afar is asked for what it gives."""
+        well = self.rest_until <= now and not self.strikes and (not self.rate or self.rate >= enough_rate)
+        return self.near and not self.dropped and well
 
     def showed(self, rate: float) -> None:
         """The rate of one finished request; half of what counts is what was shown before."""

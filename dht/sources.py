@@ -14,6 +14,7 @@ from dht.disk import Disk
 from dht.reputation import Reputation
 from dht.traffic import ByteCounts
 from protocol.problems import Unavailable
+from protocol.records import ProviderRecord
 
 T = TypeVar("T")
 
@@ -24,6 +25,8 @@ class Source:
 
     node: str
     addresses: list[str]
+    near: bool = False
+    """On this machine's own network, by one of its addresses."""
     whole: bool = False
     vouched: str = ""
     """Digest of the manifest it sent."""
@@ -46,8 +49,16 @@ class Surroundings:
     client: ContentClient
     announcer: Announcer
     clock: Callable[[], float]
+    near: Callable[[str], bool] = lambda _: False
+    """Whether an address (`host:port`) is on this machine's own network."""
     reputation: Reputation = field(default_factory=Reputation)
     received: ByteCounts = field(default_factory=ByteCounts)
+
+
+def source_of(record: ProviderRecord, near: Callable[[str], bool]) -> Source:
+    """With its near addresses first."""
+    addresses = sorted(record.addresses, key=lambda address: not near(address))
+    return Source(record.node, addresses, near=near(addresses[0]))
 
 
 async def any_address(source: Source, ask: Callable[[str], Awaitable[T]]) -> T:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 import structlog
 
 from dht.chunk_transfer import ChunkTransfer
-from dht.sources import Source, Surroundings, any_address
+from dht.sources import Source, Surroundings, any_address, source_of
 from protocol.identifiers import digest_of
 from protocol.instances import OnProgress, Progress
 from protocol.manifest import Manifest
@@ -142,8 +142,9 @@ class Transfer:
         return self._learn(self._around.reputation.usable(records, self._around.clock()))
 
     def _learn(self, records: Iterable[ProviderRecord]) -> list[Source]:
-        new = [Source(r.node, list(r.addresses)) for r in records if r.node not in self._sources]
+        new = [source_of(r, self._around.near) for r in records if r.node not in self._sources]
         random.shuffle(new)
+        new.sort(key=lambda source: not source.near)
         new = new[: MAX_SOURCES - len(self._sources)]
         self._sources.update({s.node: s for s in new})
         return new
@@ -159,7 +160,7 @@ class Transfer:
         self._on_progress(
             Progress("fetch", f"asking {len(self._sources)} {'peer' if len(self._sources) == 1 else 'peers'}")
         )
-        waiting = list(self._sources.values())
+        waiting = sorted(self._sources.values(), key=lambda source: not source.near)
         asked: set[asyncio.Task[Manifest | Problem]] = set()
         problems: list[Problem] = []
         at_once = MANIFESTS_ASKED_AT_ONCE

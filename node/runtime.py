@@ -42,6 +42,7 @@ from bootstrap import (
     server_context,
     use_renewed,
 )
+from client.lan import interface_addresses, is_near, own_networks
 from csar import Limits, Parser
 from dht import (
     ContentConfig,
@@ -154,6 +155,7 @@ class _Parts:
                 ),
                 directory=self.directory,
                 http=self._http,
+                near=partial(is_near, networks=own_networks(interface_addresses())),
             )
         )
         self._parser = await enter(Parser(_limits(self._max_archive_bytes)))

@@ -152,7 +152,14 @@ class Site:
 
 
 @asynccontextmanager
-async def site(shared: Whereabouts, path: Path, number: int, *middlewares: Any, **config: Any) -> AsyncIterator[Site]:
+async def site(
+    shared: Whereabouts,
+    path: Path,
+    number: int,
+    *middlewares: Any,
+    near: Callable[[str], bool] = lambda _: False,
+    **config: Any,
+) -> AsyncIterator[Site]:
     node = node_name(number)
     with bind("127.0.0.1", 0, 0) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -163,6 +170,7 @@ async def site(shared: Whereabouts, path: Path, number: int, *middlewares: Any, 
                 ContentConfig(path=path / f"blobs{number}", **config),
                 directory=SiteDirectory(shared, number, address),  # type: ignore[arg-type]
                 http=PeerHttp(session, None, source=source(number)),
+                near=near,
             )
         )
         listener = await stack.enter_async_context(AsyncExitStack())

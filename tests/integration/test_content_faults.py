@@ -276,6 +276,18 @@ async def test_with_one_upload_slot_all_are_served_in_the_end(tmp_path: Path) ->
         assert all(s.exchange.has(digest) for s in others)
 
 
+async def test_what_the_lan_has_does_not_cross_the_uplink(tmp_path: Path) -> None:
+    data = noise(8_000_000)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as afar, site(shared, tmp_path, 2) as near:
+        digest = await afar.exchange.add(a_file(tmp_path / "blob", data))
+        await near.exchange.add(tmp_path / "blob")
+        async with site(shared, tmp_path, 3, near=lambda address: address == near.address) as third:
+            await fetch(third.exchange, digest)
+            assert received(third.exchange) == {near.node: len(data)}
+            assert await bytes_of(third.exchange, digest) == data
+
+
 async def test_sites_that_fetch_at_once_serve_each_other(tmp_path: Path) -> None:
     data = noise(8_000_000)
     shared = Whereabouts()

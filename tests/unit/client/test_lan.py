@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from client.lan import InterfaceAddress, choose_browsing_addresses, choose_lan_address, lan_address
+from client.lan import (
+    InterfaceAddress,
+    choose_browsing_addresses,
+    choose_lan_address,
+    interface_addresses,
+    is_near,
+    lan_address,
+    own_networks,
+)
 
 LO = InterfaceAddress("lo", "127.0.0.1")
 DOCKER = InterfaceAddress("docker0", "172.17.0.1")
@@ -39,3 +47,11 @@ def test_announcements_from_container_bridges_are_not_heard() -> None:
 
 def test_this_machine_has_an_ipv4_address() -> None:
     assert len(lan_address().split(".")) == 4
+
+
+def test_near_is_what_no_router_stands_before() -> None:
+    networks = own_networks([InterfaceAddress("eth0", "10.1.0.10", 24), InterfaceAddress("docker0", "172.17.0.1", 16)])
+    assert is_near("10.1.0.77:7401", networks)
+    for far in ("10.2.0.77:7401", "172.17.0.2:7401", "host.example:7401", "[2001:db8::1]:7401", ""):
+        assert not is_near(far, networks), far
+    assert is_near("127.0.0.1:7401", own_networks(interface_addresses()))

@@ -273,3 +273,54 @@ def test_a_fast_provider_is_asked_in_the_order_of_the_blob_a_slow_one_in_the_ord
         while not picker.done:
             deliver(picker, second, seconds)
             second = next(iter(asks(picker, seconds)), second)
+
+
+def test_a_near_provider_is_asked_and_nobody_afar_for_what_it_gives() -> None:
+    picker = picker_of(40)
+    picker.provide("afar", None)
+    picker.provide("near", set(range(30)), near=True)
+    first = asks(picker)
+    asked = {name: {p for ask in first if ask.provider == name for p in ask.pieces} for name in ("near", "afar")}
+    assert asked["near"]
+    assert asked["near"] < set(range(30))
+    assert asked["afar"]
+    assert asked["afar"] <= set(range(30, 40))
+
+
+def test_with_the_whole_on_the_lan_nothing_crosses_the_uplink() -> None:
+    picker = picker_of(40)
+    picker.provide("afar", None)
+    picker.provide("near", None, near=True)
+    now, providers = 0.0, set()
+    while not picker.done:
+        for ask in asks(picker, now):
+            providers.add(ask.provider)
+            deliver(picker, ask, now + 0.01)
+        now += 0.01
+    assert providers == {"near"}
+
+
+def test_a_near_provider_that_fails_is_slow_or_lacks_a_piece_holds_nobody_off() -> None:
+    def far_asked_after(what: str) -> bool:
+        picker = picker_of(400, Limits(depth=1))
+        picker.provide("afar", None)
+        picker.provide("near", None, near=True)
+        (ask,) = asks(picker)
+        assert ask.provider == "near"
+        if what == "fails":
+            picker.failed(ask.request, 0.1, "broke off")
+        elif what == "is busy":
+            picker.busy(ask.request, 0.1, 1.0)
+        elif what == "lacks":
+            picker.lacking(ask.request, ask.pieces[0])
+        else:
+            deliver(picker, ask, 60.0 if what == "is slow" else 0.1)
+        return any(a.provider == "afar" for a in asks(picker, 0.2))
+
+    assert {what: far_asked_after(what) for what in ("fails", "is busy", "lacks", "is slow", "does well")} == {
+        "fails": True,
+        "is busy": True,
+        "lacks": True,
+        "is slow": True,
+        "does well": False,
+    }
