@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
+from itertools import accumulate
 
 from aiohttp import web
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.utils import floatToGoString
 
 from dht import Exchange, NetworkDirectory
 from region_controller import Controller
+from region_controller.stats import BUCKETS_S
 
 
 class _Collector:
@@ -57,9 +60,11 @@ class _Collector:
         for kind, count in stats.starts.items():
             starts.add_metric([kind], count)
         yield starts
-        phases = SummaryMetricFamily("cornerstore_start_phase_seconds", "Time of starts, by phase.", labels=["phase"])
-        for phase, (count, total) in stats.phases.items():
-            phases.add_metric([phase], count_value=count, sum_value=total)
+        phases = HistogramMetricFamily("cornerstore_start_phase_seconds", "Time of starts, by phase.", labels=["phase"])
+        for phase, taken in stats.phases.items():
+            ends = [*map(floatToGoString, BUCKETS_S), "+Inf"]
+            buckets = list(zip(ends, map(float, accumulate(taken.counts)), strict=True))
+            phases.add_metric([phase], buckets=buckets, sum_value=taken.total_s)
         yield phases
         instances = GaugeMetricFamily("cornerstore_instances", "Instances of the region, by state.", labels=["state"])
         for state, count in stats.instances.items():
