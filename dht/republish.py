@@ -77,6 +77,8 @@ def distance(a: bytes, b: bytes) -> int:
 def owed(key: bytes, own_id: bytes, nearest: Sequence[bytes], newcomers: set[bytes]) -> list[bytes]:
     """Newcomers that `own_id` should tell about `key`. `nearest`: ids of the replicas nearest to it, newcomers too."""
     new = [n for n in nearest if n in newcomers]
+    if not new:
+        return []
     nearer = [n for n in nearest if n not in newcomers and distance(n, key) < distance(own_id, key)]
     return new if len(nearer) < HANDOVER_RANK else []
 
