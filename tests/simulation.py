@@ -95,7 +95,7 @@ class Simulation:
                 nobody = [address(10_000_000 + chance.randrange(1000)) for _ in range(count)]
                 return tuple(wire_contact(request.key[:4] + chance.randbytes(16), where) for where in nobody)
 
-        return Lies(overlay.id, overlay._routing, SwallowingShelf(), self._tuning.k)
+        return Lies(overlay.id, overlay._routing, SwallowingShelf(), k=self._tuning.k, door=0)
 
     async def add_bare(self, number: int, *, through: int, admitted: bool = True) -> Overlay:
         """Takes every record and keeps none; what it sends is up to the caller. A member of the overlay, or an id that
