@@ -272,15 +272,18 @@ class NetworkDirectory:
     async def _checked(self, key: bytes, envelopes: frozenset[bytes]) -> AsyncIterator[list[Signed]]:
         """Those that are good, in batches. Other tasks get their turn after CHECKED_AT_ONCE of them: some 5 ms."""
         unchecked = iter(envelopes)
+        refused: list[str] = []
         while batch := list(islice(unchecked, CHECKED_AT_ONCE)):
             checked: list[Signed] = []
             for envelope in batch:
                 try:
                     checked.append(self._replica.check(key, envelope))
                 except InvalidRecord as problem:
-                    log.info("record-from-peer-refused", detail=problem.detail)
+                    refused.append(problem.detail)
             yield checked
             await asyncio.sleep(0)
+        if refused:
+            log.info("records-from-peers-refused", count=len(refused), first=refused[0])
 
     def held_set(self, key: bytes) -> rules.OrderedSet:
         """What this node answers to peers who ask what it holds at a key."""

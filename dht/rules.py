@@ -290,6 +290,12 @@ def lacking(envelopes: Sequence[bytes], parts: bytes, positions: bytes) -> list[
     return [e for part in ours.differing(*EVERYWHERE, parts) for e in ours.between(*part)]
 
 
+def lies_in(short: bytes, low: int, high: int) -> bool:
+    """True if an envelope at this shortened position can be in the range."""
+    first = int.from_bytes(short + bytes(POSITION_BYTES - SHORT_BYTES), "big")
+    return first <= high and low < first + (1 << 8 * (POSITION_BYTES - SHORT_BYTES))
+
+
 def cursor_before(short: bytes) -> bytes:
     """The cursor after which the envelope at this shortened position comes next, or nearly next."""
     return position_before(int.from_bytes(short + bytes(POSITION_BYTES - SHORT_BYTES), "big"))

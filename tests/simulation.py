@@ -73,11 +73,16 @@ class Simulation:
         overlay._answering = self._lies(overlay)
 
     @contextmanager
-    def turned(self, numbers: Iterable[int]) -> Iterator[None]:
-        """Members that everybody knows lie for the time of the block."""
+    def turned(self, numbers: Iterable[int], into: type[Answering] | None = None) -> Iterator[None]:
+        """Members that everybody knows lie for the time of the block; `into`: how they answer from what they hold."""
         honest = {number: self.nodes[number]._overlay._answering for number in numbers}
         for number in honest:
-            self.nodes[number]._overlay._answering = self._lies(self.nodes[number]._overlay)
+            directory = self.nodes[number]
+            overlay = directory._overlay
+            if into is None:
+                overlay._answering = self._lies(overlay)
+            else:
+                overlay._answering = into(overlay.id, overlay._routing, directory._replica, k=self._tuning.k, door=0)
         self.lying |= honest.keys()
         try:
             yield

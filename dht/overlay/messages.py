@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from msgspec import Meta, Struct
 
 from dht.overlay.datagrams import Address
-from dht.rules import LISTED, POSITION_BYTES, SHORT_BYTES
+from dht.rules import LISTED, PARTS, POSITION_BYTES, SHORT_BYTES
 from protocol.admission import Admission, Credentials, is_admitted
 from protocol.identifiers import KEY_BYTES, node_id
 from protocol.records import MAX_ENVELOPE, raw_public_key
@@ -151,6 +151,13 @@ class Parts(Answer, frozen=True, tag=20):
     positions: Shorts
     count: Count
     door: Door
+
+    def __post_init__(self) -> None:
+        """A set is told in one of two ways; what is neither is no message."""
+        if self.parts and (self.positions or len(self.parts) != PARTS * SHORT_BYTES):
+            raise ValueError("a set is told in PARTS fingerprints or in positions")
+        if len(self.positions) % SHORT_BYTES:
+            raise ValueError("positions are SHORT_BYTES long")
 
 
 AnyRequest = Ping | Find | Records | Store | Compare

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from kademlia.node import Node
 
@@ -20,7 +20,7 @@ from dht.overlay.asking import Asking
 from dht.overlay.crawl import Crawl
 from dht.overlay.datagrams import Address
 from dht.overlay.lookups import Lookups
-from dht.overlay.messages import Compare, Page, Parts, Records
+from dht.overlay.messages import A, Compare, Page, Parts, Records, Request
 from dht.overlay.routing import address_of
 from dht.overlay.tuning import Tuning
 from dht.tasks import OwnedTasks
@@ -28,9 +28,13 @@ from dht.tasks import OwnedTasks
 T = TypeVar("T")
 
 SEARCHES = 2
-MAX_PAGES = 4096
+QUESTIONS = 8192
+"""At most so many are asked about one set: a full key has some 5,500 pages, a liar has any number."""
 STRETCHES = 16
 """Parts of a large set that are read at the same time."""
+NARROWINGS = 2
+"""So often the range of all positions is cut; a part of a part holds two records of a full key, unless somebody chose
+records by their hashes to crowd it."""
 PAGE_BY_PAGE_FROM = 4
 """More missing envelopes of one range than this are read page by page, fewer each for itself."""
 WHOLE_FROM = 256
@@ -211,7 +215,7 @@ class Reading:
 
 class _EqualSets:
     """What `nodes` hold at a key: equal sets, so each question goes to whichever of them answers. All methods add to
-    `found`, and return True if all they were to bring came."""
+    `found`, and return True if all they were to bring came. Whatever is answered, the questions come to an end."""
 
     def __init__(self, asking: Asking, key: bytes, nodes: Sequence[Node], found: set[bytes]) -> None:
         self._asking = asking
@@ -219,6 +223,7 @@ class _EqualSets:
         self._nodes = nodes
         self._found = found
         self._gate = asyncio.Semaphore(STRETCHES)
+        self._questions = QUESTIONS
 
     async def read_after(self, cursor: bytes | None) -> bool:
         """All that follows a first page, in stretches that begin at different nodes. `cursor` None: nothing does."""
@@ -229,46 +234,60 @@ class _EqualSets:
 
     async def read_news(self, known: Known) -> bool:
         """What these sets have and we do not."""
-        told = await self._asking.ask_any(self._nodes, Compare, Parts, self._key, *rules.EVERYWHERE)
+        told = await self._ask(self._nodes, Compare, Parts, self._key, *rules.EVERYWHERE)
         return told is not None and await self.read_difference(rules.EVERYWHERE, told, known)
 
-    async def read_difference(self, where: tuple[int, int], told: Parts, known: Known) -> bool:
-        """What these sets have in a range and we do not. `told`: its summary."""
+    async def read_difference(self, where: tuple[int, int], told: Parts, known: Known, *, cuts: int = 0) -> bool:
+        """What these sets have in a range and we do not. `told`: its summary; `cuts`: how often the range was cut."""
         if not told.parts:
-            missing = [short for short in rules.shorts(told.positions) if not known.has(short)]
-            if len(missing) > PAGE_BY_PAGE_FROM:
-                up_to = where[1].to_bytes(rules.POSITION_BYTES, "big")
-                return await self._read_stretch(rules.cursor_before(missing[0]), up_to, self._nodes)
-            return all(await asyncio.gather(*(self._read_at(short) for short in missing)))
-        if where[1] - where[0] < rules.PARTS:
-            return False  # so narrow a range holds no more than can be listed: a liar
+            return await self._read_listed(where, rules.shorts(told.positions), known)
+        differing = known.ordered.differing(*where, told.parts)
+        if cuts == NARROWINGS or (cuts and len(differing) > STRETCHES):
+            return await self._read_stretch(
+                rules.position_before(where[0]), where[1].to_bytes(rules.POSITION_BYTES, "big"), self._nodes
+            )
 
         async def narrower(part: tuple[int, int]) -> bool:
-            async with self._gate:
-                answer = await self._asking.ask_any(self._nodes, Compare, Parts, self._key, *part)
-            return answer is not None and await self.read_difference(part, answer, known)
+            answer = await self._ask(self._nodes, Compare, Parts, self._key, *part)
+            return answer is not None and await self.read_difference(part, answer, known, cuts=cuts + 1)
 
-        return all(await asyncio.gather(*map(narrower, known.ordered.differing(*where, told.parts))))
+        return all(await asyncio.gather(*map(narrower, differing)))
+
+    async def _read_listed(self, where: tuple[int, int], positions: Sequence[bytes], known: Known) -> bool:
+        """Those envelopes of a list that are not known."""
+        if not all(rules.lies_in(short, *where) for short in positions):
+            return False
+        missing = sorted({short for short in positions if not known.has(short)})
+        if len(missing) > PAGE_BY_PAGE_FROM:
+            return await self._read_stretch(
+                rules.cursor_before(missing[0]), where[1].to_bytes(rules.POSITION_BYTES, "big"), self._nodes
+            )
+        return all(await asyncio.gather(*(self._read_at(short) for short in missing)))
 
     async def _read_at(self, short: bytes) -> bool:
         """The envelope at a position, with those that share its page."""
-        async with self._gate:
-            page = await self._asking.ask_any(self._nodes, Records, Page, self._key, rules.cursor_before(short))
+        page = await self._ask(self._nodes, Records, Page, self._key, rules.cursor_before(short))
         if page is not None:
             self._found.update(page.envelopes)
         return page is not None
 
     async def _read_stretch(self, cursor: bytes, up_to: bytes, nodes: Sequence[Node]) -> bool:
         """What comes after `cursor` and up to `up_to`."""
-        for _ in range(MAX_PAGES):
-            page = await self._asking.ask_any(nodes, Records, Page, self._key, cursor)
-            if page is None or (page.next is not None and page.next <= cursor):
-                return False
+        while (page := await self._ask(nodes, Records, Page, self._key, cursor)) is not None:
             self._found.update(page.envelopes)
             if page.next is None or page.next >= up_to:
                 return True
+            if page.next <= cursor or not page.envelopes:
+                return False
             cursor = page.next
         return False
+
+    async def _ask(self, nodes: Sequence[Node], request: type[Request], answer: type[A], *args: Any) -> A | None:
+        if not self._questions:
+            return None
+        self._questions -= 1
+        async with self._gate:
+            return await self._asking.ask_any(nodes, request, answer, *args)
 
 
 def by_fingerprint(sets: Iterable[tuple[Node, bytes]]) -> dict[bytes, list[Node]]:

@@ -16,13 +16,14 @@ class SimulatedNetwork:
     """Keeps the promises of `DatagramTransport`, and no more.
 
     Each datagram is lost with probability `loss`, else delivered after `latency_s` give or take half of it, so that
-    datagrams overtake each other. The same seed gives the same run on virtual time; `trace` is a checksum of all that
-    was sent, by which two runs can be compared.
+    datagrams overtake each other; those from an address in `delays` take so many seconds more. The same seed gives the
+    same run on virtual time; `trace` is a checksum of all that was sent, by which two runs can be compared.
     """
 
     def __init__(self, *, seed: int, loss: float = 0.0, latency_s: float = 0.01) -> None:
         self.loss = loss
         self.latency_s = latency_s
+        self.delays: dict[Address, float] = {}
         self.counts: Counter[str] = Counter()
         self.largest = 0
         self.trace = 0
@@ -64,7 +65,7 @@ class SimulatedNetwork:
         if self._random.random() < self.loss or source in self._dead or parted:
             self.counts["lost"] += 1
             return
-        delay = self.latency_s * self._random.uniform(0.5, 1.5)
+        delay = self.latency_s * self._random.uniform(0.5, 1.5) + self.delays.get(source, 0.0)
         asyncio.get_running_loop().call_later(delay, self._deliver, datagram, source, destination)
 
     def _deliver(self, datagram: bytes, source: Address, destination: Address) -> None:

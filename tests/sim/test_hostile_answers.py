@@ -1,0 +1,184 @@
+"""Members that answer the reader of a large set with nonsense, with a part of it, or late."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+
+from dht import rules
+from dht.overlay import Tuning
+from dht.overlay.answering import Answering
+from dht.overlay.messages import Compare, Page, Parts, Proof, Records, decode, encode
+from protocol.identifiers import record_key
+from protocol.problems import Unavailable
+from tests.simulation import Simulation, address, simulation
+
+SEED = int(os.environ.get("SIM_SEED", "20260713"))
+CATEGORY = "category:/text/count"
+TUNING = Tuning(k=8, replicas=6, acks=4)
+READER = 8
+OTHERS = range(READER)
+
+pytestmark = pytest.mark.timeout(110)
+
+
+class Lying(Answering):
+    """Answers comparisons with what `lie` makes of the truth."""
+
+    def _parts(self, request: Compare, proof: Proof | None) -> Parts | None:
+        told = super()._parts(request, proof)
+        return None if told is None else self.lie(request, told)
+
+    def lie(self, request: Compare, told: Parts) -> Parts:
+        raise NotImplementedError
+
+
+def noise(told: Parts, length: int) -> bytes:
+    return (told.id * length)[: length * rules.SHORT_BYTES]
+
+
+class Endless(Lying):
+    """However narrow the range: it differs in all its parts."""
+
+    def lie(self, request: Compare, told: Parts) -> Parts:
+        return msgspec.structs.replace(told, fingerprint=told.id, parts=noise(told, rules.PARTS), positions=b"")
+
+
+class EndlessPages(Endless):
+    """Then it has page after page of what is no record."""
+
+    def _page(self, request: Records, proof: Proof | None) -> Page:
+        page = super()._page(request, proof)
+        if request.cursor is None:
+            return page
+        after = int.from_bytes(request.cursor, "big") + 1
+        return msgspec.structs.replace(page, envelopes=(page.id,), next=after.to_bytes(8, "big"))
+
+
+class Elsewhere(Lying):
+    """Positions that do not lie in the range, again and again the same."""
+
+    def lie(self, request: Compare, told: Parts) -> Parts:
+        return msgspec.structs.replace(told, fingerprint=told.id, parts=b"", positions=noise(told, rules.LISTED))
+
+
+class Invented(Lying):
+    """A number of records that nobody has."""
+
+    def lie(self, request: Compare, told: Parts) -> Parts:
+        return msgspec.structs.replace(told, fingerprint=told.id, count=10**6)
+
+
+class LowerHalfOnly(Answering):
+    """Keeps silent about what stands in the upper half of all positions."""
+
+    def _page(self, request: Records, proof: Proof | None) -> Page | None:  # type: ignore[override]
+        return super()._page(request, proof) if (request.cursor or b"") < b"\x80" else None
+
+
+@asynccontextmanager
+async def category(count: int) -> AsyncIterator[Simulation]:
+    """`count` services in one category."""
+    async with simulation(seed=SEED, tuning=TUNING) as sim:
+        await sim.add(0)
+        for number in range(1, READER + 1):
+            await sim.add(number, through=0)
+        for i in range(count):
+            await sim.nodes[i % READER].publish(sim.service(f"s{i}"))
+        yield sim
+
+
+async def read(sim: Simulation) -> int:
+    return len(await sim.nodes[READER].services(CATEGORY))
+
+
+@pytest.mark.parametrize("lies", [Endless, Elsewhere, Invented])
+async def test_a_few_who_compare_falsely_hide_nothing_and_cost_little(lies: type[Lying]) -> None:
+    loop = asyncio.get_running_loop()
+    async with category(20) as sim:
+        assert await read(sim) == 20
+        await sim.nodes[1].publish(sim.service("news"))
+        with sim.turned([2, 5], lies):
+            began, before = loop.time(), sim.network.counts["sent"]
+            assert await read(sim) == 21, f"seed {SEED}"
+            assert loop.time() - began < 2 * TUNING.lookup_s + 0.5
+            assert sim.network.counts["sent"] - before < 4000
+        assert sim.nodes[READER].stats()["crashes"] == 0
+
+
+async def test_when_all_answer_without_end_the_questions_end_and_the_reader_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("dht.overlay.reading.QUESTIONS", 300)
+    async with category(12) as sim:
+        assert await read(sim) == 12
+        with sim.turned(OTHERS, EndlessPages):
+            before = sim.network.counts["sent"]
+            with pytest.raises(Unavailable):
+                await read(sim)
+            assert sim.network.counts["sent"] - before < 2 * 300 * TUNING.replicas + 500
+        assert await read(sim) == 12, "nothing of it lasts"
+
+
+@pytest.mark.parametrize(
+    ("parts", "positions"), [(1, 0), (95, 0), (97, 0), (96, 1)], ids=["one part", "one less", "one more", "both"]
+)
+def test_wrong_counts_are_no_message(parts: int, positions: int) -> None:
+    shorts = [bytes(rules.SHORT_BYTES) * count for count in (parts, positions)]
+    good = Parts(b"i" * 8, b"s" * 20, None, (), bytes(8), bytes(96 * rules.SHORT_BYTES), b"", 200, 0)
+    assert decode(encode(good)) == good
+    with pytest.raises(ValueError, match="told in"):
+        msgspec.structs.replace(good, parts=shorts[0], positions=shorts[1])
+    fields = msgspec.msgpack.decode(encode(good))
+    at = fields.index(good.parts)
+    fields[at : at + 2] = shorts
+    assert decode(msgspec.msgpack.encode(fields)) is None
+
+
+async def test_what_came_of_a_set_in_part_is_kept_and_the_next_call_goes_on() -> None:
+    async with category(60) as sim:
+
+        async def cost_of_reading(number: int) -> int:
+            before = sim.network.counts["sent"]
+            assert len(await sim.nodes[number].services(CATEGORY)) == 60, f"seed {SEED}"
+            return sim.network.counts["sent"] - before
+
+        with sim.turned(OTHERS, LowerHalfOnly), pytest.raises(Unavailable, match="too few"):
+            await read(sim)
+        came = sim.nodes[READER]._replica.views.get(record_key(CATEGORY))
+        assert came is not None
+        assert 20 < len(came) < 40
+        going_on = await cost_of_reading(READER)
+        await sim.add(READER + 1, through=0)
+        assert going_on < await cost_of_reading(READER + 1)
+
+
+async def test_a_page_that_is_slow_to_come_is_asked_of_the_next_holder() -> None:
+    late: set[int] = set()
+
+    class Slowing(Answering):
+        """Its first page comes at once, and everything later much later."""
+
+        def _page(self, request: Records, proof: Proof | None) -> Page:
+            if request.cursor is not None:
+                late.add(1)
+                sim.network.delays[where[self._own_id]] = 3.0
+            return super()._page(request, proof)
+
+    loop = asyncio.get_running_loop()
+    async with category(60) as sim:
+        where = {node._overlay.id: address(number) for number, node in sim.nodes.items()}
+        began = loop.time()
+        assert await read(sim) == 60
+        usual = loop.time() - began
+        await sim.add(READER + 1, through=0)
+        with sim.turned([1, 4], Slowing):
+            began = loop.time()
+            assert len(await sim.nodes[READER + 1].services(CATEGORY)) == 60
+        assert late, "no slow holder was asked"
+        assert loop.time() - began < usual + 1.0, f"seed {SEED}"
