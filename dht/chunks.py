@@ -7,7 +7,6 @@ have a hole there. When a blob goes, the chunks that others use stay in its pack
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from dht.blob_index import BlobIndex, Gone
-from dht.packs import Packs, Place, is_digest_of, write_at
+from dht.packs import Packs, Place, is_digest_of
 from protocol.manifest import Manifest
 from protocol.problems import Conflict, ContentNotFound, CorruptContent
 
@@ -103,18 +102,15 @@ class Chunks:
         )
 
     def write_copy(self, path: Path, manifest: Manifest, places: Sequence[Place]) -> None:
-        """A read-only file of all of it. Raises ContentNotFound if it is damaged, OSError."""
-        buffer = memoryview(bytearray(max((place.length for place in places), default=0)))
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+        """A read-only file of chunks that were verified lately. Raises ContentNotFound if that is no longer true of one
+        of them, OSError."""
         try:
-            offsets = itertools.accumulate((place.length for place in places), initial=0)
-            for offset, chunk, place in zip(offsets, manifest.chunks, places, strict=False):
-                view = buffer[: place.length]
-                if not self.read(place, chunk.digest, view):
-                    raise ContentNotFound(f"a chunk of {manifest.digest} is damaged", fix="Fetch it again.")
-                write_at(descriptor, view, offset)
-        finally:
-            os.close(descriptor)
+            self.packs.copy(places, path)
+            intact = not self.packs.untrusted(places)
+        except (FileNotFoundError, EOFError):
+            intact = False
+        if not intact:
+            raise ContentNotFound(f"{manifest.digest} was damaged while it was copied", fix="Fetch it again.")
 
     def _drop_damaged(self, place: Place, chunk: str) -> None:
         with self._lock, self._index.transaction():

@@ -23,6 +23,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -146,7 +147,7 @@ class Packs:
             os.close(os.open(f"{self.path(pack)}.kept", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
             if os.fstat(descriptor).st_size < size:
                 os.ftruncate(descriptor, size)
-            for offset, length in _runs(places):
+            for offset, length in _runs(_sorted(places)):
                 _allocate(descriptor, offset, length)
             self._left(known, descriptor)
         finally:
@@ -204,9 +205,9 @@ class Packs:
         if pack is None:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), self.path(place.pack))
         with _opened(self.path(place.pack), os.O_WRONLY) as file, self._writing(pack, file):
-            write_at(file, data, place.offset)
+            _write_at(file, data, place.offset)
         with _opened(f"{self.path(place.pack)}.kept", os.O_WRONLY) as kept:
-            write_at(kept, _KEPT, place.slot)
+            _write_at(kept, _KEPT, place.slot)
 
     def keep(self, place: Place) -> None:
         """What was written there counts from now on. The pack is there."""
@@ -226,12 +227,12 @@ class Packs:
         try:
             with _opened(f"{self.path(number)}.kept", os.O_WRONLY) as kept:
                 for place in places:
-                    write_at(kept, b"\0", place.slot)
+                    _write_at(kept, b"\0", place.slot)
         except FileNotFoundError:
             return
         descriptor = self._open(number)
         try:
-            for offset, length in _runs(places):
+            for offset, length in _runs(_sorted(places)):
                 _punch(descriptor, offset, length)
             self._left(pack, descriptor)
         finally:
@@ -243,7 +244,7 @@ class Packs:
             return
         descriptor = self._open(pack)
         try:
-            status, runs = os.fstat(descriptor), _runs(places)
+            status, runs = os.fstat(descriptor), _runs(_sorted(places))
             if status.st_blocks * 512 > sum(length for _, length in runs) + 2 * _BLOCK * (len(runs) + 1):
                 ends = [0, *(offset + length for offset, length in runs)]
                 starts = [*(offset for offset, _ in runs), status.st_size]
@@ -282,6 +283,19 @@ class Packs:
             return self.has(place) and self._fill(place, buffer) is not None
         except FileNotFoundError:
             return False
+
+    def copy(self, places: Iterable[Place], path: Path) -> None:
+        """A new read-only file of these chunks, one after the other, unverified. Raises OSError, and EOFError if a pack
+        is cut short. The kernel copies: that costs half the processor time of reading and writing."""
+        whole = [(pack, *run) for pack, group in groupby(places, lambda place: place.pack) for run in _runs(group)]
+        target = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o444)
+        try:
+            _allocate(target, 0, sum(length for _, _, length in whole))
+            for pack, offset, length in whole:
+                with _opened(self.path(pack), os.O_RDONLY) as source:
+                    _send(target, source, offset, length)
+        finally:
+            os.close(target)
 
     def untrusted(self, places: Sequence[Place]) -> list[int]:
         """Indices of those that must be read to know that they are what they should be."""
@@ -344,7 +358,7 @@ def _stamp(status: os.stat_result) -> _Stamp:
     return _Stamp(status.st_ino, status.st_mtime_ns)
 
 
-def write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """All of it."""
     view = memoryview(data)
     while view:
@@ -363,9 +377,9 @@ def _opened(path: str, flags: int) -> Iterator[int]:
 
 
 def _runs(places: Iterable[Place]) -> list[tuple[int, int]]:
-    """(offset, length) of what they cover, neighbours as one."""
+    """(offset, length) of what they cover in their pack, in this order, neighbours as one."""
     runs: list[tuple[int, int]] = []
-    for place in sorted(places, key=lambda place: place.offset):
+    for place in places:
         if runs and sum(runs[-1]) == place.offset:
             runs[-1] = (runs[-1][0], runs[-1][1] + place.length)
         else:
@@ -373,8 +387,23 @@ def _runs(places: Iterable[Place]) -> list[tuple[int, int]]:
     return runs
 
 
+def _sorted(places: Iterable[Place]) -> list[Place]:
+    return sorted(places, key=lambda place: place.offset)
+
+
+def _send(target: int, source: int, offset: int, length: int) -> None:
+    """Append a part of a file to another."""
+    while length:
+        sent = os.sendfile(target, source, offset, length)
+        if not sent:
+            raise EOFError
+        offset, length = offset + sent, length - sent
+
+
 def _allocate(descriptor: int, offset: int, length: int) -> None:
     """glibc writes a byte into each block where the file system cannot; elsewhere room is taken as it is written."""
+    if not length:
+        return
     try:
         os.posix_fallocate(descriptor, offset, length)
     except OSError as error:
