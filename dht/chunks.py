@@ -116,8 +116,9 @@ class Chunks:
         with self._lock, self._index.transaction():
             if not self.packs.has(place) or self.packs.is_intact(place, chunk):
                 return  # another thread dropped it, and it was fetched again meanwhile
-            self.packs.drop([place])
-            self.present_bytes -= place.length
+            copies = [p for p in self._index.places(chunk) if p.pack == place.pack and self.packs.has(p)]
+            self.packs.drop(copies)  # all that its blob has of it: a chunk is here or not
+            self.present_bytes -= sum(copy.length for copy in copies)
             blobs = self._index.users_of(chunk)
             for blob in blobs:
                 self._index.set_whole(blob, whole=False)
