@@ -14,6 +14,7 @@ import structlog
 from msgspec import Struct
 
 from agent.alive import running_alive_endpoint
+from agent.clock import Clock
 from agent.instances import Instances
 from agent.journal import Journal, open_journal
 from agent.link import AgentLink, Locator
@@ -131,6 +132,7 @@ async def running_agent(
     http: PeerHttp | None = None,
     locator: Locator | None = None,
     clock: Callable[[], float] = time.time,
+    monotonic: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Agent]:
     """An agent whose instances of before are adopted when the block begins, and go on running when it ends.
 
@@ -138,7 +140,7 @@ async def running_agent(
     """
     async with AsyncExitStack() as stack:
         journal = stack.enter_context(open_journal(config.database))
-        instances = Instances(journal, memory_mb=config.memory_mb, host=config.host, clock=clock)
+        instances = Instances(journal, memory_mb=config.memory_mb, host=config.host, clock=Clock(clock, monotonic))
         provision = Provision(
             content,
             describe,

@@ -27,6 +27,7 @@ from protocol.problems import DiskFull, EngineUnavailable, Problem
 log = structlog.get_logger(__name__)
 
 CALL_S = 30.0
+KNOCK_S = 3
 CALLS = 8
 """Ordinary calls at once."""
 
@@ -51,6 +52,8 @@ class DockerEngine:
 
     def __init__(self, url: str, calls: ThreadPoolExecutor, long: ThreadPoolExecutor):
         self.url = url
+        self.ends = 0
+        """How often its event stream ended: with each, what was asked before may have been answered by a successor."""
         self._client: Api | None = None
         self._dialling = threading.Lock()
         self._calls = calls
@@ -66,6 +69,16 @@ class DockerEngine:
     async def ping(self) -> None:
         """Raises EngineUnavailable unless the engine answers."""
         await self.call(lambda api: _ping(self.url, api))
+
+    async def stayed(self, ends: int) -> None:
+        """Raises EngineUnavailable unless one engine answers since `ends` was read, and goes on.
+
+        One that ends closes its door first, then ends its containers, and may go on answering where it is connected.
+        With systemd's socket a new connection is let in all the same, and waits for the successor.
+        """
+        await self.call(lambda api: _knock(self.url, api.api_version))
+        if self.ends != ends:
+            raise EngineUnavailable("the Docker engine was started anew meanwhile", fix="Ask again.")
 
     def close(self) -> None:
         if self._client is not None:
@@ -179,6 +192,13 @@ def _connect(url: str) -> Api:
 def _ping(url: str, api: Api) -> None:
     _probe(url)
     api.ping()
+
+
+def _knock(url: str, version: str) -> None:
+    """One answer over a connection of its own."""
+    _probe(url)
+    with APIClient(base_url=url, version=version, timeout=KNOCK_S) as client:
+        client.ping()
 
 
 def _probe(url: str) -> None:

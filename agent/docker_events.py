@@ -1,7 +1,8 @@
 """The engine's event stream as an async iterator that outlives the engine.
 
-The stream of the `docker` package ends silently when the engine goes. So: connect, say BACK (whoever listens looks at
-everything), pass events on, and when the stream ends ask whether the engine still answers; say AWAY once if not.
+The stream of the `docker` package ends silently when the engine goes, and only then. So: connect, say BACK (whoever
+listens looks at everything), pass events on, say AWAY when the stream ends, and dial until an engine answers again.
+With systemd's socket the next dial may just wait for the successor: that the engine went shows nowhere else.
 """
 
 from __future__ import annotations
@@ -34,35 +35,42 @@ AnyEvent = RuntimeEvent | SandboxEnded
 
 async def engine_events(engine: DockerEngine, node: str) -> AsyncGenerator[AnyEvent, None]:
     """Events of this node's containers; never ends by itself."""
-    away = False
+    away = told = False
     while True:
         try:
             await engine.ping()
-            stream = _Stream(engine.url, node)
+            stream = _Stream(engine, node)
         except EngineUnavailable as problem:
+            if not told:
+                told = True
+                log.warning("no-docker", detail=problem.detail, fix=problem.fix)
             if not away:
                 away = True
-                log.warning("no-docker", detail=problem.detail, fix=problem.fix)
                 yield RuntimeEvent(EventKind.AWAY)
             await asyncio.sleep(RETRY_S)
             continue
         reading = asyncio.create_task(engine.long_call(stream.read, cancel=stream.close), name="docker events")
         try:
             while (event := await stream.queue.get()) is not None:
-                away = False
+                away = told = False
                 yield event
         finally:
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
+        if away:  # it did not even begin
+            await asyncio.sleep(RETRY_S)
+        else:
+            away = True
+            yield RuntimeEvent(EventKind.AWAY)
 
 
 class _Stream:
     """One connection's events, read on a thread. The queue ends with None."""
 
-    def __init__(self, url: str, node: str) -> None:
+    def __init__(self, engine: DockerEngine, node: str) -> None:
         self.queue: asyncio.Queue[AnyEvent | None] = asyncio.Queue()
         self._loop = asyncio.get_running_loop()
-        self._url = url
+        self._engine = engine
         self._node = node
         self._client: StreamingClient | None = None
         self._closed = False
@@ -73,6 +81,7 @@ class _Stream:
         except Exception as error:  # noqa: BLE001 - whatever ended the stream, the engine is asked next
             log.debug("event-stream-ended", error=str(error))
         finally:
+            self._engine.ends += 1
             self._put(None)
 
     def close(self) -> None:
@@ -83,7 +92,7 @@ class _Stream:
 
     def _read(self) -> None:
         filters = {"type": "container", "label": f"{NODE_LABEL}={self._node}", "event": WATCHED}
-        with StreamingClient(base_url=self._url, version="auto") as client:
+        with StreamingClient(base_url=self._engine.url, version="auto") as client:
             events = iter(client.events(decode=True, filters=filters))
             self._client = client
             if self._closed:

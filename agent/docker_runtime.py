@@ -162,10 +162,14 @@ class DockerRuntime:
         await self.sandboxes.release(instance)
 
     async def inspect(self, instance: str) -> RuntimeInstance | None:
+        ends = self._engine.ends
         try:
-            return await self._inspect(container_name(self._node, instance))
+            found = await self._inspect(container_name(self._node, instance))
         except docker.errors.NotFound:
             return None
+        if found.condition is Condition.EXITED:
+            await self._engine.stayed(ends)
+        return found
 
     async def adopt(self) -> list[RuntimeInstance]:
         self._networks.forget()

@@ -7,11 +7,13 @@ The effects that concern the engine are returned to the runner.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 
 import structlog
 
 from agent import lifecycle
+from agent.clock import Clock
 from agent.journal import Entry, Journal
 from agent.lifecycle import Effect, Instance
 from agent.runtime import RuntimeInstance
@@ -43,6 +45,8 @@ class Slot:
         self.unsaved = False
         """The disk (full, or locked) refused to keep the entry as it is now."""
         self.used_at = 0.0
+        self.look_again_at = math.inf
+        """In the event loop's time: the engine was asked about it and did not say."""
         self.waking = False
         """It was woken and the engine not yet told: what the engine shows until then is of before."""
 
@@ -74,13 +78,23 @@ class Slot:
 class Instances:
     """`memory_mb` is what this agent offers. Reserved is what instances need that hold memory: it never exceeds it."""
 
-    def __init__(self, journal: Journal, *, memory_mb: int, host: str, clock: Callable[[], float]) -> None:
+    def __init__(self, journal: Journal, *, memory_mb: int, host: str, clock: Clock) -> None:
         self._journal = journal
         self._slots: dict[str, Slot] = {}
         self._listeners: set[OnReport] = set()
         self.memory_mb = memory_mb
         self.host = host
-        self.now = clock
+        self._clock = clock
+
+    def now(self) -> float:
+        """Unix s. If the machine's clock was set meanwhile, all that is remembered has moved along by then."""
+        now, set_by_s = self._clock.read()
+        if set_by_s:
+            log.warning("clock-set", by_s=round(set_by_s, 1), fix="Deadlines moved along; check the machine's time.")
+            for slot in self:
+                slot.used_at += set_by_s
+                self.apply(slot, lifecycle.ClockSet(now=now, by_s=set_by_s))
+        return now
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(tuple(self._slots.values()))
@@ -206,7 +220,7 @@ class Instances:
         if after.state is not before.state or after.reason != before.reason:
             return False
         kept = slot.persisted_expiry
-        return kept is not None and after.expires_at is not None and after.expires_at - kept < PERSIST_STEP_S
+        return kept is not None and after.expires_at is not None and abs(after.expires_at - kept) < PERSIST_STEP_S
 
     def _store_when_possible(self, slot: Slot) -> None:
         """What happened has happened, whether the disk has room for it or not: it is written later."""

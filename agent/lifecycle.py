@@ -1,10 +1,12 @@
 """All transitions of an instance are in this file, and nowhere else.
 
 `step(instance, event)` returns the next instance and the effects that the caller performs. Nothing here awaits,
-reads a clock or knows an engine: every event carries `now` (Unix s), deadlines are absolute.
+reads a clock or knows an engine: every event carries `now` (Unix s), deadlines are absolute. `tests/scenarios/
+lifecycle.txt` tells its stories.
 
     fetching -> building -> starting -> running <-> paused (idle, woken)
-    running, paused <-> unknown (engine away)
+    running, paused <-> unknown (engine away; agent back from an end of its own, until it looked)
+    unknown -> starting (its engine ended it by going itself), its deadline stands
     running -> paused (its life is over, and it is kept warm), paused -> stopped (then over for good, or evicted)
     running, paused, unknown -> stopped (asked, expired, exited 0) or failed (exited 1, out-of-memory, ...)
     stopped, failed -> starting (restart), -> removed (retention over)
@@ -28,6 +30,12 @@ RETENTION_S = 3600.0
 
 NOT_READY = "not-ready"
 OUT_OF_MEMORY = "out-of-memory"
+ENGINE_AWAY = "engine-away"
+AGENT_AWAY = "agent-away"
+
+ENDED_WITH_ENGINE = frozenset({0, 137, 143, 255})
+"""How a service ends that its engine takes along: it obeys (0) or dies of SIGTERM (143), is killed (137), or went with
+the whole machine (255)."""
 
 UNBORN = frozenset({State.FETCHING, State.BUILDING})
 LIVE = frozenset({State.RUNNING, State.PAUSED, State.UNKNOWN})
@@ -38,7 +46,7 @@ class Instance(Struct, frozen=True, kw_only=True):
     """`since`: when it entered `state`. `started_at`: when it was first ready, None before. Times in Unix s.
 
     `alive_time` in s, 0: until stopped. `expires_at` None: never. `keep_s`: how long it is frozen before it is
-    stopped, once its life is over.
+    stopped, once its life is over. `resuming`: in `starting`, because its engine took it along: its deadline stands.
     """
 
     instance: str
@@ -51,6 +59,7 @@ class Instance(Struct, frozen=True, kw_only=True):
     expires_at: float | None = None
     reason: str = ""
     log: tuple[str, ...] = ()
+    resuming: bool = False
 
     @property
     def kept_warm(self) -> bool:
@@ -135,8 +144,15 @@ class Awaiting(Event, frozen=True, kw_only=True):
     log: tuple[str, ...] = ()
 
 
+class ClockSet(Event, frozen=True, kw_only=True):
+    """The machine's clock was set: it shows `now`, `by_s` more (or less) than the time that passed accounts for."""
+
+    by_s: float
+
+
 class Resumed(Event, frozen=True, kw_only=True):
-    """The agent is back after an end of its own: a start that it interrupted has all its time again."""
+    """The agent is back after an end of its own: what ran has to be looked at, and a start that it interrupted has all
+    its time again."""
 
 
 class StopAsked(Event, frozen=True, kw_only=True):
@@ -183,6 +199,7 @@ AnyEvent = (
     | KeepAsked
     | Tick
     | Awaiting
+    | ClockSet
     | Resumed
     | StopAsked
     | RestartAsked
@@ -225,8 +242,10 @@ def step(was: Instance, event: AnyEvent) -> Step:
             return _tick(was, event)
         case Awaiting():
             return _awaiting(was, event)
+        case ClockSet():
+            return _clock_set(was, event.by_s)
         case Resumed():
-            return (structs.replace(was, since=event.now) if was.state is State.STARTING else was), ()
+            return _resumed(was, event)
         case StopAsked():
             return _stop(was, event)
         case RestartAsked():
@@ -236,7 +255,8 @@ def step(was: Instance, event: AnyEvent) -> Step:
         case Seen():
             return _seen(was, event)
         case WorkFailed():
-            return _fail(was, event, event.reason, event.log)
+            # A start that the engine's end interrupted did not fail for a reason of its own: judge when it is back.
+            return (was, ()) if was.state is State.UNKNOWN else _fail(was, event, event.reason, event.log)
         case EngineAway():
             return _engine_away(was, event)
 
@@ -259,7 +279,8 @@ def _life_sign(was: Instance, event: Answered | AliveReceived | Traffic) -> Step
         if not isinstance(event, AliveReceived if was.wait_for_start else Answered):
             return was, ()
         started_at = event.now if was.started_at is None else was.started_at
-        ready = structs.replace(was, started_at=started_at, expires_at=expires(event.now, was.alive_time))
+        expires_at = was.expires_at if was.resuming else expires(event.now, was.alive_time)
+        ready = structs.replace(was, started_at=started_at, expires_at=expires_at)
         return _enter(ready, State.RUNNING, event)
     if was.state not in LIVE or isinstance(event, Answered):
         return was, ()
@@ -268,7 +289,7 @@ def _life_sign(was: Instance, event: Answered | AliveReceived | Traffic) -> Step
 
 def _extend(was: Instance, now: float, alive_time: int) -> Step:
     """Never shortens a life."""
-    if was.state not in LIVE or was.expires_at is None:
+    if not _has_deadline(was) or was.expires_at is None:
         return was, ()
     wanted = expires(now, alive_time)
     if wanted is not None and wanted <= was.expires_at:
@@ -278,13 +299,37 @@ def _extend(was: Instance, now: float, alive_time: int) -> Step:
 
 def _let_go(was: Instance, now: float, alive_time: int) -> Step:
     """May shorten a life, but not below its own alive time from now."""
-    if was.state not in LIVE:
+    if not _has_deadline(was):
         return was, ()
     # "Until stopped" was the wish of a holder that is gone.
     own = was.alive_time or alive_time
     longest = None if 0 in (own, alive_time) else now + max(own, alive_time)
     kept = structs.replace(was, alive_time=own, expires_at=longest)
     return kept, (() if kept == was else (Effect.REPORT,))
+
+
+def _has_deadline(was: Instance) -> bool:
+    """It runs, or would if its engine had not gone: what it was promised stands."""
+    return was.state in LIVE or was.resuming
+
+
+def _clock_set(was: Instance, by_s: float) -> Step:
+    """What was left of a life is left of it still: every time that is remembered moves along."""
+    moved = structs.replace(
+        was,
+        since=was.since + by_s,
+        started_at=None if was.started_at is None else was.started_at + by_s,
+        expires_at=None if was.expires_at is None else was.expires_at + by_s,
+    )
+    return moved, (Effect.REPORT,)
+
+
+def _resumed(was: Instance, event: Resumed) -> Step:
+    if was.state is State.STARTING:
+        return structs.replace(was, since=event.now), ()
+    if was.state in {State.RUNNING, State.PAUSED} and not was.kept_warm:
+        return _enter(was, State.UNKNOWN, event, reason=AGENT_AWAY)
+    return was, ()
 
 
 def _wanted_again(was: Instance, now: float, alive_time: int) -> Instance:
@@ -310,11 +355,15 @@ def _tick(was: Instance, event: Tick) -> Step:
         return _enter(was, State.REMOVED, event, Effect.REMOVE, reason=was.reason)
     if was.state is State.STARTING and event.now >= was.since + event.ready_timeout_s:
         return _fail(was, event, NOT_READY, was.log)
-    over = was.expires_at is not None and event.now >= was.expires_at
+    over = _is_over(was, event.now)
     # While the engine is away a container can neither be stopped nor serve: judge again when it is back.
     if was.state in {State.RUNNING, State.PAUSED} and over and not event.busy:
         return _over(was, event)
     return was, ()
+
+
+def _is_over(was: Instance, now: float) -> bool:
+    return was.expires_at is not None and now >= was.expires_at
 
 
 def _awaiting(was: Instance, event: Awaiting) -> Step:
@@ -370,10 +419,22 @@ def _seen_alive(was: Instance, event: Seen) -> Step:
 
 
 def _exited(was: Instance, event: Seen) -> Step:
+    if was.kept_warm:
+        return _enter(was, State.STOPPED, event, reason="expired")
+    if was.state is State.UNKNOWN and event.exit_code in ENDED_WITH_ENGINE and not event.out_of_memory:
+        return _taken_along(was, event)
     reason = OUT_OF_MEMORY if event.out_of_memory else f"exited {event.exit_code}"
     if event.exit_code == 0 and not event.out_of_memory and not _is_new(was):
         return _enter(was, State.STOPPED, event, reason=reason, log=event.log)
     return _fail(was, event, reason, event.log)
+
+
+def _taken_along(was: Instance, event: Seen) -> Step:
+    """It ran when the engine went, and ended with it: it goes on, unless its time is over by now."""
+    if _is_over(was, event.now):
+        return _enter(was, State.STOPPED, event, reason="expired")
+    starting, effects = _enter(was, State.STARTING, event, Effect.START, reason=was.reason)
+    return structs.replace(starting, resuming=True), effects
 
 
 def _fail(was: Instance, event: AnyEvent, reason: str, log: tuple[str, ...]) -> Step:
@@ -387,10 +448,13 @@ def _fail(was: Instance, event: AnyEvent, reason: str, log: tuple[str, ...]) -> 
 
 
 def _engine_away(was: Instance, event: EngineAway) -> Step:
-    if was.state in {State.RUNNING, State.PAUSED}:
-        return _enter(was, State.UNKNOWN, event, reason="engine-away")
+    if was.kept_warm:
+        return _enter(was, State.STOPPED, event, reason="expired")  # nobody is promised anything any more
+    known = was.state is State.UNKNOWN and was.reason == ENGINE_AWAY
+    if _has_deadline(was) and not known:
+        return _enter(was, State.UNKNOWN, event, reason=ENGINE_AWAY)
     if was.state is State.STARTING:
-        return _fail(was, event, "engine-away", ())
+        return _fail(was, event, ENGINE_AWAY, ())
     return was, ()
 
 
@@ -404,5 +468,5 @@ def _enter(
 ) -> Step:
     if state in {State.STOPPED, State.FAILED, State.REMOVED}:
         was = structs.replace(was, expires_at=None)
-    entered = structs.replace(was, state=state, since=event.now, reason=reason, log=log)
+    entered = structs.replace(was, state=state, since=event.now, reason=reason, log=log, resuming=False)
     return entered, (Effect.REPORT, *effects)

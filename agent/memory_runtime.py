@@ -93,7 +93,7 @@ class _Container:
 
 
 class MemoryRuntime:
-    """`crash`, `go_away` and `come_back` play the engine's bad moments; `behaviour` the rest."""
+    """`crash`, `go_away`, `shut_down` and `come_back` play the engine's bad moments; `behaviour` the rest."""
 
     def __init__(self, node: str, *, name: str = "memory", kinds: frozenset[Kind] = ALL_KINDS) -> None:
         self._node = node
@@ -216,6 +216,14 @@ class MemoryRuntime:
     def go_away(self) -> None:
         """The engine stops answering; instances run on."""
         self._away = True
+        self._tell(RuntimeEvent(EventKind.AWAY))
+
+    async def shut_down(self, exit_code: int = 143) -> None:
+        """The engine ends, and what runs with it; nobody hears of that before it is back."""
+        self._away = True
+        for container in self._containers.values():
+            if container.condition is not Condition.EXITED:
+                await container.end(Condition.EXITED, exit_code)
         self._tell(RuntimeEvent(EventKind.AWAY))
 
     def come_back(self) -> None:

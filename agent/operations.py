@@ -6,7 +6,7 @@ Every engine call for an instance happens under its slot's lock.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import structlog
 from msgspec import structs
@@ -28,11 +28,17 @@ from protocol.service import ServiceDescriptor
 log = structlog.get_logger(__name__)
 
 
+LOOK_AGAIN_S = 1.0
+"""An engine that did not say what became of an instance is asked again."""
+
+
 class Operations:
-    """`proxy` and `alive` are given once they run: both call back into the runner."""
+    """`proxy` and `alive` are given once they run: both call back into the runner. `start_again` is the runner's, too:
+    an instance that its engine took along is started, and waited for."""
 
     proxy: PortProxy
     alive: AliveEndpoint
+    start_again: Callable[[Slot], None]
 
     def __init__(
         self, instances: Instances, runtimes: Sequence[Runtime], provision: Provision, *, concurrent_starts: int
@@ -116,6 +122,7 @@ class Operations:
                 effects = await self._look(slot, runtime)
             except EngineUnavailable as problem:
                 log.debug("observe-failed", instance=slot.id, detail=problem.detail)
+                slot.look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN_S
                 return
         for attachment in slot.seen.attachments if slot.seen is not None else ():
             await self.alive.listen_on(attachment.gateway)
@@ -139,7 +146,10 @@ class Operations:
                 out_of_memory=seen is not None and seen.out_of_memory,
                 log=lines,
             )
-            return self._instances.apply(slot, event)
+            effects = self._instances.apply(slot, event)
+            if Effect.START in effects:
+                slot.seen = None
+            return effects
         return ()
 
     async def perform(self, slot: Slot, effects: tuple[Effect, ...]) -> None:
@@ -159,6 +169,8 @@ class Operations:
         elif effect is Effect.PAUSE and runtime is not None:
             if slot.state is State.PAUSED:  # nobody woke it meanwhile
                 await runtime.pause(slot.id)
+        elif effect is Effect.START:
+            self.start_again(slot)
         elif effect is Effect.RESUME:
             slot.waking = False
             if runtime is not None:

@@ -8,6 +8,7 @@ leaves one half done.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Mapping
 
@@ -17,7 +18,7 @@ from msgspec import Struct
 from agent import lifecycle
 from agent.instances import Instances, Slot
 from agent.lifecycle import Effect
-from agent.operations import Operations
+from agent.operations import LOOK_AGAIN_S, Operations
 from agent.provision import Archive, Provision, Timings
 from agent.runtime import OnProgress, Runtime, Workload
 from agent.workloads import check_labels, check_variant, environment_of, memory_of, waits_for_message
@@ -28,6 +29,7 @@ from protocol.problems import (
     BadRequest,
     Conflict,
     DeadlineExceeded,
+    EngineUnavailable,
     Problem,
 )
 
@@ -81,6 +83,8 @@ class Runner:
         self._ready_timeout_s = ready_timeout_s
         self._pause_after_s = pause_after_s
         self._launches: dict[str, _Launch] = {}
+        self._interrupted: list[Slot] = []
+        operations.start_again = self._start_again
 
     # --- commands ---------------------------------------------------------------------------------------------------
 
@@ -190,7 +194,11 @@ class Runner:
     def tick(self) -> None:
         """Let the time pass for every instance."""
         self._instances.store_pending()
+        loop_time = asyncio.get_running_loop().time()
         for slot in self._instances:
+            if loop_time >= slot.look_again_at:
+                slot.look_again_at = math.inf
+                self._tasks.run(self._operations.observe(slot), name=f"look again at {slot.id}")
             now, busy = self._instances.now(), self._operations.proxy.busy(slot.id)
             self._later(
                 slot,
@@ -225,7 +233,8 @@ class Runner:
     # --- after a restart of the agent -------------------------------------------------------------------------------
 
     async def restore(self) -> None:
-        """Take over the journal: ports are opened again; what never became ready is forgotten."""
+        """Take over the journal: ports are opened again; what never became ready is forgotten, what ran is unknown
+        until the engine was looked at."""
         self._instances.restore()
         for slot in self._instances:
             if slot.entry.instance.started_at is None or slot.state is State.REMOVED:
@@ -233,14 +242,17 @@ class Runner:
                 continue
             await self._operations.open_ports(slot)
             self._instances.apply(slot, lifecycle.Resumed(now=self._instances.now()))
+            if slot.state is State.STARTING:
+                self._interrupted.append(slot)
             if slot.entry.runtime not in self._operations.runtimes:
                 self._instances.apply(slot, lifecycle.EngineAway(now=self._instances.now()))
 
     def resume_restarts(self) -> None:
         """Restarts that the end of the agent interrupted are waited for again."""
-        for slot in self._instances:
+        interrupted, self._interrupted = self._interrupted, []
+        for slot in interrupted:
             if slot.state is State.STARTING:
-                self._tasks.run(self._restart(slot, (Effect.START,)), name=f"restart {slot.id}")
+                self._start_again(slot)
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
@@ -370,6 +382,9 @@ class Runner:
             ),
         )
 
+    def _start_again(self, slot: Slot) -> None:
+        self._tasks.run(self._restart(slot, (Effect.START,)), name=f"restart {slot.id}")
+
     async def _restart(self, slot: Slot, effects: tuple[Effect, ...]) -> Started:
         timings = Timings()
         try:
@@ -409,7 +424,11 @@ class Runner:
         said = error.detail if isinstance(error, Problem) else str(error)
         tell = log.info if isinstance(error, BadRequest) else log.warning
         tell("start-failed", instance=slot.id, service=slot.entry.service_id, reason=reason, detail=said)
-        event = lifecycle.WorkFailed(now=self._instances.now(), reason=reason, log=tuple(lines))
+        now = self._instances.now()
+        event: lifecycle.AnyEvent = lifecycle.WorkFailed(now=now, reason=reason, log=tuple(lines))
+        if isinstance(error, EngineUnavailable) and slot.entry.instance.resuming:
+            event = lifecycle.EngineAway(now=now)  # it has gone again
+            slot.look_again_at = asyncio.get_running_loop().time() + LOOK_AGAIN_S
         effects = self._instances.apply(slot, event)
         # Another task may have seen the end first and be about to remove it: the caller shall find nothing left.
         await self._operations.perform(slot, (Effect.REMOVE,) if discard else effects)

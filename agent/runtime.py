@@ -10,7 +10,8 @@ Guarantees that every runtime keeps (`tests/contract/test_runtime.py` checks the
 - What runs goes on running when the agent goes away; `adopt` finds it again, and nothing that another node started.
   A runtime inside the node's own process has what ran run again by the time it is asked.
 - Events are hints: one may come late, twice or never. `inspect` tells the truth.
-- A runtime whose engine is away raises EngineUnavailable, quickly.
+- A runtime whose engine is away raises EngineUnavailable, quickly. An engine that ends, and ends what it runs, is away
+  from then on: such an end is not told as the instance's own.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from agent.lifecycle import NOT_READY, Instance
+from agent.lifecycle import ENGINE_AWAY, NOT_READY, Instance
 from protocol.causes import Cause
 from protocol.instances import PortBinding
 from protocol.link import Start
@@ -74,7 +74,7 @@ def awaited(instance: Instance, ports: Sequence[PortBinding]) -> str:
 
 def not_started(instance: Instance, ports: Sequence[PortBinding]) -> Problem:
     """Why an instance that was starting is now in another state than running."""
-    if instance.reason == "engine-away":
+    if instance.reason == ENGINE_AWAY:
         return EngineUnavailable(
             f"the container engine went away while instance {instance.instance} was starting",
             fix="Start the engine again (systemctl start docker) and repeat the request.",

@@ -98,8 +98,10 @@ def start_command(instance: str, digest: str, **changes: object) -> link.Start:
 async def an_agent(
     tmp_path: Path, shelf: Shelf, *runtimes: Runtime, node: str = "0" * 40, **settings: object
 ) -> AsyncIterator[Agent]:
-    """An agent on loopback without a controller; `settings` go into its configuration, `clock` into the agent."""
+    """An agent on loopback without a controller; `settings` go into its configuration, `clock` and `monotonic` into the
+    agent: a `clock` alone is both, and time passes when it moves on."""
     clock = settings.pop("clock", None)
+    monotonic = settings.pop("monotonic", clock)
     config = AgentConfig(
         **{"host": "127.0.0.1", "database": tmp_path / "agent.sqlite", "alive_port": 0, **settings}  # type: ignore[arg-type]
     )
@@ -111,6 +113,6 @@ async def an_agent(
         runtimes=runtimes,
         content=shelf,
         describe=shelf.describe,
-        **({} if clock is None else {"clock": clock}),  # type: ignore[arg-type]
+        **({} if clock is None else {"clock": clock, "monotonic": monotonic}),  # type: ignore[arg-type]
     ) as agent:
         yield agent

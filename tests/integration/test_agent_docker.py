@@ -333,6 +333,52 @@ async def test_groups_share_a_network_and_reach_no_other(tmp_path: Path) -> None
         assert not await asyncio.to_thread(networks_like, s.node[:6]), "networks go with their last member"
 
 
+async def test_in_an_isolated_network_the_agent_is_all_that_answers_and_each_speaks_for_itself(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent(alive_port=5001) as agent:
+        isolated = BridgeNetwork(f"blue-{s.node[:6]}", internal=True)
+        inside, outside = service("", networks=(isolated,))[0], WEB
+        for instance, descriptor in (("one", inside), ("neighbour", inside), ("stranger", outside)):
+            await agent.runner.start(start_command(instance, s.shelf.put(descriptor, WEB_FILES)))
+        before = agent.reports()[0].expires_at
+        assert await says_alive(s, "neighbour", "one") == 403
+        assert await says_alive(s, "stranger", "one") == 403
+        assert agent.reports()[0].expires_at == before
+        assert await says_alive(s, "one", "one") == 200
+        assert agent.reports()[0].expires_at > before
+        assert await says_alive(s, "one", "nobody") == 404
+        assert (await run_inside(s, "one", NO_WAY_OUT))[0] == 0
+        assert (await run_inside(s, "stranger", NO_WAY_OUT))[0] != 0
+
+
+SAY_ALIVE = """
+import urllib.error, urllib.request
+form = "name=NAME".encode()
+try:
+    with urllib.request.urlopen(
+        urllib.request.Request("http://agent:5001/api/microservices", data=form, method="PUT"), timeout=5
+    ) as answer:
+        print(answer.status)
+except urllib.error.HTTPError as error:
+    print(error.code)
+"""
+NO_WAY_OUT = """
+import errno, socket
+try:
+    socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("192.0.2.1", 9))
+except OSError as error:
+    assert error.errno == errno.ENETUNREACH
+else:
+    raise AssertionError("there is a route")
+"""
+
+
+async def says_alive(s: Stage, instance: str, name: str) -> int:
+    """The status with which the paper's message of an instance is answered that calls itself `name`."""
+    code, output = await run_inside(s, instance, SAY_ALIVE.replace("NAME", name))
+    assert code == 0, output
+    return int(output)
+
+
 async def test_services_without_a_group_cannot_reach_each_other(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         digest = s.shelf.put(WEB, WEB_FILES)
@@ -458,12 +504,17 @@ async def reaches(s: Stage, instance: str, address: str) -> bool:
 
 async def succeeds(s: Stage, instance: str, script: str) -> bool:
     """Whether a Python script inside the instance ends without an error."""
+    return (await run_inside(s, instance, script))[0] == 0
 
-    def run() -> bool:
+
+async def run_inside(s: Stage, instance: str, script: str) -> tuple[int, bytes]:
+    """Exit code and output of a Python script inside the instance."""
+
+    def run() -> tuple[int, bytes]:
         client = docker_package.from_env()
-        code, _ = client.containers.get(f"cs-{s.node[:8]}-{instance}").exec_run(["python3", "-c", script])
+        code, output = client.containers.get(f"cs-{s.node[:8]}-{instance}").exec_run(["python3", "-c", script])
         client.close()
-        return bool(code == 0)
+        return int(code), bytes(output)
 
     return await asyncio.to_thread(run)
 

@@ -17,9 +17,8 @@ from tests.waiting import until
 
 pytestmark = [pytest.mark.netns, pytest.mark.docker, pytest.mark.timeout(180)]
 
-SLOW_BUILD = (
-    "FROM cornerstore/python:3.11\nRUN sleep 8\nCMD" + ' ["python", "-m", "http.server", "8080", "--bind", "0.0.0.0"]\n'
-)
+FILES = 'FROM cornerstore/python:3.11\nCMD ["python", "-m", "http.server", "8080", "--bind", "0.0.0.0"]\n'
+SLOW_BUILD = FILES.replace("CMD", "RUN sleep 8\nCMD")
 
 
 async def test_an_engine_that_dies_mid_start_is_told_at_once_and_the_next_start_works(
@@ -70,6 +69,44 @@ async def test_a_node_may_be_up_before_its_engine(base_image_archive: Path) -> N
             started = await ask(site, "start", "wc01")
             assert started["start"] == "cold"
             await site.cornerstore("rm", started["instance"])
+
+
+async def test_what_an_engine_took_along_runs_again_when_it_is_back(base_image_archive: Path, tmp_path: Path) -> None:
+    async with running_testbed({"a": ["node"]}) as bed:
+        host = bed.host("a", "node")
+        url = await bed.start_engine(host)
+        subprocess.run(["docker", "-H", url, "load", "-i", str(base_image_archive)], check=True, capture_output=True)
+        enter = ("nsenter", f"--net={host.path}")
+        site = Site("a", "eu/a", bed.folder / "a", host=host.address, enter=enter, environment={"DOCKER_HOST": url})
+        async with running_sites(site):
+            await ask(site, "publish", str(service_folder(tmp_path, name="files", dockerfile=FILES, mem=64)))
+            await until(lambda: _offers_docker(site))
+            started = await ask(site, "start", "files", "--alive-time", "600")
+            (before,) = await ask(site, "ps")
+            await bed.stop_engine(host)
+            # Not `failed` for a moment either: the engine ends its containers while it still answers.
+            states = await _states_until(site, "unknown")
+            assert states <= {"running", "unknown"}
+            await bed.start_engine(host)
+            states = await _states_until(site, "running")
+            assert states <= {"unknown", "starting", "running"}
+            (after,) = await ask(site, "ps")
+            assert (after["url"], after["expires_at"]) == (before["url"], before["expires_at"])
+            assert "Directory listing" in await bed.run(host, "curl", "-s", after["url"])
+            await site.cornerstore("rm", started["instance"])
+
+
+async def _states_until(site: Site, state: str) -> set[str]:
+    """All states that the only instance was seen in until it was in this one."""
+    seen: set[str] = set()
+
+    async def reached() -> bool:
+        (view,) = await ask(site, "ps")
+        seen.add(view["state"])
+        return state in seen
+
+    await until(reached, timeout_s=30)
+    return seen
 
 
 async def _has_agent(site: Site) -> bool:

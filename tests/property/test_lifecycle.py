@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agent import lifecycle
+from agent.clock import Clock
 from agent.instances import Instances
 from agent.journal import open_journal
 from agent.lifecycle import Effect, Instance, step
@@ -130,6 +131,27 @@ class Life(RuleBasedStateMachine):
         else:
             assert self.instance.state in lifecycle.ENDED | lifecycle.UNBORN | {State.REMOVED}
 
+    @precondition(lambda self: self.instance.state in {State.RUNNING, State.PAUSED})
+    @rule(exit_code=st.sampled_from(sorted(lifecycle.ENDED_WITH_ENGINE)), away_s=st.floats(0, 30))
+    def engine_or_machine_takes_it_along(self, exit_code: int, away_s: float) -> None:
+        before = self.instance
+        self.happen(lifecycle.EngineAway(now=self.now) if exit_code % 2 else lifecycle.Resumed(now=self.now))
+        self.container = Condition.EXITED
+        self.now += away_s
+        self.happen(lifecycle.Seen(now=self.now, condition=Condition.EXITED, exit_code=exit_code))
+        over = before.expires_at is not None and self.now >= before.expires_at
+        assert self.instance.state is (State.STOPPED if over or before.kept_warm else State.STARTING)
+        assert self.instance.expires_at == (None if self.instance.state is State.STOPPED else before.expires_at)
+
+    @rule(by_s=st.floats(-1e6, 1e6))
+    def clock_is_set(self, by_s: float) -> None:
+        before, left = self.instance, self.instance.expires_at
+        self.now += by_s
+        self.instance, effects = step(before, lifecycle.ClockSet(now=self.now, by_s=by_s))
+        assert (self.instance.state, self.instance.reason) == (before.state, before.reason)
+        assert left is None or self.instance.expires_at == left + by_s
+        assert effects in {(), (Effect.REPORT,)}
+
     @rule()
     def engine_goes(self) -> None:
         self.happen(lifecycle.EngineAway(now=self.now))
@@ -163,7 +185,7 @@ class Memory(RuleBasedStateMachine):
     def open(self) -> None:
         self.journal = open_journal(Path(self.folder.name) / "agent.sqlite")
         kept = self.journal.__enter__()
-        self.instances = Instances(kept, memory_mb=100, host="h", clock=lambda: 0.0)
+        self.instances = Instances(kept, memory_mb=100, host="h", clock=Clock(lambda: 0.0, lambda: 0.0))
         self.instances.restore()
 
     def teardown(self) -> None:

@@ -483,6 +483,93 @@ async def test_an_engine_that_goes_away_is_waited_for(tmp_path: Path) -> None:
         await until(stopped)
 
 
+async def test_what_an_engine_took_along_runs_again_at_the_same_address_for_the_rest_of_its_time(
+    tmp_path: Path,
+) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        for instance in ("one", "two", "three"):
+            await agent.runner.start(start_command(instance, s.put(alive_time=10)))
+        before = (await agent.runner.extend(link.Extend("c", "one", alive_time=60))).expires_at
+        await agent.runner.stop(link.Stop("c", "two"))
+        address = agent.reports()[0].ports
+        await s.runtime.shut_down()
+        await until(lambda: agent.reports()[0].state is State.UNKNOWN)
+        s.clock.now += 20
+        s.runtime.come_back()
+        await until(lambda: agent.reports()[0].state is State.RUNNING)
+        one, two, three = agent.reports()
+        assert (one.ports, one.expires_at) == (address, before)
+        assert await call(one) == b"one"
+        assert (two.state, two.reason) == (State.STOPPED, "stopped-by-client")
+        assert (three.state, three.reason) == (State.STOPPED, "expired"), "its time was over before the engine was back"
+
+
+async def test_what_ran_on_a_machine_that_lost_its_power_runs_again(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        async with s.agent() as agent:
+            before = (await agent.runner.start(start_command("one", s.put()))).report
+        await s.runtime.shut_down(255)
+        async with s.agent() as agent:
+            assert [(r.state, r.reason) for r in agent.reports()] == [(State.UNKNOWN, "engine-away")]
+            s.runtime.come_back()
+            await until(lambda: agent.reports()[0].state is State.RUNNING)
+            assert agent.reports()[0] == before
+            assert await call(before) == b"one"
+
+
+async def test_an_engine_that_goes_again_in_between_is_waited_for_again(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.put()))
+        await s.runtime.shut_down()
+        await until(lambda: agent.reports()[0].state is State.UNKNOWN)
+        s.runtime.fail_next("start", EngineUnavailable("it has gone again"))
+        s.runtime.come_back()
+        await until(lambda: agent.reports()[0].state is State.RUNNING)
+        assert await call(agent.reports()[0]) == b"one"
+
+
+async def test_an_end_that_the_engine_did_not_tell_at_once_is_asked_for_again(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.put()))
+        s.runtime.fail_next("inspect", EngineUnavailable("too slow"))
+        await s.runtime.crash("one", 3)
+        await until(lambda: agent.reports()[0].state is State.FAILED)
+        assert agent.reports()[0].reason == "exited 3"
+
+
+async def test_setting_the_clock_of_the_machine_neither_ends_nor_prolongs_a_life(tmp_path: Path) -> None:
+    wall, monotonic = Clock(5_000.0), Clock(0.0)
+    async with stage(tmp_path) as s:
+        async with an_agent(tmp_path, s.shelf, s.runtime, clock=wall, monotonic=monotonic) as agent:
+            await agent.runner.start(start_command("one", s.put(alive_time=60)))
+            await agent.runner.start(start_command("two", s.put(alive_time=0)))
+            for by_s in (86_400.0, -90_000.0):
+                left = (agent.reports()[0].expires_at or 0) - wall.now
+                wall.now += by_s
+                await until(lambda left=left: (agent.reports()[0].expires_at or 0) - wall.now == left)  # type: ignore[misc]
+                assert [r.state for r in agent.reports()] == [State.RUNNING, State.RUNNING]
+                assert agent.reports()[1].expires_at is None
+            told = agent.reports()
+        async with an_agent(tmp_path, s.shelf, s.runtime, clock=wall, monotonic=monotonic) as agent:
+            assert agent.reports() == told, "and so it is written"
+            wall.now += 61
+            monotonic.now += 61
+            await until(lambda: agent.reports()[0].state is State.STOPPED)
+
+
+async def test_a_wish_that_is_dropped_is_written_and_told(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        async with s.agent() as agent:
+            await agent.runner.start(start_command("one", s.put(alive_time=10)))
+            await agent.runner.extend(link.Extend("c", "one", alive_time=500))
+            told: list[InstanceReport] = []
+            agent.instances.subscribe(told.append)
+            released = await agent.runner.extend(link.Extend("c", "one", alive_time=20, exact=True))
+            assert told == [released]
+        async with s.agent() as agent:
+            assert agent.reports()[0].expires_at == s.clock.now + 20
+
+
 async def test_without_a_runtime_the_agent_says_so(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path)
     digest = shelf.put(SERVICE)
