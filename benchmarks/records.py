@@ -4,7 +4,7 @@
 
 Kill: 80 records are put and read; three processes are killed with SIGKILL, and at once operations arrive at a steady
 pace at random survivors: gets of those records and puts of new ones; in the end the new ones are read too. Nobody is
-asked for what it put itself. What takes longer than 20 s counts as failed after 20 s.
+asked for what it put itself. What takes longer than 20 s counts as failed after 20 s; what was not put is not read.
 Cohort: 40 nodes, then 160 that all join through one of them; the 40 put 80 records and are killed; those records, and
 80 that survivors put afterwards, are read at random survivors.
 
@@ -145,7 +145,7 @@ class Load:
             running.append(asyncio.create_task(place[0].ask(op, place[1], name)))
             await asyncio.sleep(pace_s)
         answers = await asyncio.gather(*running)
-        spent_ms = (sum(worker.processor_s for worker in workers) - before) / len(asks) * 1e3
+        spent_ms = (sum(worker.processor_s for worker in workers) - before) / max(1, len(asks)) * 1e3
         return [{**answer, "processor_ms": spent_ms} for answer in answers]
 
     def _place(self, workers: Sequence[Worker], op: str, name: str) -> tuple[Worker, int]:
@@ -175,7 +175,9 @@ async def measured_kill(system: str, round_number: int) -> dict[str, list[Any]]:
         await asyncio.gather(*(w.kill() for w in doomed))
         mixed = [ask for pair in zip(before, after, strict=True) for ask in (("get", pair[0]), ("put", pair[1]))]
         answers = await load.paced(survivors, mixed)
-        reread = await load.paced(survivors, [("get", name) for name in after], pace_s=CALM_PACE_S)
+        reread = await load.paced(
+            survivors, [("get", name) for name in those_put(after, answers[1::2])], pace_s=CALM_PACE_S
+        )
     return {"calm_put": calm_put, "calm_get": calm_get, "get": answers[::2], "put": answers[1::2], "reread": reread}
 
 
@@ -188,9 +190,13 @@ async def measured_cohort(system: str, round_number: int) -> float:
         old, young = workers[:OLD_PROCESSES], workers[OLD_PROCESSES:]
         await load.paced(old, [("put", name) for name in before], pace_s=CALM_PACE_S)
         await asyncio.gather(*(w.kill() for w in old))
-        await load.paced(young, [("put", name) for name in after], pace_s=CALM_PACE_S)
-        gets = [("get", name) for name in before + after]
+        puts = await load.paced(young, [("put", name) for name in after], pace_s=CALM_PACE_S)
+        gets = [("get", name) for name in before + those_put(after, puts)]
         return share_found(await load.paced(young, gets, pace_s=CALM_PACE_S))
+
+
+def those_put(names: Sequence[str], answers: Sequence[dict[str, Any]]) -> list[str]:
+    return [name for name, answer in zip(names, answers, strict=True) if answer["ok"]]
 
 
 def mean(samples: Sequence[float]) -> float:
@@ -218,7 +224,7 @@ async def main() -> None:
         for system in SYSTEMS if round_number == 0 else ("cornerstore", "opendht"):
             result = await measured_kill(system, round_number)
             kills[system].append(result)
-            seen = {phase: (summary(of(answers)), share_found(answers)) for phase, answers in result.items()}
+            seen = {phase: (summary(of(answers)), share_found(answers)) for phase, answers in result.items() if answers}
             print(f"round {round_number} {system}: {seen}", file=sys.stderr)
         for system in SYSTEMS if round_number == 0 else ("cornerstore",):
             cohorts[system].append(await measured_cohort(system, round_number))

@@ -53,6 +53,10 @@ class Simulation:
         """Any node that does not lie."""
         return self.nodes[self.chance.choice([number for number in self.nodes if number not in self.lying])]
 
+    def holders(self, key: bytes) -> list[int]:
+        """Nodes that keep something at `key`."""
+        return [number for number, node in self.nodes.items() if node._storage.at(key)]
+
     async def add(self, number: int, *, through: int | None = None) -> NetworkDirectory:
         bootstrap = [] if through is None else [str(address(through))]
         self._running[number] = await self._stack.enter_async_context(AsyncExitStack())

@@ -11,6 +11,7 @@ import pytest
 from dht.directory import NetworkDirectory
 from dht.overlay import Tuning
 from dht.sealing import MAX_DATAGRAM
+from protocol.identifiers import record_key
 from protocol.problems import Unavailable
 from tests.simulation import Simulation, address, simulation
 from tests.virtual_time import in_virtual_time
@@ -72,6 +73,20 @@ async def test_a_cohort_that_joined_through_one_node_survives_the_death_of_the_o
                     unavailable += 1
         assert set(answers) == {1}, f"a record was said not to exist, seed {SEED}"
         assert unavailable <= 1, f"{unavailable} of 60, seed {SEED}"
+
+
+async def test_a_store_right_after_a_third_was_killed_goes_on_to_all_replicas_behind_its_acks() -> None:
+    async with simulated() as sim:
+        await sim.add(0)
+        for number in range(1, 40):
+            await sim.add(number, through=0)
+        for number in sim.chance.sample(range(40), 12):
+            await sim.kill(number)
+        for i in range(10):
+            await sim.anybody().publish(sim.service(f"s{i}"))
+        await asyncio.sleep(2 * TUNING.lookup_s)
+        holders = [len(sim.holders(record_key(f"id:s{i}"))) for i in range(10)]
+        assert min(holders) >= TUNING.replicas, f"{holders}, seed {SEED}"
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5])
