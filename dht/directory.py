@@ -306,6 +306,14 @@ class NetworkDirectory:
         """Further `host:port` at which to look for members, from the next attempt on."""
         self._overlay.add_bootstrap([parse_address(a) for a in addresses])
 
+    def meet(self, node: str, address: str) -> None:
+        """The node with this id is said to be on our own network, at this `host:port` (UDP). It has to prove it."""
+        self._overlay.meet(bytes.fromhex(node), Address(*parse_address(address)))
+
+    def part(self, node: str) -> None:
+        """It says that it leaves."""
+        self._overlay.part(bytes.fromhex(node))
+
     def use_credentials(self, credentials: Credentials) -> None:
         """Show others a renewed admission of the same key from now on."""
         self._overlay.use_credentials(credentials)

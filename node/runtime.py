@@ -62,6 +62,7 @@ from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
 from node.discovery import ControllerBrowser, announced, lan_address, watched_for_namesakes
 from node.membership import keep_certificate
 from node.metrics import metrics_routes
+from node.neighbours import met_neighbours
 from node.page import page_routes
 from node.running import Running, shown, sole_node
 from node.web import bind, members_only, serving
@@ -94,6 +95,8 @@ async def running_node(config: NodeConfig, data_dir: Path) -> AsyncIterator[Node
         await parts.store()
         controller = await parts.controller() if "controller" in config.roles else None
         await parts.serve_peers(controller)
+        if config.network.mdns:
+            await parts.meet_neighbours()
         if controller is not None and config.network.mdns:
             await parts.announce()
         agent = await parts.agent() if "agent" in config.roles else None
@@ -221,6 +224,18 @@ class _Parts:
             use_renewed(context, identity)
         self.directory.use_credentials(identity.credentials)
         self.directory.use_keyring(identity.keyring)
+
+    async def meet_neighbours(self) -> None:
+        await self._stack.enter_async_context(
+            met_neighbours(
+                self.directory,
+                host=self._host,
+                dht_port=self.directory.udp_port,
+                root=mesh_mark(self._identity.root),
+                node=self._identity.node,
+                site=self._config.site,
+            )
+        )
 
     async def announce(self) -> None:
         await self._stack.enter_async_context(

@@ -63,7 +63,7 @@ class Lookups:
 
     def _crawl(self, key: bytes, request: type[Request], answer: type[A], *args: Any) -> Crawl[A]:
         now = asyncio.get_running_loop().time()
-        seeds = [n for n in self._routing.closest(key, self._tuning.k) if not self._routing.is_resting(n.id, now)]
+        seeds = self._seeds(key, now)
         return Crawl[A](
             key,
             seeds or self._routing.lost_members(),
@@ -76,6 +76,12 @@ class Lookups:
             spawn=self._tasks.run,
             telling=_says_something,
         )
+
+    def _seeds(self, key: bytes, now: float) -> list[Node]:
+        """Where a lookup begins: the nearest contacts, and the neighbours, who count when nobody nearer answers."""
+        nearest = self._routing.closest(key, self._tuning.k)
+        known = {node.id: node for node in [*nearest, *self._routing.neighbours(now)]}
+        return [node for node in known.values() if not self._routing.is_resting(node.id, now)]
 
 
 def _says_something(answer: AnyAnswer) -> bool:

@@ -34,6 +34,8 @@ QUIET_TICK_S = 5.0
 PROBE_S = 5.0
 """While suspiciously many members are lost, PROBES of them are asked this often, however long they have been silent."""
 PROBES = 2
+NEIGHBOURS_S = 15.0
+"""How often those who are said to be on this network, and have not proven themselves, are asked to."""
 RETURN_S = 15.0
 """One return is told once: the others come back within this time."""
 REFRESH_AFTER_RETURN_S = 2.0
@@ -46,6 +48,7 @@ class Schedule:
         self.join_at = 0.0
         self.probe_at = 0.0
         self.refresh_at = 0.0
+        self.neighbours_at = 0.0
         self._pause = REJOIN_S[0]
         self._returned_at = -RETURN_S
 
@@ -105,10 +108,21 @@ class Membership:
         """Addresses at which members may be found, asked whenever this node knows nobody."""
         self._bootstrap += [a for a in addresses if a not in self._bootstrap]
 
+    def meet(self, node_id: bytes, address: Address) -> None:
+        """A member is said to be on our own network: it is asked to prove it, and from then on by every lookup that
+        finds nobody nearer. So machines of one site have each other when the uplink is cut, however large the mesh."""
+        if node_id != self._own_id:
+            self._routing.meet(node_id, address)
+            self._asking.check(node_id, address)
+
+    def part(self, node_id: bytes) -> None:
+        self._routing.part(node_id)
+
     async def join(self) -> bool:
         """Ask all bootstrap addresses at once, then fill the routing table. True if anybody answered."""
         numeric = await asyncio.gather(*(_resolved(host, port) for host, port in self._bootstrap))
-        lost = [address_of(node) for node in self._routing.lost_members()]
+        now = asyncio.get_running_loop().time()
+        lost = [address_of(node) for node in [*self._routing.lost_members(), *self._routing.neighbours(now)]]
         addresses = dict.fromkeys([*(a for found in numeric for a in found), *lost])
         others = [a for a in addresses if a != self._own_address()]
         await asyncio.gather(*(self._asking.call(Peer(None, a), Ping, Pong) for a in others))
@@ -136,6 +150,10 @@ class Membership:
             if now >= due.probe_at:
                 due.probe_at = now + PROBE_S
                 self._probe_lost()
+            if now >= due.neighbours_at:
+                due.neighbours_at = now + NEIGHBOURS_S
+                for stranger in self._routing.strangers(now):
+                    self._asking.check(*stranger)
             if now >= due.refresh_at:
                 due.refresh_at = now + self._chance.uniform(*REFRESH_S)
                 await self.refresh()

@@ -105,6 +105,13 @@ class Overlay:
         """Addresses at which members may be found, asked whenever this node knows nobody."""
         self._membership.add_bootstrap(addresses)
 
+    def meet(self, node_id: bytes, address: Address) -> None:
+        """See `Membership.meet`."""
+        self._membership.meet(node_id, address)
+
+    def part(self, node_id: bytes) -> None:
+        self._membership.part(node_id)
+
     async def join(self) -> bool:
         """Ask all bootstrap addresses at once, then fill the routing table. True if anybody answered."""
         return await self._membership.join()

@@ -27,6 +27,7 @@ CUT_OFF_SHARE = 2 / 3
 """This share lost: taken for a cut. What the lost ones hold is then unknown for CUT_OFF_S, not gone."""
 CUT_OFF_S = 3600.0
 MAX_PROVEN = 8192
+MAX_NEIGHBOURS = 64
 PROOF_HOLDS_S = 86_400.0
 """Then a node has to prove itself again: its certificate may have ended."""
 
@@ -95,6 +96,7 @@ class Routing:
         self.own = Node(own_id)
         self.table = Table(self.own, k)
         self._proven: OrderedDict[bytes, tuple[Address, float]] = OrderedDict()
+        self._neighbours: dict[bytes, Address] = {}
         self._failures: dict[bytes, int] = {}
         self._lost: dict[bytes, _Lost] = {}
 
@@ -115,6 +117,23 @@ class Routing:
         """True if this node proved itself at this address within PROOF_HOLDS_S."""
         proof = self._proven.get(node_id)
         return proof is not None and proof[0] == address and now - proof[1] < PROOF_HOLDS_S
+
+    def meet(self, node_id: bytes, address: Address) -> None:
+        """A node is said to be on this machine's own network. It counts once it is proven; MAX_NEIGHBOURS are kept."""
+        if node_id in self._neighbours or len(self._neighbours) < MAX_NEIGHBOURS:
+            self._neighbours[node_id] = address
+
+    def part(self, node_id: bytes) -> None:
+        """It is not there any more."""
+        self._neighbours.pop(node_id, None)
+
+    def neighbours(self, now: float) -> list[Node]:
+        """The proven ones. In a large mesh few of them have a place in the table."""
+        return [Node(n, *a) for n, a in self._neighbours.items() if self.is_proven(n, a, now)]
+
+    def strangers(self, now: float) -> list[tuple[bytes, Address]]:
+        """Those that are still to be proven."""
+        return [(n, a) for n, a in self._neighbours.items() if not self.is_proven(n, a, now)]
 
     def alive(self, node_id: bytes, address: Address) -> Node | None:
         """A proven node was heard. Returns a contact whose life should be checked if the bucket is full."""

@@ -20,6 +20,7 @@ from client.lan import InterfaceAddress
 from client.phone import Phone
 from node.cli import main
 from node.discovery import ControllerBrowser, announced, watched_for_namesakes
+from node.neighbours import met_neighbours
 from tests.stub_controller import stub_controller
 from tests.waiting import until
 
@@ -209,3 +210,33 @@ async def test_a_phone_falls_back_to_a_url_where_nothing_is_announced() -> None:
     ):
         assert (await phone.call(ControllerClient.health)).region == stub.region
         assert phone.controller is None
+
+
+class Heard:
+    """A directory that only listens."""
+
+    def __init__(self) -> None:
+        self.neighbours: dict[str, str] = {}
+
+    def meet(self, node: str, address: str) -> None:
+        self.neighbours[node] = address
+
+    def part(self, node: str) -> None:
+        self.neighbours.pop(node, None)
+
+
+@asynccontextmanager
+async def neighbour(root: str, node: str, dht_port: int) -> AsyncIterator[Heard]:
+    heard = Heard()
+    async with met_neighbours(heard, host="127.0.0.1", dht_port=dht_port, root=root, node=node, site="corner"):
+        yield heard
+
+
+async def test_nodes_of_one_mesh_meet_on_the_link_whatever_their_roles() -> None:
+    root = secrets.token_hex(8)
+    one, two, other = (secrets.token_hex(20) for _ in range(3))
+    async with neighbour(root, one, 7411) as first, neighbour(OTHER_ROOT, other, 7431):
+        async with neighbour(root, two, 7421) as second:
+            await until(lambda: first.neighbours == {two: "127.0.0.1:7421"})
+            await until(lambda: second.neighbours == {one: "127.0.0.1:7411"})
+        await until(lambda: first.neighbours == {})
