@@ -99,7 +99,7 @@ async def test_a_failed_controller_is_dropped_and_comes_back_when_it_announces_i
     mesh = a_mesh()
     async with ControllerBrowser(mesh=mesh, root=ROOT, region="eu/a", interfaces=LO) as browser:
         async with announced_site(mesh, "eu/a", peer_port=7501):
-            assert await browser.locate() == ["127.0.0.1:7501"]
+            assert await until(browser.locate, timeout_s=20) == ["127.0.0.1:7501"]
             browser.failed("127.0.0.1:7501")
             assert await browser.locate() == []
         async with announced_site(mesh, "eu/a", peer_port=7502):
@@ -112,7 +112,7 @@ async def test_a_controller_that_was_only_slow_is_found_again_by_asking() -> Non
         announced_site(mesh, "eu/a", peer_port=7501),
         ControllerBrowser(mesh=mesh, root=ROOT, region="eu/a", interfaces=LO) as browser,
     ):
-        assert await browser.locate() == ["127.0.0.1:7501"]
+        assert await until(browser.locate, timeout_s=20) == ["127.0.0.1:7501"]
         browser.failed("127.0.0.1:7501")
         assert await until(browser.locate, timeout_s=20) == ["127.0.0.1:7501"]
 
