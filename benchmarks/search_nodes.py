@@ -2,7 +2,8 @@
 
 python -m benchmarks.search_nodes DATA_DIR...     the nodes of those folders, as `cornerstore up` runs them
 
-It begins by saying {"dht": [host:port, ...]}. Then: {"publish": ENVELOPE in hex, "at": number of the node} answers {}.
+Nodes that know nobody join through the first. It begins by saying {"dht": [host:port, ...]}. Then:
+{"publish": ENVELOPE in hex, "at": number of the node} answers {}.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 
 import structlog
 import uvloop
+from msgspec.structs import replace
 
-from node.config import NodeConfig
-from node.runtime import running_node
+from node.config import Mesh, NodeConfig
+from node.runtime import Node, running_node
 from protocol.records import verify
 
 
@@ -26,7 +28,12 @@ async def main(folders: list[Path]) -> None:
     orders = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     async with AsyncExitStack() as stack:
-        nodes = [await stack.enter_async_context(running_node(NodeConfig.load(path), path)) for path in folders]
+        nodes: list[Node] = []
+        for path in folders:
+            config = NodeConfig.load(path)
+            if nodes and not config.dht.bootstrap:
+                config = replace(config, dht=Mesh(bootstrap=(nodes[0].running.dht,)))
+            nodes.append(await stack.enter_async_context(running_node(config, path)))
         print(json.dumps({"dht": [node.running.dht for node in nodes]}), flush=True)
         while line := await orders.readline():
             order = json.loads(line)

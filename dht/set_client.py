@@ -13,8 +13,8 @@ from protocol.problems import Problem
 
 log = structlog.get_logger(__name__)
 
-IDLE_S = 2.0
-GRACE_S = 1.0
+IDLE_S = 3.0
+GRACE_S = 2.0
 SLOWEST = 64 << 10
 """Bytes a second; who sends less in the time after GRACE_S is left for another."""
 LONGEST_S = 60.0

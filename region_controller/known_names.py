@@ -27,6 +27,8 @@ REFRESH_S = 2.0
 LAST_KNOWN_S = 600.0
 """How long an answer stands in while the mesh is unreachable."""
 MAX_KNOWN = 512
+MAX_RECORDS = 100_000
+"""At all names together: some 150 MB at the most."""
 WATCHED_S = 30.0
 MAX_WATCHED = 16
 
@@ -169,6 +171,9 @@ class KnownNames:
             found = known.found
         self._known[name] = _Known(found, now, known.asked_at if known else now)
         self._known.move_to_end(name)
-        if len(self._known) > MAX_KNOWN:
+        while len(self._known) > 1 and (len(self._known) > MAX_KNOWN or self._total() > MAX_RECORDS):
             self._known.popitem(last=False)
         return found
+
+    def _total(self) -> int:
+        return sum(len(known.found.records) for known in self._known.values())

@@ -274,6 +274,18 @@ async def test_many_who_ask_for_the_same_at_once_ask_the_mesh_once() -> None:
     assert len(bench.directory.asked) == 2
 
 
+async def test_what_is_remembered_is_bounded_by_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("region_controller.known_names.MAX_RECORDS", 5)
+    monkeypatch.setattr("region_controller.known_names.MAX_WATCHED", 0)
+    bench = Bench(*(a_service(name, category=f"/{name}/x") for name in "ab"))
+    for category in ("/", "/a", "/a/x", "/b", "/"):
+        await bench.catalogue.search(category=category)
+    assert bench.directory.asked == ["category:/", "category:/a", "category:/a/x", "category:/b"]
+    await bench.catalogue.search(category="/b/x")
+    await bench.catalogue.search(category="/a")
+    assert bench.directory.asked[4:] == ["category:/b/x", "category:/a"], "the least recently asked for was forgotten"
+
+
 async def test_search_narrows_by_category_types_and_text() -> None:
     records = [
         a_service("faces", category="/image/faces", inputs=["image", "video"], outputs=["text"], seq=1),
