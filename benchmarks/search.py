@@ -47,6 +47,7 @@ from protocol.problems import Unavailable
 from protocol.records import ServiceRecord, Signed, raw_public_key
 from region_controller.catalogue import Catalogue
 from tests.dht_mesh import identity, service
+from tests.waiting import until
 
 SERVICES = 10_000
 PUBLISHERS = 40
@@ -174,7 +175,9 @@ async def mesh(folder: Path) -> AsyncIterator[tuple[Node, list[Nodes]]]:
             processes.append(await stack.enter_async_context(nodes_of(share)))
             known = (await processes[-1].said())["dht"][:1]
         configure(folders[0], ["controller", "store"], known)
-        yield await stack.enter_async_context(running_node(NodeConfig.load(folders[0]), folders[0])), processes
+        controller = await stack.enter_async_context(running_node(NodeConfig.load(folders[0]), folders[0]))
+        await until(lambda: controller.directory.stats()["contacts"] == HOLDERS, timeout_s=60)
+        yield controller, processes
 
 
 class Pauses:
