@@ -24,8 +24,14 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.1
 PATIENCE_S = 4.0
 """How long a transfer waits for its providers to come back, or for new ones, when all are of no use."""
-ANNOUNCE_AFTER = 4
-"""Chunks that are here, new or from before a restart, when this node offers itself as a partial holder."""
+ANNOUNCE_FROM = 4
+"""Chunks that are here when the transfer begins, from before a restart or of another blob, and are offered at once."""
+ANNOUNCE_AFTER_S = 10.0
+"""A transfer that takes this long, give or take half, is announced with what it has by then.
+
+Those that fetch at the same moment meet without the directory; sixteen that all write to it and read it cost each other
+more time than they save.
+"""
 
 
 class ChunkTransfer:
@@ -72,13 +78,14 @@ class ChunkTransfer:
         """A holder said "elsewhere"."""
         self._fatal: Problem | None = None
         lengths = {c.digest: c.length for c in manifest.chunks}
-        self._here = len(lengths) - len(missing)
         self._done = sum(lengths.values()) - sum(manifest.chunks[i].length for i in missing)
         self._total = sum(lengths.values())
+        self._announced = len(lengths) - len(missing) >= ANNOUNCE_FROM
+        self._announce_at = around.clock() + _jittered(ANNOUNCE_AFTER_S)
 
     async def run(self) -> None:
         """Raises Unavailable, CorruptContent (all providers lied), DiskFull."""
-        if self._here >= ANNOUNCE_AFTER:
+        if self._announced:
             self._around.announcer.announce(self._manifest.digest)
         async with asyncio.TaskGroup() as group:
             meeting = group.create_task(self._meetings.run(), name="meet holders")
@@ -219,12 +226,12 @@ class ChunkTransfer:
         fresh = self._picker.delivered(ask.request, piece, self._around.clock())
         self._around.received.add(ask.provider, "chunk" if fresh else "duplicate", size)
         if fresh:
-            self._here += 1
             self._done += size
             peers = len(self._picker.active)
             message = f"from {peers} peer" + ("s" if peers != 1 else "")
             self._on_progress(Progress("fetch", message, self._done, self._total))
-            if self._here == ANNOUNCE_AFTER:
+            if not self._announced and self._around.clock() >= self._announce_at:
+                self._announced = True
                 self._around.announcer.announce(self._manifest.digest)
         self._wake.set()
 

@@ -24,8 +24,9 @@ NO_NEWS_S = 2.0
 """Without news, holders are met this often: they may have some."""
 REDRAW = 0.1
 """The chance that a meeting is with another holder than the one before."""
-FIND_S = 2.0
-"""How often the directory is asked for more providers, while there is anybody of use."""
+FIND_S = 8.0
+FIND_SOON_S = 1.0
+"""How often the directory is asked for more providers: while anybody is of use, and when nobody is."""
 
 
 class Meetings:
@@ -90,7 +91,7 @@ class Meetings:
                     self._told_left, met = left, self._around.clock()
                     for source in self._turn():
                         self._meet(group, source)
-                if self._picker.hopeless or self._around.clock() - looked > FIND_S:
+                if self._around.clock() - looked > (FIND_SOON_S if self._picker.hopeless else FIND_S):
                     looked = self._around.clock()
                     for source in await self._find_more():
                         self._meet(group, source)
