@@ -57,10 +57,8 @@ class ChunkTransfer:
         order = list(missing)
         random.shuffle(order)
         self._picker = Picker({i: manifest.chunks[i].length for i in missing}, order)
-        self._event_loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._reports: deque[Callable[[], None]] = deque()
-        self._reported = False
         self._requests: dict[int, asyncio.Task[None]] = {}
         self._streams: dict[int, tuple[Stream, int]] = {}
         """Of each request: its answer, and how many bytes of it the picker has heard of."""
@@ -114,6 +112,7 @@ class ChunkTransfer:
             for effect in self._picker.decide(now):
                 self._perform(group, effect)
             await _set_or_late(self._wake, TICK_S)
+            self._hear_reports()
         return None
 
     def _perform(self, group: asyncio.TaskGroup, effect: Effect) -> None:
@@ -188,7 +187,7 @@ class ChunkTransfer:
     def _arrived(self, ask: Ask, piece: int, data: memoryview | None) -> None:
         """In a thread: verify and keep a chunk, then report it."""
         if data is None:
-            self._report(lambda: self._picker.lacking(ask.request, piece))
+            self._reports.append(lambda: self._picker.lacking(ask.request, piece))
             return
         size = len(data)
         chunk = self._manifest.chunks[piece]
@@ -197,9 +196,9 @@ class ChunkTransfer:
                 self._around.store.put(chunk.digest, data)
                 self._proof.arrived(chunk.digest, data)
         except CorruptContent:
-            self._report(lambda: self._around.received.add(ask.provider, "corrupt", size))
+            self._reports.append(lambda: self._around.received.add(ask.provider, "corrupt", size))
             raise
-        self._report(lambda: self._kept_one(ask, piece, size))
+        self._reports.append(lambda: self._kept_one(ask, piece, size))
 
     def _sent_elsewhere(self, ask: Ask, piece: int) -> None:
         """In a thread."""
@@ -208,32 +207,27 @@ class ChunkTransfer:
             self._sent_away = True
             self._picker.elsewhere(ask.request, piece, self._around.clock())
 
-        self._report(report)
-
-    def _report(self, report: Callable[[], None]) -> None:
-        """From a thread to the loop, which is woken once for all that was reported since it last looked."""
         self._reports.append(report)
-        if not self._reported:
-            self._reported = True
-            self._event_loop.call_soon_threadsafe(self._hear_reports)
 
     def _hear_reports(self) -> None:
-        self._reported = False
+        """Threads only append to `_reports`: to wake the loop for each chunk would cost as much as to hash it. The loop
+        looks when a request ends, and every `TICK_S`."""
+        before = self._done
         while self._reports:
             self._reports.popleft()()
+        if self._done > before:
+            peers = len(self._picker.active)
+            message = f"from {peers} peer" + ("s" if peers != 1 else "")
+            self._on_progress(Progress("fetch", message, self._done, self._total))
 
     def _kept_one(self, ask: Ask, piece: int, size: int) -> None:
         fresh = self._picker.delivered(ask.request, piece, self._around.clock())
         self._around.received.add(ask.provider, "chunk" if fresh else "duplicate", size)
         if fresh:
             self._done += size
-            peers = len(self._picker.active)
-            message = f"from {peers} peer" + ("s" if peers != 1 else "")
-            self._on_progress(Progress("fetch", message, self._done, self._total))
             if not self._announced and self._around.clock() >= self._announce_at:
                 self._announced = True
                 self._around.announcer.announce(self._manifest.digest)
-        self._wake.set()
 
 
 def _jittered(seconds: float) -> float:

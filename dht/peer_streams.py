@@ -27,6 +27,7 @@ T = TypeVar("T")
 CONNECT_S = 3.0
 KEPT_S = 20.0
 """A connection that was idle for longer is closed: the peer would do so soon."""
+MAX_SESSIONS = 256
 
 
 class Stream:
@@ -84,6 +85,8 @@ class PeerStreams:
         self._connections = connections
         self._busy = 0
         self._kept: dict[str, list[tuple[float, socket.socket]]] = {}
+        self._sessions: dict[str, ssl.SSLSession] = {}
+        """Of TLS, by address, the latest last: a new connection that goes on from one costs a third of a handshake."""
         self._lock = threading.Lock()
 
     async def ask(
@@ -175,7 +178,9 @@ class PeerStreams:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.sendall(OPENING)
             if self._tls is not None:
-                sock = self._tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+                with self._lock:
+                    session = self._sessions.get(address)
+                sock = self._tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False, session=session)
                 stream.over(sock)
                 sock.do_handshake()
         except BaseException:
@@ -200,6 +205,11 @@ class PeerStreams:
         now = time.monotonic()
         with self._lock:
             self._kept.setdefault(address, []).append((now, sock))
+            if isinstance(sock, ssl.SSLSocket) and sock.session is not None:  # it came with the answer
+                self._sessions.pop(address, None)
+                self._sessions[address] = sock.session
+                if len(self._sessions) > MAX_SESSIONS:
+                    del self._sessions[next(iter(self._sessions))]
             for other, kept in list(self._kept.items()):
                 while kept and now - kept[0][0] >= KEPT_S:
                     kept.pop(0)[1].close()

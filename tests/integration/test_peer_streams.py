@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import pytest
 
+from bootstrap import client_context, peer_identity, server_context
+from bootstrap.mesh import create_mesh
 from dht.content_wire import NO_PROBLEM, encode_problem
 from dht.peer_http import PeerHttp
 from dht.peer_streams import PeerStreams, Stream, running_streams
@@ -24,10 +28,10 @@ BODY = bytes(range(256)) * 2000
 
 
 @asynccontextmanager
-async def streams(connections: int = 4) -> AsyncIterator[PeerStreams]:
+async def streams(connections: int = 4, *, tls: ssl.SSLContext | None = None) -> AsyncIterator[PeerStreams]:
     async with (
         aiohttp.ClientSession() as session,
-        running_streams(PeerHttp(session, None), connections=connections) as running,
+        running_streams(PeerHttp(session, tls), connections=connections) as running,
     ):
         yield running
 
@@ -93,6 +97,40 @@ async def test_what_goes_wrong_while_reading_ends_the_connection() -> None:
             await running.ask(address, b"?", refused, idle_s=5)
         assert await running.ask(address, b"?", whole, idle_s=5) == BODY
     assert peer.connections == 2
+
+
+class TlsPeer(Peer):
+    """Like Peer, with TLS; notes who asked, and whether the session went on from an earlier connection."""
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, bool | None]] = []
+        self._context = context
+
+    def _serve(self, sock: socket.socket) -> None:
+        with self._context.wrap_socket(sock, server_side=True) as secured:
+            peer = peer_identity(secured)
+            assert peer is not None
+            self.asked.append((peer.node, secured.session_reused))
+            super()._serve(secured)
+
+
+async def test_over_tls_a_second_connection_goes_on_from_the_first(tmp_path: Path) -> None:
+    identity = create_mesh(tmp_path, mesh="home", region="eu", roles=["store"], now=time.time())
+    peer = TlsPeer(server_context(identity))
+    peer.hangs_up = True
+    async with served([], take_content=peer.take) as address, streams(tls=client_context(identity)) as running:
+        for _ in range(3):
+            assert await running.ask(address, b"?", whole, idle_s=5) == BODY
+    assert peer.asked == [(identity.node, False), (identity.node, True), (identity.node, True)]
+
+
+async def test_who_speaks_no_tls_is_told_apart() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    async with served([], take_content=Peer().take) as address, streams(tls=context) as running:
+        with pytest.raises(Unavailable, match="does not speak TLS"):
+            await running.ask(address, b"?", whole, idle_s=5)
 
 
 async def test_an_answer_that_ends_early_is_unavailable() -> None:
