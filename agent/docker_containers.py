@@ -8,7 +8,7 @@ from typing import Any
 from docker.types import LogConfig
 
 from agent.docker_networks import Bridge
-from agent.runtime import Attachment, Condition, RuntimeInstance, Workload
+from agent.runtime import DEFAULT_PROCESSES, Attachment, Condition, RuntimeInstance, Workload
 
 NODE_LABEL = "cornerstore.node"
 INSTANCE_LABEL = "cornerstore.instance"
@@ -36,14 +36,15 @@ def container_name(node: str, instance: str) -> str:
 
 
 def host_options(
-    workload: Workload, first: Bridge, *, sandbox: str | None, pids_limit: int, nano_cpus: int | None
+    workload: Workload, first: Bridge, *, sandbox: str | None, nano_cpus: int | None
 ) -> dict[str, Any]:
     """Arguments of `create_host_config`. With a `sandbox` (a container's id) the network is the sandbox's.
 
     Everything is taken away that services in the wild do not need: capabilities, new privileges, other processes'
     memory (no swap beyond the limit), process table, unbounded logs. The root file system stays writable and the
     user is the image's, because the paper's services run as root and write beside their code. `init`: Python as
-    process 1 ignores SIGTERM, and a stop would take 10 s.
+    process 1 ignores SIGTERM, and a stop would take 10 s. What a service needs back of that is in its workload, and
+    the operator has allowed it.
     """
     memory = max(workload.mem * 10**6, MIN_MEMORY)
     if sandbox is not None:
@@ -58,9 +59,10 @@ def host_options(
         **network,
         "mem_limit": memory,
         "memswap_limit": memory,
-        "pids_limit": pids_limit,
+        "pids_limit": workload.relaxations.max_processes or DEFAULT_PROCESSES,
         "nano_cpus": nano_cpus,
         "cap_drop": ["ALL"],
+        "cap_add": list(workload.relaxations.capabilities),
         "security_opt": ["no-new-privileges:true"],
         "init": True,
         "log_config": LogConfig(type=LogConfig.types.JSON, config={"max-size": "1m", "max-file": "2"}),

@@ -59,7 +59,6 @@ class DockerConfig(Struct, frozen=True, kw_only=True):
 
     url: str | None = None
     base_image_aliases: dict[str, str] = {}
-    pids_limit: int = 256
     cpus: float | None = None
     build: BuildSettings = BuildSettings()
     subnets: tuple[str, ...] = ("172.16.0.0/12",)
@@ -286,7 +285,7 @@ class DockerRuntime:
         first = bridges[0]
         nano_cpus = int(self._config.cpus * 10**9) if self._config.cpus is not None else None
         host = api.create_host_config(
-            **host_options(workload, first, sandbox=sandbox, pids_limit=self._config.pids_limit, nano_cpus=nano_cpus)
+            **host_options(workload, first, sandbox=sandbox, nano_cpus=nano_cpus)
         )
         created = api.create_container(**container_options(workload, first, self._node), host_config=host)
         for bridge in bridges[1:]:

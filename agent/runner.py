@@ -21,10 +21,11 @@ from agent.lifecycle import Effect
 from agent.operations import LOOK_AGAIN_S, Operations
 from agent.provision import Archive, Provision, Timings
 from agent.runtime import OnProgress, Runtime, Workload
-from agent.workloads import check_labels, check_variant, environment_of, memory_of, waits_for_message
+from agent.workloads import check_labels, check_relaxations, check_variant, environment_of, memory_of, waits_for_message
 from dht.tasks import OwnedTasks
 from protocol import link
 from protocol.instances import InstanceReport, PortBinding, Progress, State
+from protocol.service import Relaxations
 from protocol.problems import (
     BadRequest,
     Conflict,
@@ -70,6 +71,7 @@ class Runner:
         tasks: OwnedTasks,
         *,
         labels: Mapping[str, str],
+        allowed: Relaxations,
         ready_timeout_s: float,
         pause_after_s: float = 0.0,
     ) -> None:
@@ -80,6 +82,7 @@ class Runner:
         self._provision = provision
         self._tasks = tasks
         self._labels = labels
+        self._allowed = allowed
         self._ready_timeout_s = ready_timeout_s
         self._pause_after_s = pause_after_s
         self._launches: dict[str, _Launch] = {}
@@ -319,6 +322,7 @@ class Runner:
         )
         check_variant(descriptor, command.variant)
         check_labels(descriptor, self._labels)
+        check_relaxations(descriptor, self._allowed)
         await self._provision.image(
             await self._operations.runtime_for(descriptor),
             digest,
@@ -346,6 +350,7 @@ class Runner:
         )
         environment = environment_of(descriptor, command)
         check_labels(descriptor, self._labels)
+        check_relaxations(descriptor, self._allowed)
         runtime = await self._operations.runtime_for(descriptor)
         await self._reserve(slot, memory_of(descriptor, command.variant))
         self._instances.update(slot, runtime=runtime.name, service_id=descriptor.id, service_name=descriptor.name)
@@ -379,6 +384,7 @@ class Runner:
                 ports=descriptor.ports,
                 environment={**environment, "name": slot.id},
                 networks=descriptor.networks,
+                relaxations=descriptor.relaxations,
             ),
         )
 

@@ -24,10 +24,12 @@ from typing import Protocol
 from msgspec import Struct
 
 from protocol.instances import OnProgress as OnProgress
-from protocol.service import BridgeNetwork, ContainerPort, Kind, ServiceDescriptor, Transport
+from protocol.service import BridgeNetwork, ContainerPort, Kind, Relaxations, ServiceDescriptor, Transport
 
 LOG_LINES = 20
 MAX_LOG_LINE = 500
+DEFAULT_PROCESSES = 256
+"""A container's processes and threads, unless its description asks for another limit and the operator allows it."""
 
 
 class Condition(StrEnum):
@@ -59,6 +61,7 @@ class Workload(Struct, frozen=True, kw_only=True):
     published: tuple[Publication, ...] = ()
     environment: dict[str, str] = {}
     networks: tuple[BridgeNetwork, ...] = ()
+    relaxations: Relaxations = Relaxations()
 
 
 class Attachment(Struct, frozen=True):

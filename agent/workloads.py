@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 
 from agent.lifecycle import ENGINE_AWAY, NOT_READY, Instance
@@ -9,7 +10,7 @@ from protocol.causes import Cause
 from protocol.instances import PortBinding
 from protocol.link import Start
 from protocol.problems import BadRequest, EngineUnavailable, NoCapacity, Problem, StartFailed
-from protocol.service import ServiceDescriptor
+from protocol.service import Relaxations, ServiceDescriptor
 
 
 def environment_of(descriptor: ServiceDescriptor, command: Start) -> dict[str, str]:
@@ -48,6 +49,24 @@ def check_labels(descriptor: ServiceDescriptor, labels: Mapping[str, str]) -> No
             f"label {missing} is required",
             fix="Set it under [agent.labels] in config.toml of a machine that fits.",
             cause=Cause.LABEL,
+        )
+
+
+def check_relaxations(descriptor: ServiceDescriptor, allowed: Relaxations) -> None:
+    """Raises NoCapacity unless the operator allows all that the service needs beyond the hardened defaults."""
+    wanted = descriptor.relaxations
+    refused = sorted(set(wanted.capabilities) - set(allowed.capabilities))
+    if refused:
+        raise NoCapacity(
+            f"the service wants capabilities that are not allowed here: {', '.join(refused)}",
+            fix=f"Allow them under [agent.docker] in config.toml: allow_capabilities = {json.dumps(refused)}.",
+            cause=Cause.CONFINEMENT,
+        )
+    if (wanted.max_processes or 0) > (allowed.max_processes or 0):
+        raise NoCapacity(
+            f"the service wants {wanted.max_processes} processes, {allowed.max_processes} are allowed here",
+            fix=f"Allow them under [agent.docker] in config.toml: max_processes = {wanted.max_processes}.",
+            cause=Cause.CONFINEMENT,
         )
 
 

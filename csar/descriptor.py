@@ -25,6 +25,7 @@ from protocol.service import (
     ContainerPort,
     PlacementPolicy,
     QualityOfService,
+    Relaxations,
     ServiceDescriptor,
     Variant,
 )
@@ -78,6 +79,7 @@ class _Builder:
             upstream=tuple(self._id_of(name) for name in self._vetted.chain[:-1]),
             quality=msgspec.convert(self._policy(QOS), QualityOfService),
             placement=msgspec.convert(self._policy(PLACEMENT), PlacementPolicy),
+            relaxations=Relaxations(tuple(given.get("capabilities", ())), given.get("max_processes")),
             module=None if container else self._module(artifacts),
             fuel=given.get("fuel"),
             timeout=None if timeout is None else float(timeout),

@@ -13,6 +13,7 @@ from protocol.identifiers import check_region
 from protocol.peers import Role
 from protocol.problems import BadRequest, ConfigError
 from protocol.records import Address
+from protocol.service import LinuxCapability
 
 FILE_NAME = "config.toml"
 DEFAULT_DATA_DIR = Path("~/.local/share/cornerstore")
@@ -58,7 +59,8 @@ class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `sandboxes`: networks that wait for the next services, so that these start faster; 0: none.
     `image_quota_gb`: disk for services' images; unused ones beyond it are removed.
     Builds are strangers' code: each may use `build_memory_mb`, and with `build_network` none it reaches nothing.
-    `subnets`: where a service's group may choose its own.
+    `subnets`: where a service's group may choose its own. `allow_capabilities`, `max_processes`: how far a service may
+    ask to be less confined.
     """
 
     enabled: bool = True
@@ -69,6 +71,8 @@ class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_image_aliases: dict[str, str] = {}
     sandboxes: Annotated[int, Meta(ge=0, le=16)] = 2
     image_quota_gb: Annotated[float, Meta(gt=0)] = 20.0
+    allow_capabilities: tuple[LinuxCapability, ...] = ()
+    max_processes: Annotated[int, Meta(ge=1, le=65536)] = 256
 
 
 class Wasm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -265,6 +265,7 @@ class _Parts:
                     memory_mb=settings.memory_mb or _half_of_memory_mb(),
                     alive_port=settings.alive_port,
                     labels=settings.labels,
+                    allowed=Relaxations(settings.docker.allow_capabilities, settings.docker.max_processes),
                     pause_after_s=settings.pause_after_s,
                     ready_timeout_s=settings.ready_timeout_s,
                     max_archive_bytes=self._max_archive_bytes,

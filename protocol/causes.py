@@ -9,12 +9,14 @@ from protocol.problems import ContentNotFound, CorruptContent, DiskFull, EngineU
 
 class Cause(StrEnum):
     """CONTENT: the archive cannot be had. RUNTIME: nothing here runs its kind. ENGINE: what runs it does not answer.
-    AWAY: the host itself does not answer. EMPTY: a region without agents."""
+    CONFINEMENT: the service wants to be less confined than the operator allows. AWAY: the host itself does not answer.
+    EMPTY: a region without agents."""
 
     CONTENT = "content"
     RUNTIME = "runtime"
     ENGINE = "engine"
     LABEL = "label"
+    CONFINEMENT = "confinement"
     MEMORY = "memory"
     DISK = "disk"
     AWAY = "away"

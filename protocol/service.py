@@ -53,6 +53,17 @@ class PlacementPolicy(Struct, frozen=True):
     required_labels: dict[str, str] = {}
 
 
+LinuxCapability = Literal["CHOWN", "DAC_OVERRIDE", "FOWNER", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID"]
+"""What a container may be given back of root's powers: those that act on its own files and processes alone."""
+
+
+class Relaxations(Struct, frozen=True):
+    """What a container needs beyond the hardened defaults. `max_processes` None: the site's own limit will do."""
+
+    capabilities: tuple[LinuxCapability, ...] = ()
+    max_processes: int | None = None
+
+
 class ServiceDescriptor(Struct, frozen=True, kw_only=True):
     """`mem_requirement` in MB (10^6 bytes), `alive_time` in s (0: until stopped), `timeout` in s.
 
@@ -81,6 +92,7 @@ class ServiceDescriptor(Struct, frozen=True, kw_only=True):
     upstream: tuple[str, ...] = ()
     quality: QualityOfService = QualityOfService()
     placement: PlacementPolicy = PlacementPolicy()
+    relaxations: Relaxations = Relaxations()
     module: str | None = None
     fuel: int | None = None
     timeout: float | None = None

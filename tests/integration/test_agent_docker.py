@@ -17,6 +17,7 @@ from pathlib import Path
 
 import docker as docker_package
 import pytest
+from msgspec import structs
 
 from agent.agent import Agent
 from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
@@ -28,8 +29,8 @@ from agent.docker_sandboxes import joined
 from agent.runtime import Workload
 from protocol import link
 from protocol.instances import InstanceReport, State
-from protocol.problems import BuildFailed, DeadlineExceeded, EngineUnavailable, StartFailed
-from protocol.service import Artifact, BridgeNetwork, ContainerPort, ServiceDescriptor
+from protocol.problems import BuildFailed, DeadlineExceeded, EngineUnavailable, NoCapacity, StartFailed
+from protocol.service import Artifact, BridgeNetwork, ContainerPort, Relaxations, ServiceDescriptor
 from tests.agent_stage import Shelf, an_agent, start_command
 from tests.docker_stage import WEB_FILES, clean_docker
 from tests.waiting import until
@@ -621,12 +622,21 @@ async def test_a_build_ends_with_its_deadline(tmp_path: Path) -> None:
 async def test_the_limits_are_the_engine_s(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         await agent.runner.start(start_command("one", s.shelf.put(WEB, WEB_FILES)))
+        relaxed = structs.replace(WEB, relaxations=Relaxations(("SETUID",), 300))
+        with pytest.raises(NoCapacity, match="SETUID"):
+            await agent.runner.start(start_command("two", s.shelf.put(relaxed, WEB_FILES)))
+    async with stage(tmp_path) as s, s.agent(allowed=Relaxations(("SETUID",), 300)) as agent:
+        await agent.runner.start(start_command("one", s.shelf.put(WEB, WEB_FILES)))
+        await agent.runner.start(start_command("two", s.shelf.put(relaxed, WEB_FILES)))
         client = docker_package.from_env()
+        two = client.containers.get(f"cs-{s.node[:8]}-two").attrs["HostConfig"]
         host = client.containers.get(f"cs-{s.node[:8]}-one").attrs["HostConfig"]
         client.close()
         assert (host["Memory"], host["MemorySwap"], host["CapDrop"]) == (16_000_000, 16_000_000, ["ALL"])
         assert host["SecurityOpt"] == ["no-new-privileges:true"]
         assert not host["PortBindings"]
+        assert (host["PidsLimit"], host["CapAdd"]) == (256, None)
+        assert (two["PidsLimit"], two["CapAdd"], two["CapDrop"]) == (300, ["SETUID"], ["ALL"])
 
 
 async def test_without_an_engine_the_problem_says_how_to_get_one(tmp_path: Path) -> None:

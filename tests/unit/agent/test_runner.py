@@ -32,7 +32,7 @@ from protocol.problems import (
     StartFailed,
     UnknownInstance,
 )
-from protocol.service import ContainerPort, PlacementPolicy, ServiceDescriptor, Variant
+from protocol.service import ContainerPort, PlacementPolicy, Relaxations, ServiceDescriptor, Variant
 from tests.agent_stage import Clock, Shelf, an_agent, start_command
 from tests.waiting import until
 
@@ -135,6 +135,23 @@ async def test_a_required_label_is_the_agents_own_to_check(tmp_path: Path) -> No
         with pytest.raises(NoCapacity, match="label gpu=yes is required"):
             await agent.runner.start(start_command("elsewhere", elsewhere))
         assert s.runtime.builds == 1
+
+
+async def test_what_a_service_wants_beyond_the_defaults_the_operator_must_allow(tmp_path: Path) -> None:
+    powers, many = Relaxations(("SETUID", "SETGID")), Relaxations(max_processes=1000)
+    async with stage(tmp_path) as s:
+        async with s.agent(allowed=Relaxations(("SETUID",), 256)) as agent:
+            with pytest.raises(NoCapacity, match="SETGID") as caught:
+                await agent.runner.start(start_command("one", s.put(relaxations=powers)))
+            assert 'allow_capabilities = ["SETGID"]' in caught.value.fix
+            assert cause_of(caught.value) is Cause.CONFINEMENT
+            with pytest.raises(NoCapacity, match="1000 processes, 256") as caught:
+                await agent.runner.start(start_command("one", s.put(relaxations=many)))
+            assert "max_processes = 1000" in caught.value.fix
+            assert (agent.reports(), s.runtime.builds) == ((), 0), "refused before anything is built"
+        async with s.agent(allowed=Relaxations(("SETUID", "SETGID"), 1000)) as agent:
+            await agent.runner.start(start_command("one", s.put(relaxations=powers)))
+            assert s.runtime._containers["one"].workload.relaxations == powers
 
 
 async def test_why_an_agent_cannot_is_said_in_one_word(tmp_path: Path) -> None:
