@@ -35,9 +35,7 @@ def container_name(node: str, instance: str) -> str:
     return f"{node_prefix(node)}-{instance}"
 
 
-def host_options(
-    workload: Workload, first: Bridge, *, sandbox: str | None, nano_cpus: int | None
-) -> dict[str, Any]:
+def host_options(workload: Workload, first: Bridge, *, sandbox: str | None, nano_cpus: int | None) -> dict[str, Any]:
     """Arguments of `create_host_config`. With a `sandbox` (a container's id) the network is the sandbox's.
 
     Everything is taken away that services in the wild do not need: capabilities, new privileges, other processes'

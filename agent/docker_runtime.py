@@ -284,9 +284,7 @@ class DockerRuntime:
     def _create(self, api: Api, workload: Workload, bridges: tuple[Bridge, ...], *, sandbox: str | None = None) -> None:
         first = bridges[0]
         nano_cpus = int(self._config.cpus * 10**9) if self._config.cpus is not None else None
-        host = api.create_host_config(
-            **host_options(workload, first, sandbox=sandbox, nano_cpus=nano_cpus)
-        )
+        host = api.create_host_config(**host_options(workload, first, sandbox=sandbox, nano_cpus=nano_cpus))
         created = api.create_container(**container_options(workload, first, self._node), host_config=host)
         for bridge in bridges[1:]:
             api.connect_container_to_network(created["Id"], bridge.name)

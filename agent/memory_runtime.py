@@ -8,6 +8,7 @@ To an HTTP request it answers 200 and its instance id; any other bytes it sends 
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import deque
 from collections.abc import AsyncIterator, Collection
@@ -262,10 +263,12 @@ class MemoryRuntime:
             self._tell(RuntimeEvent(EventKind.CHANGED, instance))
 
     def _new_address(self) -> str:
-        """127.x.y.z, unlikely to meet another runtime's on this machine: x comes from the node's id."""
+        """127.x.y.z, unlikely to meet another runtime's on this machine: x comes from the node's id, y from the
+        process's."""
         self._next_address += 1
         block = 64 + int(self._node[:2], 16) % 128
-        return f"127.{block}.{self._next_address // 250 % 250}.{self._next_address % 250 + 2}"
+        hundreds, ones = divmod(self._next_address, 250)
+        return f"127.{block}.{(os.getpid() + hundreds) % 250}.{ones + 2}"
 
     def _tell(self, event: RuntimeEvent) -> None:
         for queue in self._listeners:

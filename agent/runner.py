@@ -25,7 +25,6 @@ from agent.workloads import check_labels, check_relaxations, check_variant, envi
 from dht.tasks import OwnedTasks
 from protocol import link
 from protocol.instances import InstanceReport, PortBinding, Progress, State
-from protocol.service import Relaxations
 from protocol.problems import (
     BadRequest,
     Conflict,
@@ -33,6 +32,7 @@ from protocol.problems import (
     EngineUnavailable,
     Problem,
 )
+from protocol.service import Relaxations
 
 log = structlog.get_logger(__name__)
 

@@ -68,6 +68,7 @@ from node.running import Running, shown, sole_node
 from node.web import bind, members_only, serving
 from protocol.peers import PeerIdentity
 from protocol.problems import ConfigError
+from protocol.service import Relaxations
 from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
 
 log = structlog.get_logger(__name__)

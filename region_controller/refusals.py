@@ -18,8 +18,8 @@ _FIXES: Mapping[Cause, str] = {
     "missing.",
     Cause.ENGINE: "Start the container engine again (systemctl start docker).",
     Cause.LABEL: "Set the label under [agent.labels] in config.toml of a machine that fits.",
-    Cause.CONFINEMENT: "Allow it under [agent.docker] in config.toml of a machine that may run it: `allow_capabilities`, "
-    "`max_processes`.",
+    Cause.CONFINEMENT: "Allow it under [agent.docker] in config.toml of a machine that may run it: "
+    "`allow_capabilities`, `max_processes`.",
     Cause.MEMORY: "Stop something, or let an agent offer more (`memory_mb` under [agent] in config.toml).",
     Cause.DISK: "Free disk space on the agents' machines.",
     Cause.AWAY: "Ask again in a moment: an agent or a region that lost its link dials again.",

@@ -16,6 +16,7 @@ from protocol.service import (
     ContainerPort,
     PlacementPolicy,
     QualityOfService,
+    Relaxations,
     ServiceDescriptor,
     Variant,
 )
@@ -55,7 +56,9 @@ def test_the_word_count(describe: Describe) -> None:
 
 def test_a_container_may_ask_for_a_little_more(describe: Describe) -> None:
     asked = "        container_port: 8080\n        capabilities: [SETUID, CHOWN]\n        max_processes: 300\n"
-    assert describe(edited("        container_port: 8080\n", asked)).relaxations == Relaxations(("SETUID", "CHOWN"), 300)
+    assert describe(edited("        container_port: 8080\n", asked)).relaxations == Relaxations(
+        ("SETUID", "CHOWN"), 300
+    )
     for hostile in ("capabilities: [SYS_ADMIN]", "capabilities: SETUID", "max_processes: 0"):
         with pytest.raises(InvalidArchive):
             describe(edited("        container_port: 8080\n", f"        container_port: 8080\n        {hostile}\n"))
