@@ -3,8 +3,9 @@
 Where something is missing, a test is skipped with a reason that names it and the way to get it. With CI=true or
 CORNERSTORE_REQUIRE_ALL=1 it fails instead, as does every other skip.
 
-`make test` runs several tests at the same time (pytest-xdist). Those that share the engine run one after the other, and
-so do those with several hosts, each a crowd of processes; any other test must be safe beside any other.
+`make test` runs several tests at the same time (pytest-xdist). Those that share the engine or the loopback
+interface's multicast (`-m lan`) run one after the other, and so do those with several hosts, each a crowd of processes;
+any other test must be safe beside any other.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ NEEDS: dict[str, Callable[[], str]] = {"docker": missing_engine, "netns": missin
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whom `--dist loadgroup` keeps in one worker process."""
     for item in items:
-        for marker, group in (("netns", "hosts"), ("docker", "engine")):
+        for marker, group in (("netns", "hosts"), ("docker", "machine"), ("lan", "machine")):
             if item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.xdist_group(group))
                 break

@@ -24,6 +24,8 @@ from node.neighbours import met_neighbours
 from tests.stub_controller import stub_controller
 from tests.waiting import until
 
+pytestmark = pytest.mark.lan
+
 LO = ["127.0.0.1"]
 ROOT, OTHER_ROOT = "0123456789abcdef", "fedcba9876543210"
 

@@ -13,6 +13,8 @@ from protocol.problems import Problem, Unavailable
 from tests.local_sites import WORD_COUNT, ask, refusal, running_sites, service_folder, slug
 from tests.waiting import until
 
+pytestmark = pytest.mark.lan
+
 
 def store_site(folder: Path, name: str) -> Site:
     return Site(name, f"test/{name}", folder / name, roles=("controller", "store"))

@@ -20,6 +20,8 @@ from protocol.problems import NoCapacity
 from tests.local_sites import SERVICES, WORD_COUNT, ask, have_agent, running_sites
 from tests.waiting import until
 
+pytestmark = pytest.mark.lan
+
 MODULE = SERVICES / "word_count_wasm"
 PATIENT_S = 20.0
 

@@ -15,6 +15,8 @@ from protocol.instances import StartRequest
 from tests.local_sites import WORD_COUNT, ask, have_agent, running_sites
 from tests.waiting import until
 
+pytestmark = pytest.mark.lan
+
 
 def store_site(folder: Path, name: str) -> Site:
     return Site(name, f"test/{name}", folder / name, roles=("controller", "store"))
