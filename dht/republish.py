@@ -1,8 +1,8 @@
 """Keeping records where lookups look for them: a pure schedule, and the loop that follows it.
 
     what                      when                                         to whom
-    ours (published here)     every 10 min, at once if nobody took it yet  the replicas nearest to the key
-    held for others           every 15 min, unless somebody sent it since  the same
+    ours (published here)     every 15 min, at once if nobody took it yet  the replicas nearest to the key
+    held for others           every 20 min, unless somebody sent it since  the same
     anything held             when a node enters the routing table that    that node
                               is among the replicas nearest to the key
     ours                      when a cut has ended                         the replicas nearest to the key
@@ -28,8 +28,10 @@ from dht.storage import PURGED_AT_ONCE, Row
 
 log = structlog.get_logger(__name__)
 
-OURS_INTERVAL_S = 600.0
-HELD_INTERVAL_S = 900.0
+OURS_INTERVAL_S = 900.0
+"""Longer than contents are announced anew (`dht.directory`): an announcement is a spread, and needs no second one."""
+HELD_INTERVAL_S = 1200.0
+"""Longer than the owner's: while it lives, nobody else has to."""
 RETRY_S = 15.0
 """After fewer acks than wanted."""
 BASES = ((True, OURS_INTERVAL_S), (False, HELD_INTERVAL_S))
