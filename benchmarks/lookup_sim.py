@@ -21,6 +21,7 @@ import asyncio
 import importlib.util
 import logging
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -51,6 +52,7 @@ RETURN_S = 30.0
 NOTICED_S = 120.0
 LIFE_S = 3600.0
 LIAR_SHARE = 0.2
+MARKERS = "osv^D<>"
 PHASES = ("calm", "loss", "churn", "partition", "liars", "dead30", "dead50")
 
 
@@ -71,7 +73,7 @@ class Reads:
             "success": round(self.found / total, 4),
             "falsely_missing": self.missed,
             "unavailable": self.unavailable,
-            "hops": summary(self.hops),
+            "hops": {**summary(self.hops), "mean": round(statistics.mean(self.hops), 3)},
             "answers": summary(self.questions),
             "ms": summary(self.ms),
         }
@@ -215,12 +217,12 @@ def plot(results: dict[int, dict[str, object]]) -> None:
         return [value[quantile] if quantile else value for value in values]
 
     panels: list[tuple[str, str, dict[str, list[float]]]] = [
-        ("hops", "hops to the nearest node (mean of median searches)", {p: of(p, "hops", "p50") for p in PHASES}),
-        ("success", "share of reads that found the record", {p: of(p, "success") for p in PHASES}),
-        ("latency", "99th percentile of a read, ms (virtual)", {p: of(p, "ms", "p99") for p in PHASES}),
+        ("hops", "hops to the nearest node, mean", {p: of(p, "hops", "mean") for p in PHASES}),
+        ("success", "reads that found the record, %", {p: [100 * s for s in of(p, "success")] for p in PHASES}),
+        ("latency", "slowest read but 1%, ms of virtual time", {p: of(p, "ms", "p99") for p in PHASES}),
         (
             "traffic",
-            "datagrams sent per node and hour",
+            "datagrams sent by a node in an hour",
             {
                 name: [float(results[size][key]) for size in sizes]  # type: ignore[arg-type]
                 for name, key in (
@@ -231,15 +233,17 @@ def plot(results: dict[int, dict[str, object]]) -> None:
         ),
     ]
     for name, label, lines in panels:
-        figure, axes = pyplot.subplots(figsize=(6, 3.6))
-        for line, values in lines.items():
-            axes.plot(sizes, values, marker="o", label=line)
+        figure, axes = pyplot.subplots(figsize=(7.2, 3.6), facecolor="white", layout="constrained")
+        for (line, values), marker in zip(lines.items(), MARKERS, strict=False):
+            axes.plot(sizes, values, marker=marker, label=line, alpha=0.8)
         axes.set(xscale="log", xticks=sizes, xticklabels=[str(s) for s in sizes], xlabel="nodes", ylabel=label)
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        if name == "success":
+            axes.set_ylim(min(94.0, *(v for values in lines.values() for v in values)) - 1, 100.5)
+        else:
+            axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
-        figure.tight_layout()
+        figure.legend(fontsize="small", loc="outside right upper")
         figure.savefig(RESULTS / f"lookup-sim-{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
 
@@ -270,10 +274,12 @@ def main() -> None:
     require_matplotlib()
     results = at_all_sizes(SIZES)
     plot(results)
-    largest = results[max(results)]
+    largest, smallest = results[max(results)], results[min(results)]
     ratios: dict[str, float] = {f"success_{phase}": largest[phase]["success"] for phase in PHASES}  # type: ignore[index]
-    ratios["hops"] = largest["calm"]["hops"]["p50"]  # type: ignore[index]
-    ratios["datagrams_per_node_hour"] = float(largest["datagrams_per_node_hour"])  # type: ignore[arg-type]
+    ratios["hops"] = largest["calm"]["hops"]["mean"]  # type: ignore[index]
+    for traffic in ("datagrams_per_node_hour", "datagrams_per_node_hour_churn"):
+        ratios[traffic] = float(largest[traffic])  # type: ignore[arg-type]
+        ratios[f"{traffic}_over_smallest"] = round(ratios[traffic] / float(smallest[traffic]), 3)  # type: ignore[arg-type]
     finish(
         "lookup-sim",
         runs=1,
