@@ -16,6 +16,8 @@ from protocol.records import ServiceRecord, Signed, is_withdrawn
 MAX_VIEWS = 64
 MAX_VIEWED = 100_000
 """Records in all views together: some 150 MB at the most."""
+MAX_WITHIN = 64
+"""Nodes of which it is remembered that they had nothing to bring."""
 WORTH_KEEPING = 8
 """Smaller sets fit in a page or two: they are read whole."""
 
@@ -25,6 +27,8 @@ class View:
 
     def __init__(self, key: bytes, records: Iterable[Signed] = ()) -> None:
         self.ordered = rules.OrderedSet(())
+        self.within: dict[bytes, bytes] = {}
+        """See `dht.overlay.reading.Viewed`."""
         self._key = key
         self._slots: dict[bytes, Signed] = {}
         self._seen: set[bytes] = set()
@@ -87,6 +91,8 @@ class View:
         if self._is_overfull:
             kept = {rules.slot(signed.record) for signed in rules.merge(self._slots.values())}
             self._forget(slot for slot in self._slots if slot not in kept)
+        if len(self.within) > MAX_WITHIN:
+            self.within.clear()
         if len(self._seen) > len(self._slots) + rules.MAX_PER_KEY:
             self._seen = {place[: rules.SHORT_BYTES] for place in self.ordered.positions}
         return self._shown

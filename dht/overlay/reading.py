@@ -51,6 +51,15 @@ class Known(Protocol):
     def has(self, short: bytes) -> bool: ...
 
 
+class Viewed(Known, Protocol):
+    """What the reader keeps from one reading to the next."""
+
+    @property
+    def within(self) -> dict[bytes, bytes]:
+        """By node id, the fingerprint of a set in which that node, asked for itself, had nothing to bring: it need not
+        be looked into again. What one node says counts for it alone."""
+
+
 class WholeSets(Protocol):
     """Sets from other nodes, not page by page: see `dht.set_client.SetClient`."""
 
@@ -92,7 +101,7 @@ class Reading:
         self._tuning = tuning
         self._whole_sets = whole_sets
 
-    async def read(self, key: bytes, known: Known | None = None) -> ReadOutcome:
+    async def read(self, key: bytes, known: Viewed | None = None) -> ReadOutcome:
         """The union of what the nodes nearest to `key` hold, but for what is `known` already.
 
         The search ends at the lookup deadline, the reading of further pages PAGING_S later. When many nodes died at
@@ -136,11 +145,13 @@ class Reading:
         return crawl, await self._of_each_set(sets, rest, until)
 
     async def _read_news(
-        self, key: bytes, known: Known, found: set[bytes], deadline: float
+        self, key: bytes, view: Viewed, found: set[bytes], deadline: float
     ) -> tuple[Crawl[Parts], bool]:
+        known: Known = view
         crawl = await self._lookups.ask_nearest(key, deadline, Compare, Parts, key, *rules.EVERYWHERE)
         answers = [(node, crawl.answers[node.id].fingerprint) for node in crawl.nearest_answered(len(crawl.answers))]
-        sets = by_fingerprint((node, print_) for node, print_ in answers if print_ != known.ordered.fingerprint)
+        held = known.ordered.fingerprint
+        sets = by_fingerprint((n, print_) for n, print_ in answers if print_ not in (held, view.within.get(n.id)))
         until = asyncio.get_running_loop().time() + self._tuning.paging_s
         largest = max(sets.values(), key=len, default=[])
         if largest and (told := crawl.answers[largest[0].id]).count - len(known.ordered.envelopes) >= WHOLE_FROM:
@@ -151,7 +162,10 @@ class Reading:
 
         async def differences(nodes: list[Node]) -> bool:
             told = crawl.answers[nodes[0].id]
-            return await _EqualSets(self._asking, key, nodes, found).read_difference(rules.EVERYWHERE, told, known)
+            whole = await _EqualSets(self._asking, key, nodes, found).read_difference(rules.EVERYWHERE, told, known)
+            if whole and not found and len(nodes) == 1:
+                view.within[nodes[0].id] = told.fingerprint
+            return whole
 
         return crawl, await self._of_each_set(sets, differences, until)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 from dht import rules, set_client, set_serving, set_wire
+from dht.directory import NetworkDirectory
 from dht.peer_http import PeerHttp
 from dht.set_client import SetClient
 from dht.set_serving import set_routes
@@ -21,7 +22,8 @@ from protocol.records import Signed
 from tests.content_sites import served
 from tests.dht_mesh import identity, node, service
 
-KEY = record_key("category:/")
+ROOT = "category:/"
+KEY = record_key(ROOT)
 SET = rules.OrderedSet(b"record %d" % n for n in range(700))
 
 
@@ -157,9 +159,9 @@ class Noted:
 @asynccontextmanager
 async def reader_of(
     held: list[list[Signed]], doors: list[Callable[[rules.OrderedSet], rules.OrderedSet] | None]
-) -> AsyncIterator[tuple[Callable[[], Awaitable[list[Signed]]], list[bytes]]]:
+) -> AsyncIterator[tuple[NetworkDirectory, list[bytes]]]:
     """Nodes that hold such sets at the root and show them, changed by `doors`, over HTTP (None: nobody opens); yields
-    how another node reads the root, and what came to it over HTTP."""
+    another node, and what comes to it over HTTP."""
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
         contacts: list[str] = []
@@ -173,8 +175,7 @@ async def reader_of(
             for signed in records:
                 holder._replica.keep(KEY, signed, ours=False, spread_at=2e9, via=b"v" * 20)
         sets = Noted(await enter(client()))
-        reader = await enter(node(99, bootstrap=contacts[:1], whole_sets=sets))
-        yield lambda: reader.services("category:/"), sets.came
+        yield await enter(node(99, bootstrap=contacts[:1], whole_sets=sets)), sets.came
 
 
 def same(ordered: rules.OrderedSet) -> rules.OrderedSet:
@@ -183,11 +184,11 @@ def same(ordered: rules.OrderedSet) -> rules.OrderedSet:
 
 async def test_a_large_set_comes_over_http_and_what_others_hold_beyond_it_too() -> None:
     records = services(420)
-    async with reader_of([records, records, records[:400]], [same, same, same]) as (read, came):
-        assert len(await read()) == 420
+    async with reader_of([records, records, records[:400]], [same, same, same]) as (reader, came):
+        assert len(await reader.services(ROOT)) == 420
         assert len(came) >= 400
-    async with reader_of([records[:400], records[:400], records[20:]], [same, same, same]) as (read, came):
-        assert len(await read()) == 420
+    async with reader_of([records[:400], records[:400], records[20:]], [same, same, same]) as (reader, came):
+        assert len(await reader.services(ROOT)) == 420
         assert len(came) == 400, "the rest by comparing"
 
 
@@ -197,8 +198,8 @@ async def test_who_leaves_something_out_hides_nothing() -> None:
     def half(ordered: rules.OrderedSet) -> rules.OrderedSet:
         return rules.OrderedSet(ordered.envelopes[::2])
 
-    async with reader_of([records, records, records], [half, half, half]) as (read, _):
-        assert len(await read()) == 420
+    async with reader_of([records, records, records], [half, half, half]) as (reader, _):
+        assert len(await reader.services(ROOT)) == 420
 
 
 async def test_what_nobody_signed_is_not_believed() -> None:
@@ -207,13 +208,27 @@ async def test_what_nobody_signed_is_not_believed() -> None:
     def with_forgeries(ordered: rules.OrderedSet) -> rules.OrderedSet:
         return rules.OrderedSet([*ordered.envelopes, *(e[:-1] + b"x" for e in ordered.envelopes[:50])])
 
-    async with reader_of([records, records], [with_forgeries, with_forgeries]) as (read, _):
-        found = await read()
+    async with reader_of([records, records], [with_forgeries, with_forgeries]) as (reader, _):
+        found = await reader.services(ROOT)
     assert {s.envelope for s in found} == {s.envelope for s in records}
 
 
 async def test_where_no_door_opens_a_set_is_read_page_by_page() -> None:
     records = services(300)
-    async with reader_of([records, records], [None, None]) as (read, came):
-        assert len(await read()) == 300
+    async with reader_of([records, records], [None, None]) as (reader, came):
+        assert len(await reader.services(ROOT)) == 300
+        assert not came
+
+
+async def test_a_holder_that_lags_behind_is_looked_into_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.directory.TICK_S", 600.0)  # nobody helps it up
+    records = services(420)
+    async with reader_of([records, records[::2]], [same, same]) as (reader, came):
+        assert len(await reader.services(ROOT)) == 420
+        came.clear()
+        await reader.services(ROOT)
+        before = reader.stats()["datagrams_calls"]
+        for _ in range(3):
+            assert len(await reader.services(ROOT)) == 420
+        assert reader.stats()["datagrams_calls"] - before < 60, "each look costs a hundred"
         assert not came
