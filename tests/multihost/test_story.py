@@ -111,9 +111,9 @@ async def test_a_request_travels_the_whole_way(base_image_archive: Path, tmp_pat
         assert await mesh.far_phone.cornerstore("invoke", "wc01", "/wordcount", str(text)) == str(len(WORDS.split()))
 
         # Lifetimes are the client's to set.
-        brief = await ask(mesh.phone, "start", "wc01", "--force-rebuild", "--alive-time", "3")
+        brief = await ask(mesh.phone, "start", "wc01", "--force-rebuild", "--alive-time", "6")
         assert brief["instance"] != cold["instance"]
-        await until(lambda: _is(mesh.phone, brief["instance"], "stopped"), timeout_s=20, every_s=0.5)
+        await until(lambda: _is(mesh.phone, brief["instance"], "stopped"), timeout_s=40, every_s=0.5)
         restarted = await ask(mesh.phone, "restart", brief["instance"])
         assert (restarted["state"], restarted["url"]) == ("running", brief["url"])
         stopped = await ask(mesh.phone, "stop", brief["instance"])
