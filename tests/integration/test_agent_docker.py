@@ -29,7 +29,7 @@ from agent.docker_sandboxes import joined
 from agent.runtime import Workload
 from protocol import link
 from protocol.instances import InstanceReport, State
-from protocol.problems import BuildFailed, DeadlineExceeded, EngineUnavailable, NoCapacity, StartFailed
+from protocol.problems import BuildFailed, DeadlineExceeded, EngineUnavailable, StartFailed
 from protocol.service import Artifact, BridgeNetwork, ContainerPort, Relaxations, ServiceDescriptor
 from tests.agent_stage import Shelf, an_agent, start_command
 from tests.docker_stage import WEB_FILES, clean_docker
