@@ -7,10 +7,10 @@ root. 40 publishers, 50 categories.
 `first_s`: the first search of everything, when the controller has seen nothing yet; `first_cpu_s`: its processor time
 here. `new_category_ms`: the first search of a category of 200 or 2,000 services. `search_ms`: the searches of what was
 seen before, one every 0.3 s, while services are published elsewhere: a mix of text, types and categories of the whole
-tree. `visible_s`: from the call that publishes at another node until a search here finds it. `first_pause_ms`,
-`later_pause_ms`: the longest that the controller's event loop worked without a break (processor time), during the first
-read and after it. `refresh_calls`, `refresh_ms`, `refresh_cpu_ms`: what one comparison of the whole tree costs while
-nothing changes. An argument names another number of searches than 200.
+tree. `visible_s`: from the call that publishes at another node (which takes `publish_s`) until a search here finds it.
+`first_pause_ms`, `later_pause_ms`: the longest that the controller's event loop worked without a break (processor
+time), during the first read and after it. `refresh_calls`, `refresh_ms`, `refresh_cpu_ms`: what one comparison of the
+whole tree costs while nothing changes. An argument names another number of searches than 200.
 """
 
 from __future__ import annotations
@@ -223,26 +223,20 @@ async def measure(chance: random.Random, controller: Node, holders: Sequence[Nod
     first_pause = pauses.taken()
     print(f"first search: {len(found)} in {first_s:.2f} s, {first_cpu_s:.2f} s here", file=sys.stderr)
 
-    before, began, began_cpu = directory.stats()["datagrams_calls"], time.perf_counter(), time.process_time()
-    for _ in range(5):
-        await directory.services("category:/")
-    refresh = (directory.stats()["datagrams_calls"] - before) / 5
-    refresh_ms = (time.perf_counter() - began) / 5 * 1e3
-    refresh_cpu_ms = (time.process_time() - began_cpu) / 5 * 1e3
-    print(f"refresh: {refresh} calls, {refresh_ms:.1f} ms, {refresh_cpu_ms:.1f} ms here", file=sys.stderr)
-
     new: list[float] = []
     for category in ["/field3", *(f"/field1/kind{kind}" for kind in KINDS)]:
         began = time.perf_counter()
         await catalogue.search(category=category)
         new.append((time.perf_counter() - began) * 1e3)
     visible: list[float] = []
+    published_in: list[float] = []
 
     async def publishing() -> None:
         for i in range(PUBLISHED):
             signed = made(SERVICES + i, seq=int(time.time() * 1000))
             began = time.perf_counter()
             await holders[i % PROCESSES].publish(signed, chance.randrange(HOLDERS // PROCESSES))
+            published_in.append(time.perf_counter() - began)
             while not await catalogue.search(text=f"svc{SERVICES + i} "):
                 await asyncio.sleep(0.05)
             visible.append(time.perf_counter() - began)
@@ -266,6 +260,16 @@ async def measure(chance: random.Random, controller: Node, holders: Sequence[Nod
     await published
     later_cpu_s = time.process_time() - began_cpu
     watching.cancel()
+    later_pause = pauses.taken()
+
+    before, began, began_cpu = directory.stats()["datagrams_calls"], time.perf_counter(), time.process_time()
+    for _ in range(5):
+        await directory.services("category:/")
+    refresh = (directory.stats()["datagrams_calls"] - before) / 5
+    refresh_ms = (time.perf_counter() - began) / 5 * 1e3
+    refresh_cpu_ms = (time.process_time() - began_cpu) / 5 * 1e3
+    print(f"refresh: {refresh} calls, {refresh_ms:.1f} ms, {refresh_cpu_ms:.1f} ms here", file=sys.stderr)
+
     latency = summary(times)
     finish(
         "search",
@@ -277,8 +281,9 @@ async def measure(chance: random.Random, controller: Node, holders: Sequence[Nod
             "first_pause_ms": first_pause,
             "new_category_ms": summary(new),
             "search_ms": latency,
+            "publish_s": summary(published_in),
             "visible_s": summary(visible),
-            "later_pause_ms": pauses.taken(),
+            "later_pause_ms": later_pause,
             "later_cpu_s": round(later_cpu_s, 2),
             "refresh_calls": refresh,
             "refresh_ms": round(refresh_ms, 1),
