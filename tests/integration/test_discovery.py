@@ -103,7 +103,8 @@ async def test_a_failed_controller_is_dropped_and_comes_back_when_it_announces_i
         async with announced_site(mesh, "eu/a", peer_port=7501):
             assert await until(browser.locate, timeout_s=20) == ["127.0.0.1:7501"]
             browser.failed("127.0.0.1:7501")
-            assert await browser.locate() == []
+            # At once: somebody else's question on this link may bring it back at any moment, as it is there still.
+            assert browser._browser.controllers == []
         async with announced_site(mesh, "eu/a", peer_port=7502):
             assert await until(browser.locate) == ["127.0.0.1:7502"]
 
