@@ -23,7 +23,9 @@ async def one_site(*, pause_after_s: float = 0.0) -> AsyncIterator[tuple[Site, C
         site = Site("bench", "bench", Path(folder) / "site")
         await site.found("bench")
         config = NodeConfig.load(site.data_dir)
-        replace(config, agent=replace(config.agent, pause_after_s=pause_after_s)).save(site.data_dir)
+        agent = replace(config.agent, pause_after_s=pause_after_s)
+        controller = replace(config.controller, starts_per_client_s=0.0)  # one client asks as fast as it can
+        replace(config, agent=agent, controller=controller).save(site.data_dir)
         async with up(site), ControllerClient(site.running.rest) as client:
             await site.cornerstore("--controller", site.running.rest, "publish", str(WORD_COUNT))
             yield site, client
