@@ -124,9 +124,7 @@ def fill(members: Sequence[Identity]) -> None:
                 rows[holder].append(row)
     for number, member in enumerate(members):
         database = member.directory.parent / "state.sqlite"
-        with opened_storage(database):
-            pass  # makes the table
-        with closing(connected(database)) as connection, transaction(connection):
+        with opened_storage(database), closing(connected(database)) as connection, transaction(connection):
             connection.executemany("INSERT INTO dht_held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows[number])
 
 

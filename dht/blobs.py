@@ -1,7 +1,7 @@
 """The chunk store on disk: verified chunks by digest, shared between blobs, with a quota.
 
     <root>/packs/           one data file for each blob, and which of its chunks are there; see `dht.packs`
-    <root>/work/            temporary files, emptied on opening
+    <root>/scratch/         temporary files, emptied on opening
     <root>/content.sqlite   manifests, who uses a chunk and where its bytes are, pins, order of last use
 
 The packs alone say which chunks are here, so a chunk costs no database transaction and `kill -9` loses none that was
@@ -58,8 +58,8 @@ def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
         )
     with disk_errors():
         (root / "packs").mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(root / "work", ignore_errors=True)
-        (root / "work").mkdir()
+        shutil.rmtree(root / "scratch", ignore_errors=True)
+        (root / "scratch").mkdir()
     with opened_index(root / "content.sqlite") as index:
         store = BlobStore(root, index, quota_bytes)
         store.reconcile()
@@ -282,7 +282,7 @@ class BlobStore:
             self._evict(evicted, arriving=blob)
             self._evicted_for_copies += evicted.blobs
             loan = self._room.lend(manifest.size)
-        path = self._root / "work" / str(next(self._copies))
+        path = self._root / "scratch" / str(next(self._copies))
         try:
             with disk_errors():
                 self._chunks.write_copy(path, manifest, places)

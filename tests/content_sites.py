@@ -198,7 +198,7 @@ def damage(blobs: Path, part: bytes, by: bytes = b"rot") -> None:
 
 def files_of(blobs: Path) -> list[Path]:
     """All files of content, whole or not."""
-    return sorted([*(blobs / "packs").iterdir(), *(blobs / "work").iterdir()])
+    return sorted([*(blobs / "packs").iterdir(), *(blobs / "scratch").iterdir()])
 
 
 def a_file(path: Path, data: bytes) -> Path:

@@ -7,6 +7,7 @@ import resource
 import socket
 import sys
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -16,6 +17,7 @@ from aiohttp import web
 from dht.content_wire import CHUNK_HEADER, NO_PROBLEM, Asked
 from dht.crowd_wire import encode_told
 from dht.exchange import Exchange
+from dht.picker import Limits, Picker
 from protocol.identifiers import digest_of
 from protocol.instances import Progress
 from protocol.manifest import Chunk, Manifest
@@ -276,7 +278,9 @@ async def test_with_one_upload_slot_all_are_served_in_the_end(tmp_path: Path) ->
         assert all(s.exchange.has(digest) for s in others)
 
 
-async def test_what_the_lan_has_does_not_cross_the_uplink(tmp_path: Path) -> None:
+async def test_what_the_lan_has_does_not_cross_the_uplink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # However slow a busy machine makes the near one: from which rate on it spares others is tested in test_picker.
+    monkeypatch.setattr("dht.chunk_transfer.Picker", partial(Picker, limits=Limits(near_rate=0.0)))
     data = noise(8_000_000)
     shared = Whereabouts()
     async with site(shared, tmp_path, 1) as afar, site(shared, tmp_path, 2) as near:
@@ -285,7 +289,7 @@ async def test_what_the_lan_has_does_not_cross_the_uplink(tmp_path: Path) -> Non
         async with site(shared, tmp_path, 3, near=lambda address: address == near.address) as third:
             await fetch(third.exchange, digest)
             crossed = received(third.exchange).get(afar.node, 0)
-            assert crossed < len(data) / 2, "afar is asked only while the near one is slower than an uplink would be"
+            assert crossed < len(data) / 2, "afar is asked only until the near one was met"
             assert await bytes_of(third.exchange, digest) == data
 
 

@@ -214,7 +214,7 @@ class Store(RuleBasedStateMachine):
             assert self.store.present_bytes <= QUOTA
             once = sum(len(PARTS[part]) for part in self.kept)
             assert once <= self.store.present_bytes <= once + len(PARTS[TWICE])
-            on_disk = sum(f.stat().st_size for f in (self.root / "work").iterdir())
+            on_disk = sum(f.stat().st_size for f in (self.root / "scratch").iterdir())
             assert on_disk == 0
 
 

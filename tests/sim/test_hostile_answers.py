@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -27,15 +28,15 @@ OTHERS = range(READER)
 pytestmark = pytest.mark.timeout(110)
 
 
-class Lying(Answering):
+class Lying(Answering, ABC):
     """Answers comparisons with what `lie` makes of the truth."""
 
     def _parts(self, request: Compare, proof: Proof | None) -> Parts | None:
         told = super()._parts(request, proof)
         return None if told is None else self.lie(request, told)
 
-    def lie(self, request: Compare, told: Parts) -> Parts:
-        raise NotImplementedError
+    @abstractmethod
+    def lie(self, request: Compare, told: Parts) -> Parts: ...
 
 
 def noise(told: Parts, length: int) -> bytes:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
-from pathlib import Path
 
 import pytest
 
 from agent import lifecycle
 from agent.lifecycle import AnyEvent, Effect, Instance, step
 from agent.runtime import Condition
+from tests.stories import stories
 
-STORIES = Path(__file__).parents[2] / "scenarios" / "lifecycle.txt"
+STORIES = stories("lifecycle.txt")
 SIGNS = {
     "built": lifecycle.Built,
     "answered": lifecycle.Answered,
@@ -26,16 +25,7 @@ SIGNS = {
 }
 
 
-def stories() -> list[tuple[str, list[str]]]:
-    text = re.sub(r"(?m)^#.*\n", "", STORIES.read_text())
-    told = []
-    for block in text.strip().split("\n\n"):
-        title, *lines = block.splitlines()
-        told.append((title, [line.strip() for line in lines]))
-    return told
-
-
-@pytest.mark.parametrize(("title", "lines"), stories(), ids=lambda part: part if isinstance(part, str) else "")
+@pytest.mark.parametrize(("title", "lines"), STORIES, ids=lambda part: part if isinstance(part, str) else "")
 def test_story(title: str, lines: list[str]) -> None:
     instance = Instance(instance="one", since=0.0)
     told: list[Effect] = []
@@ -52,7 +42,7 @@ def test_story(title: str, lines: list[str]) -> None:
 
 
 def test_every_event_has_a_story() -> None:
-    told = {type(event) for _, lines in stories() for line in lines if line[0] != "-" for event in events(line)}
+    told = {type(event) for _, lines in STORIES for line in lines if line[0] != "-" for event in events(line)}
     assert told == set(AnyEvent.__args__) - {lifecycle.Awaiting}, "what is awaited changes no state"
 
 

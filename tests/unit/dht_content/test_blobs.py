@@ -151,7 +151,7 @@ def test_a_blob_with_chunks_of_others_is_copied_and_the_copy_counts(store: BlobS
     store.pin(first, "running")
     assert store.evicted_for_copies() == []
     with store.materialized(second) as path:
-        assert path.parent == blobs(tmp_path) / "work"
+        assert path.parent == blobs(tmp_path) / "scratch"
         assert path.read_bytes() == two + shared
         assert path.stat().st_mode & 0o222 == 0
         with pytest.raises(DiskFull):
@@ -204,7 +204,7 @@ def test_after_a_crash_strays_go_and_kept_chunks_count(tmp_path: Path) -> None:
     with opened_store(tmp_path / "blobs", quota_bytes=QUOTA) as store:
         store.begin(manifest)
         store.put(digest_of(here), here)
-    for stray in ("packs/77", "packs/77.kept", "work/half"):
+    for stray in ("packs/77", "packs/77.kept", "scratch/half"):
         (blobs(tmp_path) / stray).write_bytes(b"stray")
     with opened_store(tmp_path / "blobs", quota_bytes=QUOTA) as store:
         assert store.present_bytes == 70_000

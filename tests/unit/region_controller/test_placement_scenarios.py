@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from protocol.service import Kind
 from region_controller.placement import AgentState, Need, Nobody, Placement, Running, choose
+from tests.stories import stories
 
-STORIES = Path(__file__).parents[2] / "scenarios" / "placement.txt"
+STORIES = stories("placement.txt")
 NOW = 1000.0
 
 
-def stories() -> list[tuple[str, list[str]]]:
-    text = re.sub(r"(?m)^#.*\n", "", STORIES.read_text())
-    told = []
-    for block in text.strip().split("\n\n"):
-        title, *lines = block.splitlines()
-        told.append((title, [line.strip() for line in lines]))
-    return told
-
-
-@pytest.mark.parametrize(("title", "lines"), stories(), ids=lambda part: part if isinstance(part, str) else "")
+@pytest.mark.parametrize(("title", "lines"), STORIES, ids=lambda part: part if isinstance(part, str) else "")
 def test_story(title: str, lines: list[str]) -> None:
     agents: list[AgentState] = []
     answers: list[str] = []
