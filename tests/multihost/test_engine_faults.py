@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import pytest
 from node.local_mesh import Site
 from protocol.problems import Problem
 from tests.local_sites import WORD_COUNT, ask, running_sites, service_folder
-from tests.multihost.testbed import Host, TestBed, running_testbed
+from tests.multihost.testbed import running_testbed
 from tests.waiting import until
 
 pytestmark = [pytest.mark.netns, pytest.mark.docker, pytest.mark.timeout(180)]
@@ -23,9 +21,9 @@ FILES = 'FROM cornerstore/python:3.11\nCMD ["python", "-m", "http.server", "8080
 SLOW_BUILD = FILES.replace("CMD", "RUN sleep 8\nCMD")
 
 
-@asynccontextmanager
-async def a_site_with_an_engine(base_image_archive: Path) -> AsyncIterator[tuple[TestBed, Host, str, Site]]:
-    """One running site in a namespace, and the engine there that is its own, which a test may end."""
+async def test_an_engine_that_dies_mid_start_is_told_at_once_and_the_next_start_works(
+    base_image_archive: Path, tmp_path: Path
+) -> None:
     async with running_testbed({"a": ["node"]}) as bed:
         host = bed.host("a", "node")
         url = await bed.start_engine(host)
@@ -33,31 +31,24 @@ async def a_site_with_an_engine(base_image_archive: Path) -> AsyncIterator[tuple
         enter = ("nsenter", f"--net={host.path}")
         site = Site("a", "eu/a", bed.folder / "a", host=host.address, enter=enter, environment={"DOCKER_HOST": url})
         async with running_sites(site):
-            yield bed, host, url, site
+            # The controller listens inside the namespace: the client is the command line, run in there.
+            await ask(site, "publish", str(service_folder(tmp_path, name="slow", dockerfile=SLOW_BUILD, mem=64)))
+            await until(lambda: _has_agent(site))
+            start = asyncio.create_task(ask(site, "start", "slow", "--wait", "60"))
+            await until(lambda: "sleep 8" in _builds(url), timeout_s=20)
+            began = time.monotonic()
+            await bed.stop_engine(host)
+            with pytest.raises(Problem) as caught:
+                await start
+            assert time.monotonic() - began < 20
+            # Another agent might have hosted it; there is none, and the region says why.
+            assert "no-capacity" in caught.value.detail
+            assert "the Docker engine does not answer" in caught.value.detail
 
-
-async def test_an_engine_that_dies_mid_start_is_told_at_once_and_the_next_start_works(
-    base_image_archive: Path, tmp_path: Path
-) -> None:
-    async with a_site_with_an_engine(base_image_archive) as (bed, host, url, site):
-        # The controller listens inside the namespace: the client is the command line, run in there.
-        await ask(site, "publish", str(service_folder(tmp_path, name="slow", dockerfile=SLOW_BUILD, mem=64)))
-        await until(lambda: _has_agent(site))
-        start = asyncio.create_task(ask(site, "start", "slow", "--wait", "60"))
-        await until(lambda: "sleep 8" in _builds(url), timeout_s=20)
-        began = time.monotonic()
-        await bed.stop_engine(host)
-        with pytest.raises(Problem) as caught:
-            await start
-        assert time.monotonic() - began < 20
-        # Another agent might have hosted it; there is none, and the region says why.
-        assert "no-capacity" in caught.value.detail
-        assert "the Docker engine does not answer" in caught.value.detail
-
-        await bed.start_engine(host)
-        again = await ask(site, "start", "slow", "--wait", "60")
-        assert again["start"] == "cold"
-        await site.cornerstore("rm", again["instance"])
+            await bed.start_engine(host)
+            again = await ask(site, "start", "slow", "--wait", "60")
+            assert again["start"] == "cold"
+            await site.cornerstore("rm", again["instance"])
 
 
 async def test_a_node_may_be_up_before_its_engine(base_image_archive: Path) -> None:
@@ -81,22 +72,28 @@ async def test_a_node_may_be_up_before_its_engine(base_image_archive: Path) -> N
 
 
 async def test_what_an_engine_took_along_runs_again_when_it_is_back(base_image_archive: Path, tmp_path: Path) -> None:
-    async with a_site_with_an_engine(base_image_archive) as (bed, host, _, site):
-        await ask(site, "publish", str(service_folder(tmp_path, name="files", dockerfile=FILES, mem=64)))
-        await until(lambda: _offers_docker(site))
-        started = await ask(site, "start", "files", "--alive-time", "600")
-        (before,) = await ask(site, "ps")
-        await bed.stop_engine(host)
-        # Not `failed` for a moment either: the engine ends its containers while it still answers.
-        states = await _states_until(site, "unknown")
-        assert states <= {"running", "unknown"}
-        await bed.start_engine(host)
-        states = await _states_until(site, "running")
-        assert states <= {"unknown", "starting", "running"}
-        (after,) = await ask(site, "ps")
-        assert (after["url"], after["expires_at"]) == (before["url"], before["expires_at"])
-        assert "Directory listing" in await bed.run(host, "curl", "-s", after["url"])
-        await site.cornerstore("rm", started["instance"])
+    async with running_testbed({"a": ["node"]}) as bed:
+        host = bed.host("a", "node")
+        url = await bed.start_engine(host)
+        subprocess.run(["docker", "-H", url, "load", "-i", str(base_image_archive)], check=True, capture_output=True)
+        enter = ("nsenter", f"--net={host.path}")
+        site = Site("a", "eu/a", bed.folder / "a", host=host.address, enter=enter, environment={"DOCKER_HOST": url})
+        async with running_sites(site):
+            await ask(site, "publish", str(service_folder(tmp_path, name="files", dockerfile=FILES, mem=64)))
+            await until(lambda: _offers_docker(site))
+            started = await ask(site, "start", "files", "--alive-time", "600")
+            (before,) = await ask(site, "ps")
+            await bed.stop_engine(host)
+            # Not `failed` for a moment either: the engine ends its containers while it still answers.
+            states = await _states_until(site, "unknown")
+            assert states <= {"running", "unknown"}
+            await bed.start_engine(host)
+            states = await _states_until(site, "running")
+            assert states <= {"unknown", "starting", "running"}
+            (after,) = await ask(site, "ps")
+            assert (after["url"], after["expires_at"]) == (before["url"], before["expires_at"])
+            assert "Directory listing" in await bed.run(host, "curl", "-s", after["url"])
+            await site.cornerstore("rm", started["instance"])
 
 
 async def _states_until(site: Site, state: str) -> set[str]:
