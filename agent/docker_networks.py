@@ -28,6 +28,8 @@ log = structlog.get_logger(__name__)
 
 ROUTES = Path("/proc/net/route")
 OWNER_LABEL = "cornerstore.network"
+"""Its value is the node that made the network."""
+
 _PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,50}")
 _ICC = "com.docker.network.bridge.enable_icc"
 
@@ -86,6 +88,13 @@ class DockerNetworks:
                 self._known.pop(name, None)
                 await self._engine.call(partial(_remove_if_unused, name=name))
 
+    async def drop_abandoned(self) -> None:
+        """Remove what a killed agent of this node made and nobody joined. What this process made is left alone: a
+        container for it may be on its way."""
+        filters = {"label": f"{OWNER_LABEL}={self._node}"}
+        listed = await self._engine.call(lambda api: api.networks(filters=filters))
+        await self.drop_unused([str(network["Name"]) for network in listed if network["Name"] not in self._known])
+
     async def drop_own(self) -> None:
         """Remove the agent's own bridge if no container is on it: an engine has room for some thirty networks."""
         async with self.lock:
@@ -96,7 +105,7 @@ class DockerNetworks:
         if name in self._known:
             return self._known[name]
         try:
-            found = await self._engine.call(lambda api: _find_or_create(api, name, group, self._pools))
+            found = await self._engine.call(lambda api: _find_or_create(api, name, group, self._pools, self._node))
         except docker.errors.APIError as error:
             raise StartFailed(
                 f"the network {name} cannot be made: {error.explanation}",
@@ -147,7 +156,7 @@ def _inspect(api: Api, name: str) -> dict[str, object]:
 
 
 def _find_or_create(
-    api: Api, name: str, group: BridgeNetwork | None, pools: Sequence[ipaddress.IPv4Network]
+    api: Api, name: str, group: BridgeNetwork | None, pools: Sequence[ipaddress.IPv4Network], node: str
 ) -> dict[str, object]:
     try:
         return _inspect(api, name)
@@ -158,7 +167,7 @@ def _find_or_create(
             internal=group is not None and group.internal,
             ipam=_addressing(group, pools),
             options={_ICC: "true" if group is not None else "false"},
-            labels={OWNER_LABEL: "group" if group is not None else "own"},
+            labels={OWNER_LABEL: node},
             check_duplicate=True,
         )
         return _inspect(api, name)

@@ -31,7 +31,9 @@ from agent.docker_images import REPOSITORY, BuildSettings, DockerImages, Unpack
 from agent.docker_networks import Bridge, DockerNetworks
 from agent.docker_sandboxes import DockerSandboxes, Sandbox, joined
 from agent.runtime import (
+    IMAGE_GONE,
     LOG_LINES,
+    PORT_TAKEN,
     Capabilities,
     Condition,
     EventKind,
@@ -171,6 +173,7 @@ class DockerRuntime:
         return found
 
     async def adopt(self) -> list[RuntimeInstance]:
+        await self._networks.drop_abandoned()
         self._networks.forget()
         filters = {"label": f"{NODE_LABEL}={self._node}"}
         listed = await self._engine.call(lambda api: api.containers(all=True, filters=filters))
@@ -246,7 +249,7 @@ class DockerRuntime:
         try:
             await self._engine.call(lambda api: self._create_and_start(api, workload, sandbox))
         except docker.errors.APIError as error:
-            if error.status_code == 409 and "already in use" in str(error):
+            if _reason(error) == IMAGE_GONE or (error.status_code == 409 and "already in use" in str(error)):
                 await self.sandboxes.release(workload.instance)
                 raise
             # The sandbox may have died, and the engine says so in many ways. Whatever it was, the other way will tell.
@@ -363,16 +366,25 @@ def _tail(api: Api, name: str, lines: int) -> str:
     return text.decode("utf-8", errors="replace")
 
 
+_REMEDIES = {
+    PORT_TAKEN: "Another program took the port: start the service again to get another one.",
+    IMAGE_GONE: "The image was removed from the engine: start with force_rebuild.",
+    "engine-refused": "Check the image's command and the service's description.",
+}
+
+
 def _start_failed(error: docker.errors.APIError) -> StartFailed:
+    reason = _reason(error)
+    detail = f"the Docker engine did not start the container: {_said(error)}"
+    return StartFailed(detail, fix=_REMEDIES[reason], reason=reason, log=[])
+
+
+def _reason(error: docker.errors.APIError) -> str:
+    """The engine says it in words alone."""
     said = _said(error)
-    fix = "Check the image's command and the service's description."
     if "port is already allocated" in said or "address already in use" in said:
-        fix = "Another program took the port: start the service again to get another one."
-    elif "No such image" in said:
-        fix = "The image was removed from the engine: start with force_rebuild."
-    return StartFailed(
-        f"the Docker engine did not start the container: {said}", fix=fix, reason="engine-refused", log=[]
-    )
+        return PORT_TAKEN
+    return IMAGE_GONE if "No such image" in said else "engine-refused"
 
 
 def _said(error: docker.errors.APIError) -> str:

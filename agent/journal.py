@@ -31,7 +31,8 @@ CREATE TABLE IF NOT EXISTS descriptors (digest TEXT PRIMARY KEY, descriptor BLOB
 
 
 class Entry(Struct, frozen=True, kw_only=True):
-    """One instance as the agent knows it. `mem` in MB; `workload` is None until the image is ready."""
+    """One instance as the agent knows it. `mem` in MB; `workload` is None until the image is ready. `variant`: of the
+    service, as it was asked for: an image that somebody deletes is made again."""
 
     instance: Instance
     digest: str
@@ -39,6 +40,7 @@ class Entry(Struct, frozen=True, kw_only=True):
     service_id: str = ""
     service_name: str = ""
     mem: int = 0
+    variant: str | None = None
     ports: tuple[PortBinding, ...] = ()
     workload: Workload | None = None
 

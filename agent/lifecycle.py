@@ -21,7 +21,7 @@ from enum import StrEnum
 
 from msgspec import Struct, structs
 
-from agent.runtime import Condition
+from agent.runtime import PORT_TAKEN, Condition
 from protocol.instances import KEPT_WARM, State
 from protocol.problems import Conflict
 
@@ -32,6 +32,9 @@ NOT_READY = "not-ready"
 OUT_OF_MEMORY = "out-of-memory"
 ENGINE_AWAY = "engine-away"
 AGENT_AWAY = "agent-away"
+
+NOTED = frozenset({OUT_OF_MEMORY, PORT_TAKEN})
+"""What its owner should know of an instance that goes on."""
 
 ENDED_WITH_ENGINE = frozenset({0, 137, 143, 255})
 """How a service ends that its engine takes along: it obeys (0) or dies of SIGTERM (143), is killed (137), or went with
@@ -144,6 +147,10 @@ class Awaiting(Event, frozen=True, kw_only=True):
     log: tuple[str, ...] = ()
 
 
+class PortMoved(Event, frozen=True, kw_only=True):
+    """Somebody else has a port of the host that clients reached it at: from now on it has another one."""
+
+
 class ClockSet(Event, frozen=True, kw_only=True):
     """The machine's clock was set: it shows `now`, `by_s` more (or less) than the time that passed accounts for."""
 
@@ -199,6 +206,7 @@ AnyEvent = (
     | KeepAsked
     | Tick
     | Awaiting
+    | PortMoved
     | ClockSet
     | Resumed
     | StopAsked
@@ -242,6 +250,8 @@ def step(was: Instance, event: AnyEvent) -> Step:
             return _tick(was, event)
         case Awaiting():
             return _awaiting(was, event)
+        case PortMoved():
+            return _port_moved(was)
         case ClockSet():
             return _clock_set(was, event.by_s)
         case Resumed():
@@ -281,7 +291,7 @@ def _life_sign(was: Instance, event: Answered | AliveReceived | Traffic) -> Step
         started_at = event.now if was.started_at is None else was.started_at
         expires_at = was.expires_at if was.resuming else expires(event.now, was.alive_time)
         ready = structs.replace(was, started_at=started_at, expires_at=expires_at)
-        return _enter(ready, State.RUNNING, event)
+        return _enter(ready, State.RUNNING, event, reason=_note(was))
     if was.state not in LIVE or isinstance(event, Answered):
         return was, ()
     return _extend(was, event.now, was.alive_time)
@@ -367,8 +377,19 @@ def _is_over(was: Instance, now: float) -> bool:
 
 
 def _awaiting(was: Instance, event: Awaiting) -> Step:
-    told = was if was.reason == OUT_OF_MEMORY else structs.replace(was, reason=event.reason, log=event.log)
+    told = was if was.reason in NOTED else structs.replace(was, reason=event.reason, log=event.log)
     return (was, ()) if was.state is not State.STARTING or told == was else (told, (Effect.REPORT,))
+
+
+def _port_moved(was: Instance) -> Step:
+    """What ended keeps the reason of its end, and what is new has told nobody its ports yet."""
+    if _is_new(was) or was.state in ENDED or was.kept_warm:
+        return was, (Effect.REPORT,)
+    return structs.replace(was, reason=PORT_TAKEN), (Effect.REPORT,)
+
+
+def _note(was: Instance) -> str:
+    return was.reason if was.reason in NOTED else ""
 
 
 def _stop(was: Instance, event: StopAsked) -> Step:
@@ -415,7 +436,7 @@ def _seen_alive(was: Instance, event: Seen) -> Step:
     target = State.PAUSED if event.condition is Condition.PAUSED else State.RUNNING
     if target is was.state:
         return was, ()
-    return _enter(was, target, event, reason=was.reason if event.out_of_memory else "")
+    return _enter(was, target, event, reason=_note(was))
 
 
 def _exited(was: Instance, event: Seen) -> Step:

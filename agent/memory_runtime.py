@@ -18,6 +18,7 @@ from typing import NoReturn
 from msgspec import Struct, structs
 
 from agent.runtime import (
+    IMAGE_GONE,
     LOG_LINES,
     Attachment,
     Capabilities,
@@ -94,7 +95,7 @@ class _Container:
 
 
 class MemoryRuntime:
-    """`crash`, `go_away`, `shut_down` and `come_back` play the engine's bad moments; `behaviour` the rest."""
+    """`crash`, `go_away`, `shut_down`, `come_back` and `prune` play the engine's bad moments; `behaviour` the rest."""
 
     def __init__(self, node: str, *, name: str = "memory", kinds: frozenset[Kind] = ALL_KINDS) -> None:
         self._node = node
@@ -149,7 +150,7 @@ class MemoryRuntime:
         self._check("start")
         await self._wait(self.behaviour.start_s)
         if workload.image not in {_image(*key) for key in self._images}:
-            raise StartFailed(f"there is no image {workload.image}", reason="engine-refused", log=[])
+            raise StartFailed(f"there is no image {workload.image}", reason=IMAGE_GONE, log=[])
         container = self._containers.get(workload.instance)
         if container is None:
             container = self._containers[workload.instance] = _Container(workload, self._new_address())
@@ -230,6 +231,15 @@ class MemoryRuntime:
     def come_back(self) -> None:
         self._away = False
         self._tell(RuntimeEvent(EventKind.BACK))
+
+    def prune(self) -> None:
+        """Somebody cleans up behind our back: what does not run goes, and the images that only it had."""
+        for instance, container in tuple(self._containers.items()):
+            if container.condition is Condition.EXITED:
+                del self._containers[instance]
+                self._tell(RuntimeEvent(EventKind.CHANGED, instance))
+        used = {container.workload.image for container in self._containers.values()}
+        self._images = {key for key in self._images if _image(*key) in used}
 
     def fail_next(self, call: str, problem: Problem) -> None:
         """The next `call` (a method's name, or `build`) raises `problem`; further ones queue up behind it."""

@@ -15,14 +15,14 @@ from agent import lifecycle
 from agent.alive import AliveEndpoint
 from agent.instances import Instances, Slot
 from agent.lifecycle import Effect
-from agent.provision import Provision
+from agent.provision import Provision, Timings
 from agent.proxy import PortProxy, free_udp_port
 from agent.readiness import Pace, answers
-from agent.runtime import Condition, Publication, Runtime
+from agent.runtime import IMAGE_GONE, PORT_TAKEN, Condition, Publication, Runtime
 from agent.workloads import awaited, not_started, probed_port
 from protocol.causes import Cause
 from protocol.instances import OnProgress, PortBinding, Progress, State
-from protocol.problems import EngineUnavailable, NoCapacity, PortTaken, Problem
+from protocol.problems import EngineUnavailable, NoCapacity, PortTaken, Problem, StartFailed
 from protocol.service import ServiceDescriptor
 
 log = structlog.get_logger(__name__)
@@ -30,6 +30,9 @@ log = structlog.get_logger(__name__)
 
 LOOK_AGAIN_S = 1.0
 """An engine that did not say what became of an instance is asked again."""
+
+REBUILD_S = 100.0
+"""For fetching an archive whose image somebody deleted: less than a restart has in all."""
 
 
 class Operations:
@@ -65,8 +68,25 @@ class Operations:
             cause=Cause.RUNTIME,
         )
 
-    async def run(self, slot: Slot) -> None:
-        """Have the engine start it; the agent listens for alive messages first."""
+    async def run(self, slot: Slot, timings: Timings, on_progress: OnProgress) -> None:
+        """Have the engine start it. An image that somebody deleted and a port that somebody took are made good, once.
+
+        Raises StartFailed, EngineUnavailable, and where the image is made again what `Provision.image` raises.
+        """
+        remedies = {IMAGE_GONE: self._make_image, PORT_TAKEN: self._publish_elsewhere}
+        while True:
+            try:
+                with timings.phase("start"):
+                    return await self._run(slot)
+            except StartFailed as problem:
+                remedy = remedies.pop(str(problem.extra.get("reason")), None)
+                if remedy is None:
+                    raise
+                log.warning("start-made-good", instance=slot.id, detail=problem.detail)
+                await remedy(slot, timings, on_progress)
+
+    async def _run(self, slot: Slot) -> None:
+        """The agent listens for alive messages first."""
         runtime, workload = self.runtimes[slot.entry.runtime], slot.entry.workload
         assert workload is not None
         async with self._starts, slot.lock:
@@ -75,6 +95,38 @@ class Operations:
             for gateway in await runtime.gateways(workload):
                 await self.alive.listen_on(gateway)
             slot.seen = await runtime.start(workload)
+
+    async def _make_image(self, slot: Slot, timings: Timings, on_progress: OnProgress) -> None:
+        """Of its archive, as for the first start."""
+        entry, runtime = slot.entry, self.runtimes[slot.entry.runtime]
+        reason = "its image was deleted and is made again"
+        self._instances.apply(slot, lifecycle.Awaiting(now=self._instances.now(), reason=reason))
+        async with self._provision.archive(entry.digest) as archive:
+            descriptor = await self._provision.descriptor(
+                entry.digest, archive, deadline_s=REBUILD_S, timings=timings, on_progress=on_progress
+            )
+            image = await self._provision.image(
+                runtime,
+                entry.digest,
+                descriptor,
+                archive,
+                variant=entry.variant,
+                force_rebuild=False,
+                deadline_s=REBUILD_S,
+                timings=timings,
+                on_progress=on_progress,
+            )
+        assert slot.entry.workload is not None
+        self._instances.update(slot, workload=structs.replace(slot.entry.workload, image=image))
+
+    async def _publish_elsewhere(self, slot: Slot, _timings: Timings, _on_progress: OnProgress) -> None:
+        """The ports that the engine publishes get other numbers; a container cannot change them: it is made anew."""
+        async with slot.lock:
+            await self.runtimes[slot.entry.runtime].remove(slot.id)
+        free = [port if port.protocol == "tcp" else structs.replace(port, port=0) for port in slot.entry.ports]
+        self._instances.update(slot, ports=tuple(free))
+        await self.open_ports(slot)
+        self._instances.apply(slot, lifecycle.PortMoved(now=self._instances.now()))
 
     async def until_ready(self, slot: Slot, on_progress: OnProgress | None = None) -> None:
         """Probe the container's own address (a published port answers before the service does), and look at the engine
@@ -192,7 +244,10 @@ class Operations:
                 port = wanted.port or free_udp_port(self._instances.host)
                 published.append(Publication(wanted.container_port, wanted.protocol, self._instances.host, port))
             bindings.append(PortBinding(wanted.container_port, port, wanted.protocol, wanted.description))
+        moved = any(old.port not in (0, new.port) for old, new in zip(slot.entry.ports, bindings, strict=True))
         self._instances.update(slot, ports=tuple(bindings))
+        if moved:
+            self._instances.apply(slot, lifecycle.PortMoved(now=self._instances.now()))
         if published and slot.entry.workload is not None:
             workload = structs.replace(slot.entry.workload, published=tuple(published))
             self._instances.update(slot, workload=workload)

@@ -243,8 +243,8 @@ class Runner:
             if slot.entry.instance.started_at is None or slot.state is State.REMOVED:
                 self._instances.forget(slot)
                 continue
-            await self._operations.open_ports(slot)
             self._instances.apply(slot, lifecycle.Resumed(now=self._instances.now()))
+            await self._operations.open_ports(slot)
             if slot.state is State.STARTING:
                 self._interrupted.append(slot)
             if slot.entry.runtime not in self._operations.runtimes:
@@ -298,8 +298,7 @@ class Runner:
         await self._operations.open_ports(slot)
         self._instances.apply(slot, lifecycle.Built(now=self._instances.now()))
         progress(Progress("start", "starting the instance"))
-        with timings.phase("start"):
-            await self._operations.run(slot)
+        await self._operations.run(slot, timings, progress)
         progress(Progress("ready", "waiting until it answers"))
         with timings.phase("ready"):
             await self._operations.until_ready(slot, progress)
@@ -375,6 +374,7 @@ class Runner:
         await self._provision.keep(command.digest, slot.id)
         self._instances.update(
             slot,
+            variant=command.variant,
             ports=tuple(PortBinding(p.port, 0, p.protocol, p.description) for p in descriptor.ports),
             workload=Workload(
                 instance=slot.id,
@@ -397,8 +397,7 @@ class Runner:
             async with asyncio.timeout(RESTART_S):
                 await self._operations.perform(slot, tuple(e for e in effects if e is Effect.STOP))
                 if Effect.START in effects:
-                    with timings.phase("start"):
-                        await self._operations.run(slot)
+                    await self._operations.run(slot, timings, _unheard)
                 with timings.phase("ready"):
                     await self._operations.until_ready(slot)
         except TimeoutError:
@@ -441,6 +440,10 @@ class Runner:
 
     def _of(self, runtime: str) -> list[Slot]:
         return [slot for slot in self._instances if slot.entry.runtime == runtime]
+
+
+def _unheard(_step: Progress) -> None:
+    """A restart tells nobody how it goes on."""
 
 
 def _too_late(slot: Slot, limit_s: float) -> DeadlineExceeded:

@@ -26,6 +26,10 @@ from msgspec import Struct
 from protocol.instances import OnProgress as OnProgress
 from protocol.service import BridgeNetwork, ContainerPort, Kind, Relaxations, ServiceDescriptor, Transport
 
+IMAGE_GONE = "image-gone"
+PORT_TAKEN = "port-taken"
+"""Reasons of a StartFailed that can be made good: by `prepare`, and by another number to publish at."""
+
 LOG_LINES = 20
 MAX_LOG_LINE = 500
 DEFAULT_PROCESSES = 256
@@ -148,7 +152,11 @@ class Runtime(Protocol):
         """
 
     async def start(self, workload: Workload) -> RuntimeInstance:
-        """Run it; returns when the process was started, not when it answers. Raises StartFailed."""
+        """Run it; returns when the process was started, not when it answers.
+
+        Raises StartFailed: with the reason IMAGE_GONE if somebody deleted the image (from then on `image_of` does not
+        know it either), with PORT_TAKEN if somebody has a port that is to be published.
+        """
 
     async def pause(self, instance: str) -> None:
         """Freeze a running instance: it keeps its memory and uses no processor."""

@@ -31,7 +31,7 @@ import structlog
 from msgspec import Struct
 
 from agent import wasm_compiler
-from agent.runtime import Source, artifact_of, last_lines
+from agent.runtime import IMAGE_GONE, Source, artifact_of, last_lines
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.problems import BuildFailed, DiskFull, StartFailed
 
@@ -146,6 +146,8 @@ class WasmModules:
     async def _again(self, name: str) -> Compiled:
         kept = self._known.get(name)
         if kept is None or not self._module(name).exists():
+            if kept is not None:
+                self._drop(name)
             raise _absent(name)
         log.info("wasm-compiled-anew", module=name)
         try:
@@ -305,6 +307,6 @@ def _absent(name: str) -> StartFailed:
     return StartFailed(
         f"there is no module {name[:80]}",
         fix="It was removed from the cache: start with force_rebuild.",
-        reason="engine-refused",
+        reason=IMAGE_GONE,
         log=[],
     )

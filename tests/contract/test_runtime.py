@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from agent.memory_runtime import running_memory_runtime
-from agent.runtime import Condition, EventKind, Runtime, RuntimeInstance, Source, Workload
+from agent.runtime import IMAGE_GONE, Condition, EventKind, Runtime, RuntimeInstance, Source, Workload
 from agent.wasm_runtime import WasmRuntime, running_wasm
 from csar import extract_file
 from protocol.problems import StartFailed
@@ -187,8 +187,9 @@ async def test_removing_leaves_nothing_and_may_be_repeated(running: Running, tmp
 async def test_a_start_that_fails_leaves_nothing(running: Running, tmp_path: Path) -> None:
     async with stage(running, tmp_path) as s:
         workload = Workload(instance="one", digest=s.digest, image="cornerstore/svc:absent", mem=16)
-        with pytest.raises(StartFailed):
+        with pytest.raises(StartFailed) as caught:
             await s.runtime.start(workload)
+        assert caught.value.extra["reason"] == IMAGE_GONE
         assert await s.runtime.adopt() == []
 
 

@@ -118,6 +118,24 @@ async def test_an_archive_becomes_a_service_that_answers_at_one_address_for_life
         assert await s.runtime.adopt() == []
 
 
+async def test_a_restart_after_the_engine_was_pruned_makes_image_and_container_again(tmp_path: Path) -> None:
+    def prune() -> None:  # as `docker system prune -a` does, but of this service alone: the engine is shared
+        client = docker_package.from_env()
+        client.containers.prune(filters={"label": f"{NODE_LABEL}={s.node}"})
+        client.images.remove(image_tag(digest, None))
+        client.close()
+
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, WEB_FILES)
+        before = (await agent.runner.start(start_command("one", digest))).report
+        await agent.runner.stop(link.Stop("c", "one"))
+        await asyncio.to_thread(prune)
+        again = await agent.runner.restart(link.Restart("c", "one"))
+        assert "build" in again.timings_ms
+        assert again.report.ports == before.ports
+        assert (await get(before.ports[0].port)).endswith(b"hello")
+
+
 async def test_a_built_image_is_reused_and_force_rebuild_builds_anew(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         digest = s.shelf.put(WEB, WEB_FILES)
@@ -409,6 +427,30 @@ async def says_alive(s: Stage, instance: str, name: str) -> int:
     return int(output)
 
 
+async def test_a_group_network_that_nobody_joined_before_kill_9_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, clean_docker(os.urandom(20).hex()) as foreign:
+        group = BridgeNetwork(f"red-{s.node[:6]}")
+        used = BridgeNetwork(f"used-{s.node[:6]}")
+        digest = s.shelf.put(structs.replace(WEB, networks=(used,)), WEB_FILES)
+        async with s.agent() as agent:
+            await agent.runner.start(start_command("one", digest))
+            await agent.runner.stop(link.Stop("c", "one"))
+            unborn = Workload(instance="two", digest=digest, image="none", mem=16, networks=(group,))
+            await s.runtime.gateways(unborn)
+            await foreign.gateways(unborn)
+        assert len(await asyncio.to_thread(networks_like, s.node[:6])) == 3
+        # The same node, as after `kill -9`: a process that knows nothing of what was on its way.
+        async with running_docker(DockerConfig(sandboxes=0), s.node) as next_one:
+            await next_one.adopt()
+            left = await asyncio.to_thread(networks_like, s.node[:6])
+            assert len(left) == 2
+            assert f"csn-{s.node[:8]}-{used.name}" in left, "a stopped service keeps its network"
+            assert f"csn-{s.node[:8]}-{group.name}" not in left
+        async with running_docker(DockerConfig(sandboxes=0), foreign._node) as its_own:
+            await its_own.adopt()
+        assert len(await asyncio.to_thread(networks_like, s.node[:6])) == 1
+
+
 async def test_services_without_a_group_cannot_reach_each_other(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         digest = s.shelf.put(WEB, WEB_FILES)
@@ -582,6 +624,13 @@ async def test_a_udp_port_is_published_by_the_engine(tmp_path: Path) -> None:
                     return b""
 
             assert await until(answered) == b"ping"
+
+        await agent.runner.stop(link.Stop("c", "one"))
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
+            thief.bind(("127.0.0.1", binding.port))
+            again = await agent.runner.restart(link.Restart("c", "one"))
+        assert again.report.reason == "port-taken"
+        assert again.report.ports[0].port != binding.port
 
 
 async def test_an_image_archive_is_loaded_and_cannot_rename_our_images(tmp_path: Path, base_image: str) -> None:

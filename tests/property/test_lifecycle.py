@@ -143,6 +143,13 @@ class Life(RuleBasedStateMachine):
         assert self.instance.state is (State.STOPPED if over or before.kept_warm else State.STARTING)
         assert self.instance.expires_at == (None if self.instance.state is State.STOPPED else before.expires_at)
 
+    @rule()
+    def port_is_taken(self) -> None:
+        before = self.instance
+        self.happen(lifecycle.PortMoved(now=self.now))
+        assert (self.instance.state, self.instance.expires_at) == (before.state, before.expires_at)
+        assert before.state not in lifecycle.ENDED or self.instance.reason == before.reason, "why it ended stays told"
+
     @rule(by_s=st.floats(-1e6, 1e6))
     def clock_is_set(self, by_s: float) -> None:
         before, left = self.instance, self.instance.expires_at

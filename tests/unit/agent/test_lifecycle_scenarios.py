@@ -22,6 +22,7 @@ SIGNS = {
     "restart": lifecycle.RestartAsked,
     "engine-away": lifecycle.EngineAway,
     "agent-back": lifecycle.Resumed,
+    "port-taken": lifecycle.PortMoved,
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from agent.journal import Entry, Journal
 from agent.memory_runtime import MemoryRuntime, running_memory_runtime
-from agent.runtime import Condition, Workload
+from agent.runtime import PORT_TAKEN, Condition, Workload
 from protocol import link
 from protocol.causes import Cause, cause_of
 from protocol.instances import InstanceReport, Progress, State
@@ -32,7 +32,7 @@ from protocol.problems import (
     StartFailed,
     UnknownInstance,
 )
-from protocol.service import ContainerPort, PlacementPolicy, Relaxations, ServiceDescriptor, Variant
+from protocol.service import Artifact, ContainerPort, PlacementPolicy, Relaxations, ServiceDescriptor, Variant
 from tests.agent_stage import Clock, Shelf, an_agent, start_command
 from tests.waiting import until
 
@@ -291,6 +291,90 @@ async def test_a_restart_that_is_never_ready_keeps_its_identity(tmp_path: Path) 
         with pytest.raises(StartFailed):
             await restart
         assert (agent.reports()[0].state, agent.reports()[0].reason) == (State.FAILED, "not-ready")
+
+
+async def test_a_restart_makes_the_image_of_its_variant_again_if_somebody_deleted_it(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        image = Artifact("small", "OCIImage", "small.tar")
+        digest = s.put(artifacts=(image,), variants={"fast": Variant(artifact="small")})
+        async with s.agent() as agent:
+            await agent.runner.start(start_command("one", digest, variant="fast"))
+            await agent.runner.stop(link.Stop("c", "one"))
+        s.runtime.prune()
+        assert await s.runtime.image_of(digest, "small") is None
+        async with s.agent() as agent:
+            told: list[str] = []
+            agent.instances.subscribe(lambda report: told.append(report.reason))
+            again = await agent.runner.restart(link.Restart("c", "one"))
+            assert again.report.state is State.RUNNING
+            assert {"build", "start", "ready"} <= set(again.timings_ms)
+            assert "its image was deleted and is made again" in told
+            assert await s.runtime.image_of(digest, "small") is not None
+            assert await s.runtime.image_of(digest, None) is None
+            assert await call(again.report) == b"one"
+
+
+async def test_an_image_that_cannot_be_made_again_is_the_reason_why_a_restart_failed(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.put()))
+        await agent.runner.stop(link.Stop("c", "one"))
+        s.runtime.prune()
+        s.runtime.fail_next("build", BuildFailed("no base image", log=["a line"]))
+        with pytest.raises(BuildFailed):
+            await agent.runner.restart(link.Restart("c", "one"))
+        (report,) = agent.reports()
+        assert (report.state, report.reason, report.log) == (State.FAILED, "build-failed", ("a line",))
+        assert (await agent.runner.restart(link.Restart("c", "one"))).report.state is State.RUNNING
+
+
+async def test_a_tcp_port_that_somebody_took_while_the_agent_was_away_is_replaced_and_told(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        async with s.agent() as agent:
+            for instance in ("one", "two"):
+                await agent.runner.start(start_command(instance, s.put(alive_time=0)))
+            await agent.runner.stop(link.Stop("c", "two"))
+            before = {report.instance: report for report in agent.reports()}
+        async with AsyncExitStack() as others:
+            for report in before.values():
+                taken = await asyncio.start_server(lambda _, writer: writer.close(), report.host, report.ports[0].port)
+                await others.enter_async_context(taken)
+            async with s.agent() as agent:
+                after = {report.instance: report for report in agent.reports()}
+        assert (after["one"].state, after["one"].reason) == (State.RUNNING, "port-taken")
+        assert (after["two"].state, after["two"].reason) == (State.STOPPED, before["two"].reason)
+        async with s.agent() as agent:
+            again = {report.instance: report for report in agent.reports()}
+            for instance, report in again.items():
+                assert report.ports == after[instance].ports, "what was told once stays"
+                assert report.ports[0].port != before[instance].ports[0].port
+            assert await call(again["one"]) == b"one"
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first-start", "restart"])
+async def test_a_udp_port_that_somebody_took_is_replaced_once(tmp_path: Path, first: bool) -> None:
+    taken = StartFailed("address already in use", reason=PORT_TAKEN, log=[])
+    ports = (ContainerPort(8080), ContainerPort(9999, "udp"))
+    async with stage(tmp_path) as s, s.agent() as agent:
+        if first:
+            s.runtime.fail_next("start", taken)
+            started = await agent.runner.start(start_command("one", s.put(ports=ports)))
+            assert started.report.reason == "", "nobody knew the port that it did not get"
+        else:
+            before = (await agent.runner.start(start_command("one", s.put(ports=ports)))).report
+            await agent.runner.stop(link.Stop("c", "one"))
+            s.runtime.fail_next("start", taken)
+            started = await agent.runner.restart(link.Restart("c", "one"))
+            assert started.report.reason == "port-taken"
+            assert started.report.ports[0] == before.ports[0]
+            assert started.report.ports[1].port != before.ports[1].port
+        (published,) = s.runtime._containers["one"].workload.published
+        assert published.port == started.report.ports[1].port
+        await agent.runner.stop(link.Stop("c", "one"))
+        for _ in range(2):
+            s.runtime.fail_next("start", taken)
+        with pytest.raises(StartFailed):
+            await agent.runner.restart(link.Restart("c", "one"))
+        assert agent.reports()[0].reason == "port-taken"
 
 
 async def test_the_alive_message_means_ready_where_described(tmp_path: Path) -> None:
