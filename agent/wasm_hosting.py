@@ -196,17 +196,25 @@ class Hosting:
         up = self._up
         return up.result() if up is not None and up.done() and up.exception() is None else None
 
+    def begin(self) -> None:
+        """A host will be needed soon: it starts beside whatever must be done first. `host` tells if it cannot."""
+        if self._up is None and not dies_too_often(self._deaths, self._clock()):
+            self._start()
+
     async def host(self) -> WasmHost:
         """Raises EngineUnavailable if it cannot be started, or dies again and again."""
-        if self._up is None:
-            if dies_too_often(self._deaths, self._clock()):
-                raise EngineUnavailable(
-                    f"the WebAssembly host died {MAX_DEATHS} times within {PERIOD_S:g} s",
-                    fix="Read the node's log; remove the service that it began with. It is tried again in a minute.",
-                )
-            self._up = asyncio.get_running_loop().create_future()
-            self._tasks.run(self._live(self._up), name="wasm host")
-        return await asyncio.shield(self._up)
+        if self._up is None and dies_too_often(self._deaths, self._clock()):
+            raise EngineUnavailable(
+                f"the WebAssembly host died {MAX_DEATHS} times within {PERIOD_S:g} s",
+                fix="Read the node's log; remove the service that it began with. It is tried again in a minute.",
+            )
+        return await asyncio.shield(self._up or self._start())
+
+    def _start(self) -> asyncio.Future[WasmHost]:
+        up = self._up = asyncio.get_running_loop().create_future()
+        up.add_done_callback(lambda done: done.cancelled() or done.exception())  # perhaps nobody waits for it
+        self._tasks.run(self._live(up), name="wasm host")
+        return up
 
     async def _live(self, up: asyncio.Future[WasmHost]) -> None:
         """One host from its start to its end."""

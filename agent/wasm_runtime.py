@@ -90,6 +90,7 @@ class WasmRuntime:
         if force_rebuild or self._modules.find(name) is None:
             if on_progress is not None:
                 on_progress(Progress("build", "compiling the module"))
+            self._hosting.begin()  # what the compiler makes is tried in it, and soon runs there
             await self._modules.make(source)
             self._modules.trim({kept.workload.image for kept in self._kept.values()} | {name})
         return name
@@ -211,6 +212,7 @@ class WasmRuntime:
         self._kept[workload.instance] = Kept(workload, Condition.RUNNING)
 
     async def _serve(self, workload: Workload, listener: socket.socket) -> None:
+        self._hosting.begin()  # while the module is read
         native, compiled = await self._modules.load(workload.image)
         await (await self._hosting.host()).open(
             workload.instance,

@@ -50,12 +50,12 @@ from dht import (
     Exchange,
     NetworkDirectory,
     SetClient,
-    content_routes,
     running_content,
     running_directory,
     serving_content,
     set_routes,
 )
+from dht.content_routes import content_routes
 from dht.peer_http import PeerHttp, peer_connector
 from dht.tasks import running_loops
 from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig

@@ -208,6 +208,14 @@ async def test_what_is_no_command_is_refused_when_it_is_prepared(tmp_path: Path)
         assert await s.runtime.adopt() == []
 
 
+async def test_the_host_starts_beside_the_compiler_and_not_after_it(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s:
+        assert s.runtime.host_pid is None, "nobody needed it yet"
+        with pytest.raises(BuildFailed):
+            await s.runtime.prepare(s.source_of(MODULE, {"m.wasm": b"no module"}))
+        await until(lambda: s.runtime.host_pid is not None)
+
+
 async def test_a_variant_s_artifact_is_another_module(tmp_path: Path) -> None:
     descriptor = msgspec.structs.replace(
         MODULE,
