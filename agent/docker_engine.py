@@ -19,7 +19,9 @@ from typing import Any, TypeVar
 import docker.errors
 import requests
 import structlog
+import urllib3
 from docker import APIClient
+from docker.errors import StreamParseError
 from docker.types import CancellableStream
 
 from protocol.problems import DiskFull, EngineUnavailable, Problem
@@ -144,7 +146,8 @@ def translated(error: Exception) -> Problem | None:
         if "no space left on device" in str(error):
             return DiskFull("the container engine's disk is full", fix="Remove unused images: docker image prune -a.")
         return None
-    if isinstance(error, requests.exceptions.RequestException):
+    # A long answer is read past `requests`: one that breaks off shows as what lies below, or as half a JSON object.
+    if isinstance(error, requests.exceptions.RequestException | urllib3.exceptions.HTTPError | StreamParseError):
         return EngineUnavailable(f"the Docker engine does not answer: {_cause(error)}", fix=FIX)
     if type(error) is docker.errors.DockerException:
         return EngineUnavailable(f"no Docker engine answers: {_cause(error)}", fix=FIX)

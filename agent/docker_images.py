@@ -194,6 +194,8 @@ class _Make:
             )
             for said in stream:
                 self._heard(said)
+        if "\nSuccessfully built " not in self._log:
+            raise BuildFailed("the engine's answer ended before the build did", log=self.log)
 
     def load(self, member: str) -> None:
         with self._connected() as client:

@@ -36,16 +36,18 @@ async def test_an_engine_that_dies_mid_start_is_told_at_once_and_the_next_start_
             await until(lambda: _has_agent(site))
             start = asyncio.create_task(ask(site, "start", "slow", "--wait", "60"))
             await until(lambda: "sleep 8" in _builds(url), timeout_s=20)
-            began = time.monotonic()
-            await bed.stop_engine(host)
+            await bed.stop_engine(host)  # the engine itself takes up to 15 s to end what it builds
+            ended = time.monotonic()
             with pytest.raises(Problem) as caught:
                 await start
-            assert time.monotonic() - began < 20
-            # Another agent might have hosted it; there is none, and the region says why.
+            assert time.monotonic() - ended < 5
+            # Another agent might have hosted it; there is none, and the region says what helps. In which words the end
+            # shows first is the engine's: a broken answer, a killed build, a closed door.
             assert "no-capacity" in caught.value.detail
-            assert "the Docker engine does not answer" in caught.value.detail
+            assert "Start the container engine again" in caught.value.detail
 
             await bed.start_engine(host)
+            await until(lambda: _offers_docker(site), timeout_s=20)  # the controller hears of it a moment later
             again = await ask(site, "start", "slow", "--wait", "60")
             assert again["start"] == "cold"
             await site.cornerstore("rm", again["instance"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -12,10 +12,15 @@ from aiohttp import web
 
 from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL
 from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
-from agent.runtime import Condition, EventKind
-from protocol.problems import EngineUnavailable
+from agent.runtime import Condition, EventKind, Source
+from protocol.problems import BuildFailed, EngineUnavailable
+from protocol.service import ServiceDescriptor
+from tests.agent_stage import Shelf
 
 NODE = "0" * 40
+WEB = ServiceDescriptor(
+    id="web", name="web", kind="docker_container", category="/web", mem_requirement=16, entry="w.yaml", directory="src"
+)
 ENDED = {
     "HostConfig": {"NetworkMode": "bridge"},
     "Config": {"Labels": {NODE_LABEL: NODE, INSTANCE_LABEL: "one"}},
@@ -32,6 +37,9 @@ class FakeEngine:
         self.inspecting.set()
         self.asked = asyncio.Event()
         self.streams: list[asyncio.Event] = []
+        self.last_words = b""
+        self.last_act: Callable[[], Awaitable[None]] | None = None
+        self.cut: Callable[[], None] = lambda: None
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -39,6 +47,7 @@ class FakeEngine:
         app.router.add_get(r"/{version:(v[0-9.]+/)?}_ping", self.ping)
         app.router.add_get("/{version}/events", self.events)
         app.router.add_get("/{version}/containers/{name}/json", self.inspect)
+        app.router.add_post("/{version}/build", self.build)
         app.router.add_route("*", "/{rest:.*}", self.absent)
         return app
 
@@ -55,6 +64,20 @@ class FakeEngine:
         self.asked.set()
         await self.inspecting.wait()
         return web.json_response(ENDED)
+
+    async def build(self, request: web.Request) -> web.StreamResponse:
+        """Begins, says the last words, acts, and is gone: cut off where there is an act."""
+        await request.read()
+        assert request.transport is not None
+        self.cut = request.transport.abort
+        answer = web.StreamResponse()
+        answer.enable_chunked_encoding()
+        await answer.prepare(request)
+        await answer.write(b'{"stream":"Step 1/2 : FROM busybox"}\r\n')
+        await answer.write(self.last_words)
+        if self.last_act is not None:
+            await self.last_act()
+        return answer
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         answer = web.StreamResponse()
@@ -115,6 +138,38 @@ async def test_an_engine_that_lets_nobody_in_any_more_has_ended_what_ended(tmp_p
         with pytest.raises(EngineUnavailable):
             await asking
         await door.open()
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut-off", "in-order"])
+@pytest.mark.parametrize(
+    "last_words",
+    [b"", b'{"stream":"Step 2/', b'{"error":"The command returned a non-zero code: 137"}\r\n'],
+    ids=["silent", "mid-word", "its-build-was-killed"],
+)
+async def test_a_build_that_its_engine_takes_along_is_no_failed_build(
+    tmp_path: Path, last_words: bytes, cut: bool
+) -> None:
+    async with engine(tmp_path) as (fake, door, runtime):
+        shelf = Shelf(tmp_path)
+        digest = shelf.put(WEB, {"src/Dockerfile": "FROM busybox\nRUN sleep 8\n"})
+
+        async def act() -> None:
+            await door.close()
+            if cut:
+                fake.cut()
+
+        fake.last_words, fake.last_act = last_words, act
+        with pytest.raises(EngineUnavailable):
+            await runtime.prepare(Source(descriptor=WEB, digest=digest, archive=shelf.here[digest]))
+        await door.open()
+
+
+async def test_a_build_whose_answer_ends_too_early_is_no_image(tmp_path: Path) -> None:
+    async with engine(tmp_path) as (_, _, runtime):
+        shelf = Shelf(tmp_path)
+        digest = shelf.put(WEB, {"src/Dockerfile": "FROM busybox\n"})
+        with pytest.raises(BuildFailed, match="ended before the build did"):
+            await runtime.prepare(Source(descriptor=WEB, digest=digest, archive=shelf.here[digest]))
 
 
 async def test_a_stream_that_ends_is_an_engine_that_went_even_if_its_successor_answers_at_once(tmp_path: Path) -> None:
