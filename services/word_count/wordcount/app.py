@@ -150,7 +150,7 @@ def main():
         name = os.environ.get("name")  # noqa: SIM112
         if name:
             threading.Thread(target=tell_agent, args=[name], daemon=True).start()
-        server.serve_forever()
+        server.serve_forever(poll_interval=0.05)  # a stop waits for the next look
         server.pool.shutdown()
 
 

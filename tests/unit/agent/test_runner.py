@@ -173,6 +173,37 @@ async def test_one_archive_is_built_once_for_many(tmp_path: Path) -> None:
         assert s.runtime.builds == 2
 
 
+async def test_no_more_builds_and_starts_run_at_once_than_the_operator_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with stage(tmp_path) as s, s.agent(concurrent_builds=1, concurrent_starts=2) as agent:
+        most = {"prepare": 0, "start": 0}
+
+        def counted(call: str) -> None:
+            work, running = getattr(s.runtime, call), 0
+
+            async def count(*arguments: Any, **options: Any) -> Any:
+                nonlocal running
+                running += 1
+                most[call] = max(most[call], running)
+                try:
+                    return await work(*arguments, **options)
+                finally:
+                    running -= 1
+
+            monkeypatch.setattr(s.runtime, call, count)
+
+        counted("prepare")
+        counted("start")
+        s.runtime.behaviour.build_s = s.runtime.behaviour.start_s = 0.03
+        many = [start_command(f"i{n}", s.put()) for n in range(4)]
+        await asyncio.gather(*map(agent.runner.start, many))
+        assert most["prepare"] == 1
+        built = [start_command(f"again{n}", command.digest) for n, command in enumerate(many)]
+        await asyncio.gather(*map(agent.runner.start, built))
+        assert most["start"] == 2
+
+
 @pytest.mark.parametrize(
     ("call_that_fails", "problem"),
     [
