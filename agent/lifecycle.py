@@ -11,6 +11,7 @@ lifecycle.txt` tells its stories.
     running, paused, unknown -> stopped (asked, expired, exited 0) or failed (exited 1, out-of-memory, ...)
     stopped, failed -> starting (restart), -> removed (retention over)
     starting -> failed (not-ready) when its time is over
+    a taken port moves no state: what lives goes on with the reason port-taken
     any -> removed (asked); fetching, building, first starting -> failed, and then nothing of it is kept
 """
 

@@ -116,13 +116,16 @@ class Operations:
                 timings=timings,
                 on_progress=on_progress,
             )
-        assert slot.entry.workload is not None
-        self._instances.update(slot, workload=structs.replace(slot.entry.workload, image=image))
+        if slot.state is State.STARTING and slot.entry.workload is not None:  # nobody stopped or removed it meanwhile
+            self._instances.update(slot, workload=structs.replace(slot.entry.workload, image=image))
+            await self._provision.keep(entry.digest, slot.id)
 
     async def _publish_elsewhere(self, slot: Slot, _timings: Timings, _on_progress: OnProgress) -> None:
         """The ports that the engine publishes get other numbers; a container cannot change them: it is made anew."""
         async with slot.lock:
             await self.runtimes[slot.entry.runtime].remove(slot.id)
+        if slot.state is not State.STARTING:
+            return
         free = [port if port.protocol == "tcp" else structs.replace(port, port=0) for port in slot.entry.ports]
         self._instances.update(slot, ports=tuple(free))
         await self.open_ports(slot)

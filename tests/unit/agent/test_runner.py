@@ -345,6 +345,22 @@ async def test_a_restart_makes_the_image_of_its_variant_again_if_somebody_delete
             assert await call(again.report) == b"one"
 
 
+async def test_what_is_removed_while_its_image_is_made_again_leaves_nothing(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.put()
+        await agent.runner.start(start_command("one", digest))
+        await agent.runner.stop(link.Stop("c", "one"))
+        s.runtime.prune()
+        s.runtime.behaviour.build_s = 0.1
+        restart = asyncio.create_task(agent.runner.restart(link.Restart("c", "one")))
+        await until(lambda: agent.reports()[0].reason == "its image was deleted and is made again")
+        await agent.runner.remove(link.Remove("c", "one"))
+        with pytest.raises(StartFailed):
+            await restart
+        assert (agent.reports(), agent.instances._journal.entries()) == ((), [])
+        assert (await s.runtime.adopt(), s.shelf.pins[digest]) == ([], set())
+
+
 async def test_an_image_that_cannot_be_made_again_is_the_reason_why_a_restart_failed(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         await agent.runner.start(start_command("one", s.put()))
