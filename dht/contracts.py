@@ -23,6 +23,10 @@ class Directory(Protocol):
     on from there); it never returns an empty or a partial list merely because peers were slow.
     """
 
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where this node's records say that it is reached: host:port of its node-to-node listener."""
+
     async def publish(self, signed: Signed) -> None:
         """Keep and spread a record at every key it names, and republish it until it expires.
 

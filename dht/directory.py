@@ -103,6 +103,11 @@ class NetworkDirectory:
 
     # --- services ---
 
+    @property
+    def addresses(self) -> Sequence[str]:
+        """See `Directory.addresses`."""
+        return self._addresses
+
     async def publish(self, signed: Signed) -> None:
         """See `Directory.publish`."""
         record = signed.record

@@ -46,6 +46,10 @@ class MemoryDirectory:
         self._own: Sets = defaultdict(list)
         self._announced: set[str] = set()
 
+    @property
+    def addresses(self) -> Sequence[str]:
+        return self._addresses
+
     async def publish(self, signed: Signed) -> None:
         record = signed.record
         rules.accept(record, self._clock())

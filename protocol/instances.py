@@ -220,7 +220,11 @@ class AgentView(Struct, frozen=True, kw_only=True):
 
 
 class RegionView(Struct, frozen=True, kw_only=True):
-    """`relation` to the region asked: self, parent, sibling, child, other."""
+    """`relation` to the region asked: self, parent, sibling, child, other. `age_s`: of what is told.
+
+    `live`: heard over the links between controllers; else read in the mesh's records, which lag by up to a minute.
+    `rtt_ms`: to it and back, None if not measured. `queue`: requests for services that it works on.
+    """
 
     region: str
     node: str
@@ -230,6 +234,9 @@ class RegionView(Struct, frozen=True, kw_only=True):
     memory_total: int
     memory_free: int
     age_s: float
+    live: bool = False
+    rtt_ms: float | None = None
+    queue: int = 0
 
 
 class Health(Struct, frozen=True, kw_only=True):

@@ -23,6 +23,15 @@ class Admission:
         self.refused = 0
         """Requests since the controller came up."""
 
+    @property
+    def under_way(self) -> int:
+        return self._under_way
+
+    @property
+    def slots(self) -> int:
+        """How many more requests would be taken now."""
+        return self._at_once - self._under_way
+
     @contextmanager
     def request(self, client: str, now: float) -> Iterator[None]:
         """For as long as the request is worked on. `now` in s. Raises TooManyRequests."""

@@ -30,6 +30,7 @@ from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, Hand
 from region_controller.openapi import OPERATIONS, Operation, describe_api
 from region_controller.operations import Caller
 from region_controller.publishing import service_view
+from region_controller.summaries import MAX_EXCHANGE, SUMMARIES_PATH, decode_exchange
 
 log = structlog.get_logger(__name__)
 
@@ -202,6 +203,12 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
         peer = _controller_peer(request)
         return _answer(await controller.receive_handoff(await _json(request, HandoffRequest), peer))
 
+    async def exchange_summaries(request: web.Request) -> web.Response:
+        peer = _controller_peer(request)
+        body = await read_bounded(request.content.iter_any(), MAX_EXCHANGE, "the summary")
+        answer = controller.relatives.receive(decode_exchange(body), peer)
+        return web.Response(body=msgspec.msgpack.encode(answer), content_type="application/msgpack")
+
     async def get_instance(request: web.Request) -> web.Response:
         _controller_peer(request)
         return _answer(await controller.instance(request.match_info["instance"]))
@@ -222,6 +229,7 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
     return [
         web.get("/peer/agent-link", controller.links.serve),
         web.post("/peer/handoff", receive_handoff),
+        web.post(SUMMARIES_PATH, exchange_summaries),
         web.get("/peer/instances/{instance}", get_instance),
         web.get("/peer/instances/{instance}/log", get_log),
         web.post("/peer/instances/{instance}/{verb}", act),

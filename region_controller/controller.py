@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import random
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -40,8 +41,11 @@ from region_controller.journal import Journal, open_journal
 from region_controller.operations import Caller, Operations
 from region_controller.publishing import Describe, Publishing
 from region_controller.region import ControllerConfig, Region
+from region_controller.relative_links import RelativeLinks
 from region_controller.starts import Starts
 from region_controller.stats import ControllerStats
+from region_controller.summaries import Load
+from region_controller.wanted import loop_time
 
 log = structlog.get_logger(__name__)
 
@@ -100,6 +104,15 @@ class Controller:
         self._operations = Operations(self._region, remote)
         self._starts = Starts(self._region, self.catalogue, remote, self._region_records)
         self.links = self._region.links
+        self.relatives = RelativeLinks(
+            self._region.relatives,
+            load=self._load,
+            directory=directory,
+            region_records=self._region_records,
+            http=http,
+            clock=loop_time,
+            chance=random.Random(identity.node),  # noqa: S311 - it only spreads timers
+        )
         self._announcement_wanted = asyncio.Event()
         self._announced = (-1, 0, 0)
         self._region.capacity_changed = self._note_capacity
@@ -171,20 +184,29 @@ class Controller:
         own = RegionView(
             region=home,
             node=self.identity.node,
-            addresses=(),
+            addresses=tuple(self._directory.addresses),
             relation="self",
             agents=agents,
             memory_total=total,
             memory_free=free,
             age_s=0.0,
+            live=True,
+            queue=self.admission.under_way,
         )
-        newest: dict[str, RegionRecord] = {}
-        for record in sorted(await self._region_records(), key=lambda r: r.seq):
-            newest[record.node] = record
-        if mine := newest.pop(self.identity.node, None):
-            own = _region_view(home, mine, now, relation="self")
-        others = [_region_view(home, r, now) for r in newest.values() if r.expiry > now]
+        known = {r.node: r for r in hierarchy.recorded(await self._records_or_none(), now)}
+        known |= {r.node: r for r in self._region.relatives.relatives(loop_time())}
+        known.pop(self.identity.node, None)
+        others = [_region_view(home, r) for r in known.values()]
         return [own, *sorted(others, key=lambda v: (v.region, v.node))]
+
+    async def _records_or_none(self) -> list[RegionRecord]:
+        """For the view: what the links hear stands by itself. Raises Unavailable if they hear nothing either."""
+        try:
+            return await self._region_records()
+        except Unavailable:
+            if not self._region.relatives.relatives(loop_time()):
+                raise
+            return []
 
     async def categories(self) -> Category:
         """The tree below `/`, with how many services each subtree holds."""
@@ -219,6 +241,9 @@ class Controller:
             raise Unavailable(f"the mesh does not say which regions there are: {failures[0].detail}", retry_after=2)
         return [record for answer in answers if isinstance(answer, list) for record in answer]
 
+    def _load(self) -> Load:
+        return self._region.members.load(queue=self.admission.under_way, slots=self.admission.slots)
+
     # --- loops ------------------------------------------------------------------------------------------------------
 
     def recall(self) -> None:
@@ -227,6 +252,7 @@ class Controller:
 
     async def drain(self) -> None:
         """Before the listeners close: end the starts under way, so that who waits is answered, then the links."""
+        await self.relatives.say_goodbye()
         await self._tasks.cancel()
         await self.close_links()
 
@@ -309,6 +335,8 @@ async def running_controller(
         loops = {
             "announce region": controller.announce_forever(),
             "sweep leases": controller.sweep_forever(),
+            "exchange summaries": controller.relatives.exchange_forever(),
+            "look for relatives": controller.relatives.look_forever(),
             "write journal": controller.write_journal_forever(journal),
         }
         await stack.enter_async_context(running_loops(loops))
@@ -323,14 +351,17 @@ def category_tree(counts: Counter[str], category: str = "/") -> Category:
     return Category(category, counts[category] + sum(c.services for c in children), children)
 
 
-def _region_view(home: str, record: RegionRecord, now: float, relation: str | None = None) -> RegionView:
+def _region_view(home: str, other: hierarchy.Relative) -> RegionView:
     return RegionView(
-        region=record.region,
-        node=record.node,
-        addresses=record.addresses,
-        relation=relation or hierarchy.relation(home, record.region),
-        agents=record.agents,
-        memory_total=record.memory_total,
-        memory_free=record.memory_free,
-        age_s=round(max(0.0, now - record.seq / 1000), 3),
+        region=other.region,
+        node=other.node,
+        addresses=other.addresses,
+        relation=hierarchy.relation(home, other.region),
+        agents=other.load.agents,
+        memory_total=other.load.memory_total,
+        memory_free=other.load.memory_free,
+        age_s=round(other.age_s, 3),
+        live=other.live,
+        rtt_ms=None if other.rtt_s is None else round(other.rtt_s * 1e3, 1),
+        queue=other.load.queue,
     )

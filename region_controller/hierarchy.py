@@ -1,4 +1,4 @@
-"""Whom to ask when no agent here can host. Pure: from region records to an ordered list.
+"""Whom to ask when no agent here can host. Pure: from what is known of other controllers to an ordered list.
 
 Order: other controllers of our own region, regions below us, siblings, the siblings' subtrees, then one level up and
 the same again. Within one step: room for the service, the fresher summary, more free memory, the name.
@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from protocol.identifiers import parent_region
 from protocol.records import RegionRecord
+from region_controller.summaries import Load, mark_of
 
 MAX_HOPS = 4
 STALE_AFTER_S = 60.0
@@ -24,6 +25,59 @@ class Hop(Struct, frozen=True):
     region: str
     node: str
     addresses: tuple[str, ...]
+
+
+class Relative(Struct, frozen=True, kw_only=True):
+    """Another controller, with what is known of it. `age_s`: of that. `rtt_s`: smoothed, None if never measured.
+
+    `below`: the regions under it. `reachable` False: it did not answer us of late. `refused`: digests that it would not
+    take, and nothing newer was heard of it. `live`: heard by the links between controllers, not read in the mesh.
+    """
+
+    region: str
+    node: str
+    addresses: tuple[str, ...]
+    age_s: float
+    load: Load
+    below: Load = Load()
+    rtt_s: float | None = None
+    reachable: bool = True
+    refused: frozenset[str] = frozenset()
+    live: bool = False
+
+    @property
+    def largest_free(self) -> int:
+        """MB, at one agent of its own or below it."""
+        return max(self.load.largest_free, self.below.largest_free)
+
+    def is_warm(self, digest: str) -> bool:
+        """It probably runs there, or below it."""
+        return (mark := mark_of(digest)) in self.load.warm or mark in self.below.warm
+
+
+def recorded(records: Iterable[RegionRecord], now: float) -> list[Relative]:
+    """The controllers that the mesh's records name, by the newest record of each. `now` in Unix s."""
+    newest: dict[str, RegionRecord] = {}
+    for record in records:
+        known = newest.get(record.node)
+        if known is None or record.seq > known.seq:
+            newest[record.node] = record
+    return [
+        Relative(
+            region=r.region,
+            node=r.node,
+            addresses=r.addresses,
+            age_s=max(0.0, now - r.seq / 1000),
+            load=Load(
+                agents=r.agents,
+                memory_total=r.memory_total,
+                memory_free=r.memory_free,
+                largest_free=r.memory_free,
+            ),
+        )
+        for r in newest.values()
+        if r.expiry > now
+    ]
 
 
 def lookup_names(home: str) -> list[str]:
@@ -50,27 +104,24 @@ def relation(home: str, other: str) -> str:
 
 
 def candidates(
-    home: str, records: Iterable[RegionRecord], *, me: str, visited: Collection[str], mem: int, now: float
+    home: str, known: Iterable[Relative], *, me: str, visited: Collection[str], mem: int, digest: str = ""
 ) -> list[Hop]:
-    """Controllers to ask, best first, each node once. `visited`: node ids. `mem` in MB, `now` in Unix s."""
-    newest: dict[str, RegionRecord] = {}
-    for record in records:
-        known = newest.get(record.node)
-        if known is None or record.seq > known.seq:
-            newest[record.node] = record
-    askable = [r for r in newest.values() if r.node != me and r.node not in visited and r.expiry > now]
-    askable.sort(key=lambda r: _rank(home, r, mem, now))
+    """Controllers to ask, best first, each node once. `visited`: node ids. `mem` in MB.
+
+    Who did not answer of late is left out; who refused this very service comes last.
+    """
+    askable = [r for r in known if r.node != me and r.node not in visited and r.reachable]
+    askable.sort(key=lambda r: (digest in r.refused, _rank(home, r, mem)))
     return [Hop(r.region, r.node, r.addresses) for r in askable]
 
 
-def _rank(home: str, record: RegionRecord, mem: int, now: float) -> tuple[int, bool, int, int, str, str]:
-    age = max(0.0, now - record.seq / 1000)
-    no_room = record.agents == 0 or record.memory_free < mem
-    freshness = int(age // FRESHNESS_STEP_S) if age <= STALE_AFTER_S else 1_000
-    return (_step(home, record.region), no_room, freshness, -record.memory_free, record.region, record.node)
+def _rank(home: str, other: Relative, mem: int) -> tuple[int, bool, int, int, str, str]:
+    no_room = other.load.agents + other.below.agents == 0 or other.largest_free < mem
+    freshness = int(other.age_s // FRESHNESS_STEP_S) if other.age_s <= STALE_AFTER_S else 1_000
+    return (step_to(home, other.region), no_room, freshness, -other.largest_free, other.region, other.node)
 
 
-def _step(home: str, region: str) -> int:
+def step_to(home: str, region: str) -> int:
     """0 our own region, 1 below us, then for each level up: siblings, their subtrees, the ancestor itself."""
     if region == home:
         return 0

@@ -14,6 +14,7 @@ import msgspec
 from protocol.instances import HOLDS_MEMORY, AgentView, InstanceReport, State
 from protocol.link import HEARTBEAT_S, Hello, Resources
 from region_controller.placement import AgentState, Running
+from region_controller.summaries import MAX_LABELS, MAX_RUNTIMES, MAX_WARM, Load, mark_of
 
 SUSPECT_AFTER_S = 3 * HEARTBEAT_S
 """Three missed heartbeats: nothing new is placed there."""
@@ -182,6 +183,25 @@ class Members:
         """Agents with a link, their memory in all, their free memory (MB)."""
         there = [m for m in self._members.values() if m.connected]
         return len(there), sum(m.resources.memory_total for m in there), sum(m.memory_free for m in there)
+
+    def load(self, *, queue: int, slots: int) -> Load:
+        """What the agents with a link could host, as other regions hear of it."""
+        there = [m for m in self._members.values() if m.connected]
+        labels = sorted({(str(k)[:64], str(v)[:64]) for m in there for k, v in m.hello.labels.items() if k and v})
+        warm = {
+            mark_of(r.digest) for m in there for r in m.instances.values() if r.state in (State.RUNNING, State.PAUSED)
+        }
+        return Load(
+            agents=len(there),
+            memory_total=sum(m.resources.memory_total for m in there),
+            memory_free=sum(m.memory_free for m in there),
+            largest_free=max((m.memory_free for m in there), default=0),
+            queue=queue,
+            slots=slots,
+            runtimes=tuple(sorted({r[:32] for m in there for r in m.resources.runtimes if r}))[:MAX_RUNTIMES],
+            labels=tuple(labels[:MAX_LABELS]),
+            warm=tuple(sorted(warm))[:MAX_WARM],
+        )
 
     def views(self, now: float) -> list[AgentView]:
         return [

@@ -18,6 +18,7 @@ from protocol.problems import (
     DeadlineExceeded,
     DiskFull,
     NoMatchingService,
+    Problem,
     Unavailable,
 )
 from protocol.records import RegionRecord
@@ -60,19 +61,38 @@ class PassingOn:
             or "it has no agents"
         }
         causes = {why.cause for why in reasons.values()} or {Cause.EMPTY}
-        hops = await self._candidates(wanted) if wanted.route.hops < hierarchy.MAX_HOPS else []
-        for hop in hops:
-            progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
-            try:
-                return await self.hand_to(hop, wanted, hops)
-            except (*HOST_CANNOT, NoMatchingService) as problem:
-                theirs = problem.extra.get("regions")
-                regions |= {str(k): str(v) for k, v in theirs.items()} if isinstance(theirs, dict) else {}
-                regions.setdefault(hop.region, problem.detail)
-                causes |= causes_in(problem) or {cause_of(problem)}
+        if wanted.route.hops >= hierarchy.MAX_HOPS:
+            raise summed_up(wanted.record, regions, causes)
+        asked: set[str] = set()
+        for find in (self._heard, self._recorded):
+            told = regions.keys() - {here} if asked else set()  # a relative may have asked those of the second round
+            hops = [h for h in await find(wanted) if h.node not in asked and h.region not in told]
+            asked |= {h.node for h in hops}
+            for hop in hops:
+                progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
+                try:
+                    return await self.hand_to(hop, wanted, hops)
+                except (*HOST_CANNOT, NoMatchingService) as problem:
+                    self._note(hop, wanted, problem)
+                    theirs = problem.extra.get("regions")
+                    regions |= {str(k): str(v) for k, v in theirs.items()} if isinstance(theirs, dict) else {}
+                    regions.setdefault(hop.region, problem.detail)
+                    causes |= causes_in(problem) or {cause_of(problem)}
         raise summed_up(wanted.record, regions, causes)
 
-    async def _candidates(self, wanted: Wanted) -> list[hierarchy.Hop]:
+    def _note(self, hop: hierarchy.Hop, wanted: Wanted, problem: Problem) -> None:
+        """The next request need not run into the same wall."""
+        if type(problem) is Unavailable and "causes" not in problem.extra:
+            self._region.relatives.failed(hop.node, loop_time())
+        else:
+            self._region.relatives.refused(hop.node, wanted.record.digest)
+
+    async def _heard(self, wanted: Wanted) -> list[hierarchy.Hop]:
+        """Those that the links between controllers show alive."""
+        return self._ordered(wanted, self._region.relatives.relatives(loop_time()))
+
+    async def _recorded(self, wanted: Wanted) -> list[hierarchy.Hop]:
+        """Those that the mesh's records name, and nobody has heard: asked when all others could not."""
         try:
             async with asyncio.timeout_at(wanted.route.deadline):
                 records = await self._region_records()
@@ -81,13 +101,18 @@ class PassingOn:
         except Unavailable as problem:
             log.warning("no-regions-found", problem=problem.detail)
             return []
+        resting = self._region.relatives.resting(loop_time())
+        known = hierarchy.recorded(records, self._region.clock())
+        return self._ordered(wanted, [r for r in known if r.node not in resting])
+
+    def _ordered(self, wanted: Wanted, known: list[hierarchy.Relative]) -> list[hierarchy.Hop]:
         return hierarchy.candidates(
             self._region.config.region,
-            records,
+            known,
             me=self._region.me.node,
             visited=wanted.route.visited,
             mem=wanted.record.mem,
-            now=self._region.clock(),
+            digest=wanted.record.digest,
         )
 
     async def hand_to(self, hop: hierarchy.Hop, wanted: Wanted, planned: Sequence[hierarchy.Hop] = ()) -> Remote:

@@ -22,6 +22,7 @@ from region_controller.journal import Journal
 from region_controller.leases import Held, LeaseRow, Leases
 from region_controller.members import Members
 from region_controller.placement import AgentState, Warmth, warmth_of
+from region_controller.relatives import RelativesView
 from region_controller.stats import Stats
 
 log = structlog.get_logger(__name__)
@@ -68,6 +69,7 @@ class Region:
         self.tasks = tasks
         self.clock = clock
         self.members = Members()
+        self.relatives = RelativesView(config.region, me.node, int(clock() * 1000))
         self.leases = Leases()
         self.stats = Stats()
         self.failures = Failures()

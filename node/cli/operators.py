@@ -271,7 +271,7 @@ def regions() -> None:
     session.output.give(
         found,
         table(
-            ("REGION", "RELATION", "NODE", "AGENTS", "FREE", "TOTAL", "AGE", "AT"),
+            ("REGION", "RELATION", "NODE", "AGENTS", "FREE", "TOTAL", "HEARD", "RTT", "AT"),
             [
                 (
                     r.region,
@@ -280,7 +280,8 @@ def regions() -> None:
                     r.agents,
                     f"{r.memory_free} MB",
                     f"{r.memory_total} MB",
-                    f"{r.age_s:.0f} s",
+                    f"{r.age_s:.0f} s ago" if r.live else f"no, recorded {r.age_s:.0f} s ago",
+                    "" if r.rtt_ms is None else f"{r.rtt_ms:g} ms",
                     ", ".join(r.addresses),
                 )
                 for r in found

@@ -55,7 +55,18 @@ def _region_line(region: str, controllers: Sequence[RegionView]) -> Text:
     here = " (here)" if any(view.relation == "self" for view in controllers) else ""
     count = "1 agent" if agents == 1 else f"{agents} agents"
     several = f", {len(controllers)} controllers" if len(controllers) > 1 else ""
-    return styled(name, "bold").append(f"{here}: {count}{several}, {free} of {total} MB free", "not bold")
+    line = styled(name, "bold").append(f"{here}: {count}{several}, {free} of {total} MB free", "not bold")
+    youngest = min(controllers, key=lambda view: (not view.live, view.age_s))
+    return line if here else line.append(f", {_heard(youngest)}", "not bold")
+
+
+def _heard(view: RegionView) -> str:
+    """How far this is to be believed: a record may be of a controller that is dead by now."""
+    if not view.live:
+        return f"silent, recorded {view.age_s:.0f} s ago"
+    queue = f", {view.queue} requests under way" if view.queue else ""
+    away = f", {view.rtt_ms:g} ms away" if view.rtt_ms is not None else ""
+    return f"heard {view.age_s:.0f} s ago{away}{queue}"
 
 
 def _agent_line(agent: AgentView) -> Text:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import time
+from typing import Any
 
 from rich.console import Console
 
@@ -13,7 +14,7 @@ from protocol.instances import AgentView, InstanceView, RegionView, ServiceRef, 
 REF = ServiceRef("sha256:" + "a" * 64, "wc01", "wordcount")
 
 
-def a_region(path: str, relation: str, *, agents: int = 1, node: str = "c" * 40) -> RegionView:
+def a_region(path: str, relation: str, *, agents: int = 1, node: str = "c" * 40, **live: Any) -> RegionView:
     return RegionView(
         region=path,
         node=node,
@@ -23,6 +24,7 @@ def a_region(path: str, relation: str, *, agents: int = 1, node: str = "c" * 40)
         memory_total=1000,
         memory_free=400,
         age_s=1.0,
+        **live,
     )
 
 
@@ -43,7 +45,7 @@ def test_regions_hang_below_their_parents_and_instances_on_their_agents() -> Non
     )
     regions = [
         a_region("eu/de", "self"),
-        a_region("eu/de/mainz", "child", agents=2),
+        a_region("eu/de/mainz", "child", agents=2, live=True, rtt_ms=12.5, queue=3),
         a_region("eu/fr", "sibling", node="d" * 40),
         a_region("eu/fr", "sibling", node="e" * 40),
     ]
@@ -59,8 +61,8 @@ def test_regions_hang_below_their_parents_and_instances_on_their_agents() -> Non
         "    │   ├── agent aaaaaaaa at 10.0.0.5: docker, 450 of 500 MB free, load 0.5",
         "    │   │   ├── wc01 running at http://10.0.0.5:4000, 50 MB, lives 30 s",
         "    │   │   └── wc01 failed (exited 1), 50 MB",
-        "    │   └── mainz: 2 agents, 400 of 1000 MB free",
-        "    └── fr: 2 agents, 2 controllers, 800 of 2000 MB free",
+        "    │   └── mainz: 2 agents, 400 of 1000 MB free, heard 1 s ago, 12.5 ms away, 3 requests under way",
+        "    └── fr: 2 agents, 2 controllers, 800 of 2000 MB free, silent, recorded 1 s ago",
         "        └── wc01 unknown, 50 MB",
     ]
 

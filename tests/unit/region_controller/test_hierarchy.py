@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.records import RegionRecord
-from region_controller.hierarchy import candidates, lookup_names, relation
+from region_controller.hierarchy import candidates, lookup_names, recorded, relation
 
 NOW = 10_000.0
 
@@ -22,7 +22,7 @@ def a_region(region: str, *, node: str = "", free: int = 500, agents: int = 1, a
 
 
 def order(home: str, *records: RegionRecord, visited: frozenset[str] = frozenset()) -> list[str]:
-    hops = candidates(home, records, me="me", visited=visited, mem=100, now=NOW)
+    hops = candidates(home, recorded(records, NOW), me="me", visited=visited, mem=100)
     return [hop.node for hop in hops]
 
 
@@ -66,7 +66,7 @@ def test_visited_expired_and_old_news_are_left_out() -> None:
     old, new = a_region("r/b", free=10, age=9), a_region("r/b", free=700)
     expired = a_region("r/c", age=1)
     assert order("r/a", old, new, visited=frozenset({"r/b"})) == []
-    assert [h.region for h in candidates("r/a", [expired], me="me", visited=(), mem=1, now=NOW + 61)] == []
+    assert recorded([expired], NOW + 61) == []
     assert order("r/a", new, old, a_region("r/d", free=650)) == ["r/b", "r/d"]
 
 
