@@ -92,6 +92,9 @@ class ChunkTransfer:
                 task.cancel()
         for node, why in self._picker.dropped.items():
             log.info("provider-dropped", node=node, digest=self._manifest.digest, why=why)
+        now = self._around.clock()
+        for node in self._picker.unmet(now):
+            self._around.reputation.lagged(node, now)
         if problem is not None:
             raise problem
 

@@ -33,7 +33,8 @@ class Meetings:
     """`learn` adds providers to `sources` and returns those that are new; `find_more` asks the directory for them.
 
     Every `MEET_S` in which something came, one holder of the whole and one partial holder are told what is here, and
-    tell what they have, what they would send elsewhere, and whom they heard of. A new source is met at once.
+    tell what they have, what they would send elsewhere, and whom they heard of. A new source is met at once; the picker
+    expects one that is near.
     """
 
     def __init__(
@@ -112,6 +113,8 @@ class Meetings:
 
     def _meet(self, group: asyncio.TaskGroup, source: Source) -> None:
         if source.node not in self._under_way:
+            if source.near:
+                self._picker.expect(source.node, self._around.clock())
             self._under_way[source.node] = group.create_task(self._meeting(group, source), name="meet a holder")
 
     async def _meeting(self, group: asyncio.TaskGroup, source: Source) -> None:
@@ -121,6 +124,7 @@ class Meetings:
             heard = await any_address(source, lambda address: self._around.client.meet(address, self._manifest, told))
         except Problem as problem:
             log.debug("provider-not-met", node=source.node, why=problem.detail)
+            self._picker.missed(source.node)
         else:
             self._hear(group, source, heard)
         finally:

@@ -10,7 +10,8 @@ integer: the position of a chunk in the manifest. Rules:
 * Each provider has `depth` requests under way (one if there are more than `few` providers: chunks that wait in a long
   queue at one peer cannot be had from another), sized to about `batch_s` seconds at the rate it has shown.
 * A provider on this machine's own network is asked first, and others not at all for what it gives, as long as it does
-  well (`near_rate`): what the LAN has shall not cross the uplink.
+  well (`near_rate`): what the LAN has shall not cross the uplink. It does not if it failed, is busy, or was silent or
+  slow for `near_late_s`. While one is being met, nobody afar is asked for anything, for at most `near_wait_s`.
 * No free piece left: an idle provider is asked for what another is late with (end game). The first delivery wins.
 * A provider that lies is dropped at once. One that fails (or is silent for `stall_s`) rests for a doubling time; after
   `strikes` failures in a row it is dropped if another is left, else it is tried again now and then: the network may
@@ -53,6 +54,8 @@ class Limits:
     elsewhere_s: float = 1.0
     in_order_rate: float = 24 << 20
     near_rate: float = 4 << 20
+    near_late_s: float = 1.0
+    near_wait_s: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,9 @@ class Cancel:
 
 Effect = Ask | Cancel
 
+MISSED = float("-inf")
+"""Until when a near provider is waited for that could not be met: it is not expected a second time."""
+
 
 @dataclass
 class _Request:
@@ -82,6 +88,11 @@ class _Request:
     started: float
     heard: float
     received: int = 0
+
+    def is_late(self, now: float, rate: float, late_s: float) -> bool:
+        """Silent for so long, or slower than `rate` over at least that time."""
+        age = now - self.started
+        return now - self.heard > late_s or (age > late_s and self.received < rate * age)
 
 
 class Picker:
@@ -101,8 +112,11 @@ class Picker:
         self._requests: dict[int, _Request] = {}
         self._rarity: dict[int, int] = {}
         self._given: frozenset[int] = frozenset()
+        self._expected: dict[str, float] = {}
+        """Near providers that are being met, and until when they are waited for."""
+        self._sparing: frozenset[str] = frozenset()
         self._spared: frozenset[int] = frozenset()
-        """What nobody afar is asked for now."""
+        """Near providers that do well now, and what nobody afar is asked for therefore."""
         self._number = 0
         self._cancelled: list[int] = []
 
@@ -142,13 +156,28 @@ class Picker:
         """Partial holders are of use: a holder of the whole may send this node to them."""
         return any(p.have for p in self._providers.values() if not p.dropped)
 
+    def unmet(self, now: float) -> list[str]:
+        """Near providers that were waited for in vain."""
+        return [name for name, until in self._expected.items() if MISSED < until <= now]
+
     def wants(self, piece: int) -> bool:
         return piece in self._wanted
 
     # --- providers ------------------------------------------------------------------------------------------------
 
+    def expect(self, provider: str, now: float) -> None:
+        """A near provider is being met, for the first time: `provide` or `missed` will say what became of it."""
+        if provider not in self._providers:
+            self._expected.setdefault(provider, now + self._limits.near_wait_s)
+
+    def missed(self, provider: str) -> None:
+        """It could not be met: nobody waits for it any more."""
+        if provider in self._expected:
+            self._expected[provider] = MISSED
+
     def provide(self, provider: str, have: Collection[int] | None, *, near: bool = False) -> None:
         """A provider is known, or holds more than before. `have` None: the whole blob. `near`: see `Provider`."""
+        self._expected.pop(provider, None)
         known = self._providers.setdefault(provider, Provider(frozenset()))
         if known.dropped:
             return
@@ -223,8 +252,7 @@ class Picker:
                 self.failed(request, now, "broke off")
                 return
             provider = self._providers[current.provider]
-            elapsed = max(now - current.started, 1e-3)
-            provider.showed(current.received / elapsed)
+            provider.showed(current.received, max(now - current.started, 1e-3))
             self._end(request)
 
     def failed(self, request: int, now: float, why: str) -> None:
@@ -253,9 +281,12 @@ class Picker:
         self._drop_slow(now)
         effects: list[Effect] = [Cancel(number) for number in self._cancelled]
         self._cancelled.clear()
+        self._sparing = frozenset(name for name in self.active if self._spares_others(name, now))
         self._spared = self._given_near(now)
         best_first = sorted(self.active, key=lambda name: (not self._providers[name].near, -self._providers[name].rate))
         depth = self._limits.depth if len(best_first) <= self._limits.few else 1
+        if any(until > now for until in self._expected.values()):
+            best_first = [name for name in best_first if self._providers[name].near]
         for _ in range(depth):
             for name in best_first:
                 provider = self._providers[name]
@@ -298,16 +329,23 @@ class Picker:
             budget -= self._lengths[piece]
         return picked
 
+    def _spares_others(self, name: str, now: float) -> bool:
+        """It is near and does well, so that nobody afar is asked for what it gives."""
+        provider, limits = self._providers[name], self._limits
+        if not provider.near or not provider.does_well(now, limits.near_rate, limits.near_late_s):
+            return False
+        requests = [self._requests[number] for number in provider.requests]
+        return not any(request.is_late(now, limits.near_rate, limits.near_late_s) for request in requests)
+
     def _given_near(self, now: float) -> frozenset[int]:
         """Free pieces that a provider which spares others would give now."""
         given: set[int] = set()
         if all(provider.near for provider in self._providers.values()):
             return frozenset()
-        for provider in self._providers.values():
-            if provider.spares_others(now, self._limits.near_rate):
-                withheld = provider.lacks | {piece for piece, until in provider.elsewhere.items() if until > now}
-                held = self._free.keys() if provider.have is None else self._free.keys() & provider.have
-                given |= held - withheld
+        for provider in (self._providers[name] for name in self._sparing):
+            withheld = provider.lacks | {piece for piece, until in provider.elsewhere.items() if until > now}
+            held = self._free.keys() if provider.have is None else self._free.keys() & provider.have
+            given |= held - withheld
         return frozenset(given)
 
     def _offered(self, provider: Provider, now: float) -> Iterator[int]:
@@ -340,6 +378,8 @@ class Picker:
             if len(numbers) != 1 or not provider.gives(piece, now):
                 continue
             other = self._requests[next(iter(numbers))]
+            if other.provider in self._sparing and not provider.near:
+                continue
             expected = self._lengths[piece] / provider.rate if provider.rate else 0.0
             late = self._time_left(other, now) - 2 * expected
             if other.provider != name and late > self._limits.endgame_s and (latest is None or late > latest[0]):

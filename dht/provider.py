@@ -20,6 +20,8 @@ class Provider:
     """Failures in a row."""
     rest_until: float = 0.0
     rate: float = 0.0
+    measured_s: float = 0.0
+    """How long it was at the requests that `rate` is of."""
     depth: int = 1 << 30
     """Requests at once that it takes, as far as it has said."""
     trouble: str = ""
@@ -32,14 +34,16 @@ class Provider:
         """Whether to ask it now."""
         return self.offers(piece) and self.elsewhere.get(piece, now) <= now
 
-    def spares_others(self, now: float, enough_rate: float) -> bool:
-        """It is near and does well, so that nobody afar is asked for what it gives."""
-        well = self.rest_until <= now and not self.strikes and (not self.rate or self.rate >= enough_rate)
-        return self.near and not self.dropped and well
+    def does_well(self, now: float, enough_rate: float, measured_s: float) -> bool:
+        """It answers, has room, and was not found slower than `enough_rate` in at least `measured_s`."""
+        slow = self.measured_s >= measured_s and self.rate < enough_rate
+        return self.rest_until <= now and not self.strikes and not self.dropped and not slow
 
-    def showed(self, rate: float) -> None:
-        """The rate of one finished request; half of what counts is what was shown before."""
+    def showed(self, size: int, seconds: float) -> None:
+        """One request brought so much in that time; half of what counts as the rate is what was shown before."""
+        rate = size / seconds
         self.rate = rate if not self.rate else 0.5 * self.rate + 0.5 * rate
+        self.measured_s += seconds
 
     def failed(self, now: float, why: str, *, rest_s: float, max_rest_s: float) -> bool:
         """It rests, twice as long after each failure in a row. False: it rests already, this is the same outage."""

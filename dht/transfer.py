@@ -160,17 +160,21 @@ class Transfer:
         self._on_progress(
             Progress("fetch", f"asking {len(self._sources)} {'peer' if len(self._sources) == 1 else 'peers'}")
         )
-        waiting = sorted(self._sources.values(), key=lambda source: not source.near)
-        asked: set[asyncio.Task[Manifest | Problem]] = set()
+        first = [source for source in self._sources.values() if source.near][:MANIFESTS_ASKED_AT_ONCE]
+        waiting = [*first, *sorted((s for s in self._sources.values() if s not in first), key=lambda s: s.near)]
+        near = {source.node for source in first}
+        asked: dict[asyncio.Task[Manifest | Problem], str] = {}
         problems: list[Problem] = []
-        at_once = MANIFESTS_ASKED_AT_ONCE
+        silences = 0
         try:
             while waiting or asked:
-                while waiting and len(asked) < at_once:
-                    asked.add(asyncio.create_task(self._manifest_of(waiting.pop(0)), name="ask for a manifest"))
-                answered, asked = await asyncio.wait(asked, timeout=HEDGE_S, return_when=asyncio.FIRST_COMPLETED)
-                at_once += not answered
+                while waiting and len(asked) < manifests_at_once(len(near), silences):
+                    source = waiting.pop(0)
+                    asked[asyncio.create_task(self._manifest_of(source), name="ask for a manifest")] = source.node
+                answered, _ = await asyncio.wait(asked, timeout=HEDGE_S, return_when=asyncio.FIRST_COMPLETED)
+                silences += not answered
                 for task in answered:
+                    near.discard(asked.pop(task))
                     outcome = task.result()
                     if isinstance(outcome, Manifest):
                         return outcome
@@ -207,3 +211,9 @@ class Transfer:
                 if isinstance(problem, kind):
                     return problem if kind is not TooManyRequests else Unavailable(problem.detail)
         return ContentNotFound(f"{len(problems)} nodes offered {self._digest} and no longer have it")
+
+
+def manifests_at_once(near: int, silences: int) -> int:
+    """How many providers to ask. `near`: those on the own network, asked first, that may still answer; `silences`: how
+    often nobody answered for `HEDGE_S`."""
+    return (near or MANIFESTS_ASKED_AT_ONCE) + silences

@@ -7,7 +7,6 @@ import resource
 import socket
 import sys
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -17,7 +16,6 @@ from aiohttp import web
 from dht.content_wire import CHUNK_HEADER, NO_PROBLEM, Asked
 from dht.crowd_wire import encode_told
 from dht.exchange import Exchange
-from dht.picker import Limits, Picker
 from protocol.identifiers import digest_of
 from protocol.instances import Progress
 from protocol.manifest import Chunk, Manifest
@@ -243,15 +241,18 @@ async def test_a_stale_provider_record_is_not_the_end(tmp_path: Path) -> None:
         assert await bytes_of(second.exchange, digest) == data
 
 
-async def test_silent_providers_cost_little(tmp_path: Path) -> None:
+@pytest.mark.parametrize("on_the_lan", [False, True])
+async def test_silent_providers_cost_little(tmp_path: Path, on_the_lan: bool) -> None:
     """They accept connections and never answer."""
     data = noise(1_000_000)
     shared = Whereabouts()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
+        at = f"127.0.0.1:{silent.getsockname()[1]}"
+        is_near = (lambda address: address == at) if on_the_lan else (lambda _: False)
+        async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2, near=is_near) as second:
             digest = await first.exchange.add(a_file(tmp_path / "blob", data))
             for number in range(60, 65):
-                shared.offer(digest, node_name(number), f"127.0.0.1:{silent.getsockname()[1]}")
+                shared.offer(digest, node_name(number), at)
             await second.exchange.fetch(digest, max_bytes=MANY, deadline_s=4)
             assert await bytes_of(second.exchange, digest) == data
 
@@ -278,9 +279,7 @@ async def test_with_one_upload_slot_all_are_served_in_the_end(tmp_path: Path) ->
         assert all(s.exchange.has(digest) for s in others)
 
 
-async def test_what_the_lan_has_does_not_cross_the_uplink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # However slow a busy machine makes the near one: from which rate on it spares others is tested in test_picker.
-    monkeypatch.setattr("dht.chunk_transfer.Picker", partial(Picker, limits=Limits(near_rate=0.0)))
+async def test_what_the_lan_has_does_not_cross_the_uplink(tmp_path: Path) -> None:
     data = noise(8_000_000)
     shared = Whereabouts()
     async with site(shared, tmp_path, 1) as afar, site(shared, tmp_path, 2) as near:
@@ -288,8 +287,7 @@ async def test_what_the_lan_has_does_not_cross_the_uplink(tmp_path: Path, monkey
         await near.exchange.add(tmp_path / "blob")
         async with site(shared, tmp_path, 3, near=lambda address: address == near.address) as third:
             await fetch(third.exchange, digest)
-            crossed = received(third.exchange).get(afar.node, 0)
-            assert crossed < len(data) / 2, "afar is asked only until the near one was met"
+            assert received(third.exchange) == {near.node: len(data)}
             assert await bytes_of(third.exchange, digest) == data
 
 

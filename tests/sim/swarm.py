@@ -42,6 +42,8 @@ class Node:
     picker: Picker | None = None
     crowd: Crowd = field(default_factory=Crowd)
     known: dict[str, set[int]] = field(default_factory=dict)
+    near: frozenset[str] = frozenset()
+    """Who is on its own network."""
     serving: deque[Answer] = field(default_factory=deque)
     sending: bool = False
     alive: bool = True
@@ -84,18 +86,20 @@ class Swarm:
 
     # --- who is there
 
-    def holder(self, name: str, uplink: float) -> Node:
-        node = self.nodes[name] = Node(name, uplink, set(range(self.pieces)), crowd=self._crowd())
+    def holder(self, name: str, uplink: float, have: int | None = None) -> Node:
+        """`have`: so many pieces only, the first ones."""
+        held = set(range(self.pieces if have is None else have))
+        node = self.nodes[name] = Node(name, uplink, held, crowd=self._crowd())
         return node
 
     def _crowd(self) -> Crowd:
         return Crowd([str(piece) for piece in range(self.pieces)])
 
-    def asker(self, name: str, uplink: float, at: float = 0.0) -> Node:
-        """Comes at `at`, having found the seed by a lookup."""
+    def asker(self, name: str, uplink: float, at: float = 0.0, near: frozenset[str] = frozenset()) -> Node:
+        """Comes at `at`, having found the seed, and the holders on its own network, by a lookup."""
         order = list(range(self.pieces))
         self._random.shuffle(order)
-        node = self.nodes[name] = Node(name, uplink, set(), crowd=self._crowd())
+        node = self.nodes[name] = Node(name, uplink, set(), crowd=self._crowd(), near=near)
         node.picker = Picker(dict.fromkeys(order, self._length), order, self._limits)
         self.later(at, lambda: self._join(node))
         return node
@@ -133,8 +137,24 @@ class Swarm:
         assert node.picker is not None
         node.picker.provide(SEED_NODE, None)
         self._meet(node, SEED_NODE)
+        for name in sorted(node.near):
+            self._meet_near(node, name)
         self._meet_again(node)
         self._tick(node)
+
+    def _meet_near(self, node: Node, name: str) -> None:
+        """For the first time. Who is dead does not answer."""
+        picker, peer = node.picker, self.nodes[name]
+        assert picker is not None
+        picker.expect(name, self.now)
+
+        def answer() -> None:
+            if peer.alive:
+                held = None if len(peer.have) == self.pieces else peer.have
+                picker.provide(name, held, near=True)
+                self._decide(node)
+
+        self.later(2 * self._delay, answer)
 
     def _tick(self, node: Node) -> None:
         if node.alive and node.done_at is None:

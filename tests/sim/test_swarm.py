@@ -8,6 +8,7 @@ from math import log2
 import pytest
 
 from dht.meeting import MEET_S
+from dht.picker import Limits
 from tests.sim.swarm import SEED_NODE, Swarm
 
 UPLINK = 12.5e6
@@ -110,3 +111,44 @@ def test_on_slow_uplinks_too_what_the_dead_took_goes_out_again() -> None:
         swarm.kill(f"n{number}", at=0.5 * once)
     assert swarm.run() < 4 * once
     assert uploads(swarm) <= 2.5
+
+
+def one_with_a_neighbour(near_rate: float, *, have: int | None = None, dies_at: float | None = None) -> Swarm:
+    """An asker, a holder on its own network, and the seed behind the uplink."""
+    swarm = Swarm(pieces=PIECES, length=LENGTH)
+    swarm.holder(SEED_NODE, UPLINK)
+    swarm.holder("near", near_rate, have)
+    if dies_at is not None:
+        swarm.kill("near", at=dies_at)
+    swarm.asker("n0", UPLINK, near=frozenset({"near"}))
+    return swarm
+
+
+def test_what_a_neighbour_has_does_not_cross_the_uplink() -> None:
+    for rate in (10 * UPLINK, UPLINK):
+        swarm = one_with_a_neighbour(rate)
+        assert swarm.run() < 1.1 * PIECES * LENGTH / rate + 0.3
+        assert uploads(swarm) == 0, rate
+
+
+def test_of_what_a_neighbour_has_in_part_only_the_rest_crosses_the_uplink() -> None:
+    swarm = one_with_a_neighbour(10 * UPLINK, have=PIECES // 2)
+    assert swarm.run() < 0.6 * ONCE_S + 0.2
+    assert uploads(swarm) == 0.5
+
+
+def test_a_neighbour_that_dies_hands_over_what_it_has_not_sent() -> None:
+    swarm = one_with_a_neighbour(UPLINK, dies_at=0.5 * ONCE_S)
+    assert swarm.run() < 1.3 * ONCE_S
+    assert 0.4 < uploads(swarm) < 0.7
+
+
+def test_a_neighbour_that_is_dead_already_costs_the_moment_it_is_waited_for() -> None:
+    swarm = one_with_a_neighbour(UPLINK, dies_at=0.0)
+    assert swarm.run() < 1.1 * ONCE_S + Limits().near_wait_s + 0.2
+
+
+def test_a_neighbour_far_slower_than_the_uplink_holds_nobody_up() -> None:
+    swarm = one_with_a_neighbour(UPLINK / 50)
+    assert swarm.run() < 1.3 * ONCE_S + Limits().near_late_s + 1
+    assert uploads(swarm) > 0.8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dht.picker import Ask, Cancel, Limits, Picker
 
 KB = 1 << 10
@@ -324,3 +326,67 @@ def test_a_near_provider_that_fails_is_slow_or_lacks_a_piece_holds_nobody_off() 
         "is slow": True,
         "does well": False,
     }
+
+
+def afar_asked(picker: Picker, now: float) -> bool:
+    return any(ask.provider == "afar" for ask in asks(picker, now))
+
+
+def test_while_a_near_provider_is_being_met_nobody_afar_is_asked() -> None:
+    picker = picker_of(40)
+    picker.provide("afar", None)
+    picker.expect("near", 0.0)
+    assert asks(picker, 0.0) == []
+    assert asks(picker, 0.4) == []
+    picker.provide("near", None, near=True)
+    assert {ask.provider for ask in asks(picker, 0.41)} == {"near"}
+    assert picker.unmet(9.0) == []
+
+
+def test_a_near_provider_is_waited_for_once_and_not_for_long() -> None:
+    picker = picker_of(40)
+    picker.provide("afar", None)
+    picker.expect("near", 0.0)
+    assert not afar_asked(picker, 0.49)
+    picker.expect("near", 0.49)
+    assert afar_asked(picker, 0.5)
+    assert picker.unmet(0.5) == ["near"]
+
+
+def test_a_near_provider_that_cannot_be_met_is_not_waited_for() -> None:
+    picker = picker_of(40)
+    picker.provide("afar", None)
+    picker.expect("near", 0.0)
+    picker.missed("near")
+    picker.expect("near", 0.1)
+    assert afar_asked(picker, 0.1)
+    assert picker.unmet(9.0) == []
+
+
+def test_without_a_near_provider_nobody_waits() -> None:
+    picker = picker_of(40)
+    picker.provide("afar", None)
+    assert afar_asked(picker, 0.0)
+
+
+@pytest.mark.parametrize("trickles", [False, True])
+def test_a_near_provider_that_sends_too_little_for_a_second_holds_nobody_off(trickles: bool) -> None:
+    picker = picker_of(400)
+    picker.provide("afar", None)
+    picker.provide("near", None, near=True)
+    first = asks(picker)
+    assert {ask.provider for ask in first} == {"near"}
+    if trickles:
+        for ask in first:
+            picker.heard(ask.request, KB, 0.9)
+    assert not afar_asked(picker, 1.0), "not even in the end game"
+    assert afar_asked(picker, 1.1)
+
+
+def test_a_near_provider_that_hesitates_once_still_spares_others() -> None:
+    picker = picker_of(400, Limits(depth=1))
+    picker.provide("afar", None)
+    picker.provide("near", None, near=True)
+    (ask,) = asks(picker)
+    deliver(picker, ask, 0.9)
+    assert not afar_asked(picker, 0.95)
