@@ -30,13 +30,14 @@ import structlog
 
 from dht.blob_index import BlobIndex, opened_index
 from dht.chunks import Chunks
+from dht.disk_errors import disk_errors
 from dht.intake import Intake, opened_intake
 from dht.packs import Packs, Place
 from dht.proof import Proof
-from dht.room import Evicted, Room, disk_errors
+from dht.room import Evicted, Room
 from dht.use_order import UseOrder
 from protocol.manifest import Manifest
-from protocol.problems import ConfigError, Conflict, ContentNotFound, CorruptContent, DiskFull
+from protocol.problems import ConfigError, Conflict, ContentNotFound, CorruptContent, DiskUnusable
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +70,7 @@ def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
             try:
                 store.settle()
                 store.save_order()
-            except DiskFull as problem:  # costs reading blobs again, or a choice of what to evict; hides no other error
+            except DiskUnusable as problem:  # costs a choice of what to evict, or reading again; hides no error
                 log.warning("store-not-settled", why=problem.detail)
 
 
@@ -266,7 +267,8 @@ class BlobStore:
             places = self._chunks.places_of_known(manifest)
             if bad := self._chunks.bad_positions(manifest, places):
                 raise ContentNotFound(f"{len(bad)} chunks of {digest} are damaged", fix="Fetch it again.")
-            path = self._chunks.own_file(manifest, places)
+            with disk_errors():
+                path = self._chunks.own_file(manifest, places)
             if path is not None:
                 yield path
             else:

@@ -16,7 +16,7 @@ from dht.proof import Proof
 from dht.sources import Source, Surroundings
 from protocol.instances import OnProgress, Progress
 from protocol.manifest import Manifest
-from protocol.problems import CorruptContent, DiskFull, Problem, TooManyRequests, Unavailable
+from protocol.problems import CorruptContent, DiskUnusable, Problem, TooManyRequests, Unavailable
 from protocol.records import ProviderRecord
 
 log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ class ChunkTransfer:
         self._announce_at = around.clock() + _jittered(ANNOUNCE_AFTER_S)
 
     async def run(self) -> None:
-        """Raises Unavailable, CorruptContent (all providers lied), DiskFull."""
+        """Raises Unavailable, CorruptContent (all providers lied), DiskUnusable."""
         if self._announced:
             self._around.announcer.announce(self._manifest.digest)
         async with asyncio.TaskGroup() as group:
@@ -164,7 +164,7 @@ class ChunkTransfer:
             picker.lied(ask.request, problem.detail)
             self._around.reputation.lied(source.node, clock())
             log.warning("provider-lied", node=source.node, digest=self._manifest.digest, why=problem.detail)
-        except DiskFull as problem:
+        except DiskUnusable as problem:
             self._fatal = problem
         except Problem as problem:
             self._hear_reports()

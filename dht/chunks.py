@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import structlog
 
 from dht.blob_index import BlobIndex, Gone
 from dht.packs import Packs, Place, is_digest_of
+from dht.quiet import Quiet
 from protocol.manifest import Manifest
 from protocol.problems import Conflict, ContentNotFound, CorruptContent
 
@@ -38,6 +40,7 @@ class Chunks:
         """Those that blobs share are counted once."""
         self.damaged = 0
         """Found since opening."""
+        self._quiet = Quiet()
 
     # --- where they are -------------------------------------------------------------------------------------------
 
@@ -84,12 +87,13 @@ class Chunks:
         """Fill `buffer` with the verified chunk; False if it is not there, or was damaged and is dropped now."""
         if not self.packs.has(place):
             return False
+        why = "it is not what its digest says"
         try:
             if self.packs.read(place, digest, buffer):
                 return True
         except OSError as error:
-            log.error("chunk-unreadable", chunk=digest, error=str(error))
-        self._drop_damaged(place, digest)
+            why = str(error)
+        self._drop_damaged(place, digest, why)
         return False
 
     def bad_positions(self, manifest: Manifest, places: Sequence[Place]) -> tuple[int, ...]:
@@ -112,7 +116,7 @@ class Chunks:
         if not intact:
             raise ContentNotFound(f"{manifest.digest} was damaged while it was copied", fix="Fetch it again.")
 
-    def _drop_damaged(self, place: Place, chunk: str) -> None:
+    def _drop_damaged(self, place: Place, chunk: str, why: str) -> None:
         with self._lock, self._index.transaction():
             if not self.packs.has(place) or self.packs.is_intact(place, chunk):
                 return  # another thread dropped it, and it was fetched again meanwhile
@@ -124,7 +128,8 @@ class Chunks:
                 self._index.set_whole(blob, whole=False)
             self._on_damage(blobs)
             self.damaged += 1
-        log.error("chunk-damaged", chunk=chunk, blobs=blobs)
+        if self._quiet.may_say(f"pack {place.pack}", time.monotonic()):  # of a lost file all are; `damaged` counts them
+            log.error("chunk-damaged", chunk=chunk, blobs=blobs, why=why)
 
     # --- writing --------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from dht.peer_http import PeerHttp
 from dht.peer_streams import PeerStreams, Stream
 from protocol.bounded import read_bounded
 from protocol.manifest import MAX_MANIFEST, Chunk, Manifest
-from protocol.problems import CorruptContent, DiskFull, NotFound, Problem, TooLarge, TooManyRequests, Unavailable
+from protocol.problems import CorruptContent, DiskUnusable, NotFound, Problem, TooLarge, TooManyRequests, Unavailable
 
 _ASK_S = 10.0
 _IDLE_S = 5.0
@@ -78,7 +78,7 @@ class ContentClient:
         request = encode_asked((c.digest for c in wanted), crowd)
         try:
             await self._streams.ask(address, request, read, idle_s=_IDLE_S, stream=stream)
-        except (TooManyRequests, NotFound, Unavailable, CorruptContent, DiskFull):
+        except (TooManyRequests, NotFound, Unavailable, CorruptContent, DiskUnusable):
             raise
         except Problem as problem:
             raise Unavailable(f"node {address} answered: {problem.detail}") from problem

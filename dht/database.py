@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from protocol.problems import ConfigError, DiskFull, Problem, Unavailable
+from dht.disk_errors import CHECK_DISK_FIX, NO_ROOM
+from protocol.problems import ConfigError, DiskFull, DiskUnusable, Problem, Unavailable
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+_DISK_FAILS = frozenset({sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY})
 
 
 @contextmanager
@@ -52,19 +52,22 @@ def opened_database(path: Path, schema: str, *, check_same_thread: bool = True) 
 def database_problem(error: sqlite3.Error | OSError, path: Path | None) -> Problem:
     """What an error of SQLite, or of the file system below it, means to the owner of the database at `path`.
 
-    DiskFull; Unavailable where another process holds a lock, which passes; else ConfigError, which does not.
+    DiskFull; DiskUnusable where the file system fails; Unavailable where another process holds a lock, which passes;
+    else ConfigError, which does not.
     """
     name = path if path is not None else "the database in memory"
     if _no_room(error):
         return DiskFull(f"{name} cannot be written: {error}", fix="Make room on the disk.")
     if _locked(error):
         return Unavailable(f"{name} is in use by another process", fix="Stop that process, or try again.")
+    if _code(error) in _DISK_FAILS:
+        return DiskUnusable(f"{name} cannot be read or written: {error}", fix=CHECK_DISK_FIX)
     return ConfigError(f"{name} cannot be used: {error}", fix="Check its permissions, or move the file away.")
 
 
 def open_problem(error: sqlite3.Error | OSError, path: Path) -> Problem:
     """As `database_problem`, at the opening: a database that another process holds then is the wrong one."""
-    if _no_room(error):
+    if _no_room(error) or _code(error) in _DISK_FAILS:
         return database_problem(error, path)
     if _locked(error):
         return ConfigError(

@@ -24,6 +24,7 @@ from dht.overlay import (
     running_overlay,
     udp_transport,
 )
+from dht.quiet import Quiet
 from dht.replica import Replica
 from dht.republish import TICK_S, MeshNews, Republisher
 from dht.sealing import Keyring
@@ -33,7 +34,7 @@ from dht.tasks import OwnedTasks, periodically
 from dht.views import WORTH_KEEPING, View
 from protocol.admission import Credentials
 from protocol.identifiers import check_digest, check_region, node_id, record_key
-from protocol.problems import ConfigError, InvalidRecord, Problem, Unavailable
+from protocol.problems import ConfigError, DiskUnusable, InvalidRecord, Problem, Unavailable
 from protocol.records import (
     ProviderRecord,
     Record,
@@ -100,6 +101,7 @@ class NetworkDirectory:
         self._overlay = overlay
         self._republisher = republisher
         self._announced: dict[str, float] = {}
+        self._quiet = Quiet()
 
     # --- services ---
 
@@ -139,6 +141,16 @@ class NetworkDirectory:
             row = self._storage.in_slot(key, rules.slot(signed.record))
             self._storage.mark_spread([row] if row is not None else [], self._clock())
         return outcome
+
+    async def _announce(self, key: bytes, signed: Signed) -> None:
+        """Spread what is soon said anew. A disk that takes nothing any more must not make others forget this node,
+        which goes on serving: then only they keep it."""
+        try:
+            await self._spread(key, signed)
+        except DiskUnusable as problem:
+            if self._quiet.may_say(problem.detail, self._clock()):
+                log.error("announced-without-a-copy-here", detail=problem.detail)
+            await self._overlay.store(key, [signed.envelope])
 
     async def _left_behind(self, signed: Signed) -> list[bytes]:
         """Keys of categories in which an older version stands and this one does not: put there too, it hides that one.
@@ -186,7 +198,7 @@ class NetworkDirectory:
         return self._provider(check_digest(digest), withdrawn=False)
 
     async def _say_provider(self, digest: str, *, withdrawn: bool) -> None:
-        await self._spread(record_key(f"content:{digest}"), self._provider(digest, withdrawn=withdrawn))
+        await self._announce(record_key(f"content:{digest}"), self._provider(digest, withdrawn=withdrawn))
 
     def _provider(self, digest: str, *, withdrawn: bool) -> Signed:
         seq = self._next_seq(record_key(f"content:{digest}"))
@@ -238,7 +250,7 @@ class NetworkDirectory:
             expiry=int(now) + REGION_LIFETIME_S,
         )
         signed = sign(record, self._identity)
-        await asyncio.gather(*(self._spread(record_key(name), signed) for name in record.names))
+        await asyncio.gather(*(self._announce(record_key(name), signed) for name in record.names))
 
     # --- reading ---
 
@@ -421,4 +433,7 @@ async def running_directory(
                 try:
                     yield directory
                 finally:
-                    await directory.remember_contacts()
+                    try:
+                        await directory.remember_contacts()
+                    except Problem as problem:  # costs the next start a moment; hides no other error
+                        log.warning("contacts-not-remembered", why=problem.detail)

@@ -10,8 +10,9 @@ from pathlib import Path
 from dht.blob_index import BlobIndex, Gone
 from dht.chunking import manifest_of
 from dht.chunks import Chunks
+from dht.disk_errors import disk_errors
 from dht.packs import Place
-from dht.room import Loan, Room, disk_errors
+from dht.room import Loan, Room
 from protocol.manifest import Chunk, Manifest
 from protocol.problems import BadRequest, Conflict, CorruptContent
 

@@ -178,6 +178,9 @@ class Packs:
             path.chmod(0o444)
         except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno != errno.EROFS:  # on such a file system nobody can write to it anyway
+                raise
         return path
 
     def sync(self) -> None:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -17,9 +13,6 @@ from protocol.problems import DiskFull
 
 RESERVE = 16 << 20
 """Bytes of the file system that are left free for the database and for other programs."""
-
-
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Evicted(NamedTuple):
@@ -98,14 +91,3 @@ class Room:
 
     def _promised(self) -> int:
         return sum(loan.promised for loan in self._loans)
-
-
-@contextmanager
-def disk_errors() -> Iterator[None]:
-    """A disk without room is DiskFull; other errors come out as they are."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise DiskFull(f"writing content: {os.strerror(error.errno or 0)}", fix="Free disk space.") from error
-        raise

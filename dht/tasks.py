@@ -92,10 +92,17 @@ async def running_loops(loops: Mapping[str, Coroutine[Any, Any, None]]) -> Async
 
 async def periodically(interval_s: float, step: Callable[[], Awaitable[None]]) -> None:
     """`step` at once and then again `interval_s` after it ended, until cancelled. A Problem ends a step, not the row:
-    a disk that is full now may have room the next time."""
+    a disk that is full now may have room the next time. It is logged when it begins, changes, and ends."""
+    trouble = ""
     while True:
         try:
             await step()
         except Problem as problem:
-            log.error("step-failed", step=step.__qualname__, detail=problem.detail)
+            if problem.detail != trouble:
+                log.error("step-failed", step=step.__qualname__, detail=problem.detail)
+            trouble = problem.detail
+        else:
+            if trouble:
+                log.info("step-works-again", step=step.__qualname__)
+            trouble = ""
         await asyncio.sleep(interval_s)

@@ -8,8 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
+import structlog
 
+from dht.disk_errors import disk_errors
 from protocol.problems import Conflict
+
+log = structlog.get_logger(__name__)
 
 STATE_FILE = "running.json"
 LOCK_FILE = "node.lock"
@@ -27,32 +31,39 @@ class Running(msgspec.Struct, frozen=True):
 
 @contextmanager
 def sole_node(data_dir: Path) -> Iterator[None]:
-    """Hold the data directory for the time of the block. Raises Conflict if another node runs from it.
+    """Hold the data directory for the time of the block. Raises Conflict if another node runs from it, DiskUnusable.
 
     The kernel lets go of the lock when the process ends, however it ends.
     """
-    with (data_dir / LOCK_FILE).open("a") as lock:
+    with disk_errors(str(data_dir)):
+        lock = (data_dir / LOCK_FILE).open("a")
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Conflict(
                 f"a node runs from {data_dir} already", fix="Stop that one first, or name another --data-dir."
             ) from None
-        (data_dir / STATE_FILE).unlink(missing_ok=True)  # of a node that was killed
+        with disk_errors(str(data_dir)):
+            (data_dir / STATE_FILE).unlink(missing_ok=True)  # of a node that was killed
         yield
 
 
 @contextmanager
 def shown(data_dir: Path, running: Running) -> Iterator[None]:
-    """Keep `running.json` there for the time of the block."""
+    """Keep `running.json` there for the time of the block. Raises DiskUnusable."""
     path = data_dir / STATE_FILE
     temporary = path.with_suffix(".new")
-    temporary.write_bytes(msgspec.json.encode(running))
-    temporary.replace(path)
+    with disk_errors(str(path)):
+        temporary.write_bytes(msgspec.json.encode(running))
+        temporary.replace(path)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:  # who finds it sees by the lock that nobody runs
+            log.warning("running-file-not-removed", file=str(path), error=str(error))
 
 
 def running_node_of(data_dir: Path) -> Running | None:

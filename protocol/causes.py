@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from protocol.problems import ContentNotFound, CorruptContent, DiskFull, EngineUnavailable, Problem
+from protocol.problems import ContentNotFound, CorruptContent, DiskUnusable, EngineUnavailable, Problem
 
 
 class Cause(StrEnum):
@@ -33,7 +33,7 @@ def cause_of(problem: Problem) -> Cause:
             return Cause.CONTENT
         case EngineUnavailable():
             return Cause.ENGINE
-        case DiskFull():
+        case DiskUnusable():
             return Cause.DISK
         case _:
             return Cause.AWAY

@@ -148,8 +148,14 @@ class EngineUnavailable(Unavailable):
     slug, title = "engine-unavailable", "The container engine does not answer"
 
 
-class DiskFull(Problem):
-    status, slug, title = 507, "disk-full", "There is no room left for this"
+class DiskUnusable(Problem):
+    """Of this node: it cannot read or write what it keeps."""
+
+    status, slug, title = 507, "disk-unusable", "The node's disk cannot be used"
+
+
+class DiskFull(DiskUnusable):
+    slug, title = "disk-full", "There is no room left for this"
 
 
 class DeadlineExceeded(Problem):

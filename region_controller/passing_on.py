@@ -16,7 +16,7 @@ from protocol.problems import (
     ContentNotFound,
     CorruptContent,
     DeadlineExceeded,
-    DiskFull,
+    DiskUnusable,
     NoMatchingService,
     Problem,
     Unavailable,
@@ -31,7 +31,7 @@ from region_controller.wanted import Wanted, loop_time
 
 log = structlog.get_logger(__name__)
 
-HOST_CANNOT = (Unavailable, DiskFull, ContentNotFound, CorruptContent)
+HOST_CANNOT = (Unavailable, DiskUnusable, ContentNotFound, CorruptContent)
 """Problems of a host, not of the service: another one may do better, or have the archive."""
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from msgspec import Struct
 
-from dht.database import NO_ROOM
+from dht.disk_errors import disk_errors
 from protocol.identifiers import DIGEST_PREFIX
 from protocol.problems import BadRequest, DiskFull, TooLarge, TooManyRequests
 
@@ -73,8 +73,8 @@ class Spool:
 
     @asynccontextmanager
     async def keeping(self, body: AsyncIterator[bytes]) -> AsyncIterator[Spooled]:
-        """The upload as a file, gone after the block. Raises TooManyRequests, TooLarge, DiskFull, BadRequest."""
-        with self._slots.one(), _disk_errors():
+        """The upload as a file, gone after the block. Raises TooManyRequests, TooLarge, DiskUnusable, BadRequest."""
+        with self._slots.one(), disk_errors("the upload"):
             self._folder.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=self._folder, suffix=_SUFFIX) as file:
                 sha256, size = hashlib.sha256(), 0
@@ -115,13 +115,3 @@ class Spool:
             if part is None:
                 return
             yield part
-
-
-@contextmanager
-def _disk_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in NO_ROOM:
-            raise
-        raise DiskFull(f"the upload cannot be kept: {error.strerror}", fix="Free disk space.") from error

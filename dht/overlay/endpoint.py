@@ -15,6 +15,7 @@ from dht.overlay import messages
 from dht.overlay.datagrams import Address, DatagramTransport
 from dht.overlay.messages import A, Answer, AnyAnswer, AnyRequest, Proof, Request
 from dht.overlay.timing import RoundTrips
+from dht.quiet import Quiet
 from dht.sealing import Sealer
 from protocol.admission import Credentials
 from protocol.identifiers import node_id
@@ -84,6 +85,7 @@ class Endpoint:
         self._transport: DatagramTransport | None = None
         self._pending: dict[bytes, _Pending] = {}
         self._late: OrderedDict[bytes, _Pending] = OrderedDict()
+        self._quiet = Quiet()
 
     def attach(self, transport: DatagramTransport) -> None:
         self._transport = transport
@@ -135,7 +137,8 @@ class Endpoint:
             answer = self._serve(request, address, proof)
         except Problem as problem:
             self.counts["not_served"] += 1
-            log.error("request-not-served", detail=problem.detail)
+            if self._quiet.may_say(problem.detail, asyncio.get_running_loop().time()):  # peers ask ten times a second
+                log.error("request-not-served", detail=problem.detail)
             return
         if answer is not None:
             self._send(messages.encode(answer), address)

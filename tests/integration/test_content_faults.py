@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import resource
 import socket
 import sys
@@ -16,10 +18,11 @@ from aiohttp import web
 from dht.content_wire import CHUNK_HEADER, NO_PROBLEM, Asked
 from dht.crowd_wire import encode_told
 from dht.exchange import Exchange
+from dht.packs import Packs, Place
 from protocol.identifiers import digest_of
 from protocol.instances import Progress
 from protocol.manifest import Chunk, Manifest
-from protocol.problems import ContentNotFound, CorruptContent, Unavailable
+from protocol.problems import ContentNotFound, CorruptContent, DiskUnusable, Unavailable
 from tests.content_sites import (
     Answering,
     Site,
@@ -477,6 +480,22 @@ async def test_a_file_system_that_is_full_is_an_error_and_never_a_corruption(tmp
     )
     assert (outcome, held) == ("disk-full", 0)
     assert (tmp_path / "left").read_text().strip() == "0"
+
+
+async def test_a_disk_that_fails_is_not_the_peers_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as first, site(shared, tmp_path, 2) as second:
+        digest = await first.exchange.add(a_file(tmp_path / "blob", noise(2_000_000)))
+
+        def fail(_: Packs, place: Place, data: object) -> None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), f"packs/{place.pack}")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(Packs, "write", fail)
+            with pytest.raises(DiskUnusable, match="Read-only file system"):
+                await fetch(second.exchange, digest)
+        await fetch(second.exchange, digest)
+        assert await bytes_of(second.exchange, digest) == noise(2_000_000)
 
 
 async def test_kill_9_loses_no_chunk_that_was_kept(tmp_path: Path) -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import capture_logs
 
 from dht.overlay import Tuning
 from dht.overlay.messages import decode
+from dht.replica import Replica
 from dht.sealing import MAX_DATAGRAM, Keyring, Sealer
 from protocol.identifiers import node_id, record_key
-from protocol.problems import ConfigError, PortTaken, Unavailable
+from protocol.problems import ConfigError, DiskFull, PortTaken, Unavailable
 from protocol.records import raw_public_key
 from tests.dht_mesh import KEYRING, identity, mesh, node, service
 from tests.waiting import until
@@ -278,3 +280,39 @@ async def test_an_address_that_is_none_is_named() -> None:
     with pytest.raises(ConfigError, match="host:port"):
         async with node(0, bootstrap=["nonsense"]):
             raise AssertionError("started")
+
+
+async def test_a_node_whose_disk_is_full_stays_known_to_others_says_so_once_and_stops_in_peace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = "sha256:" + "7" * 64
+    with capture_logs() as logs:
+        async with node(0) as first, node(1, bootstrap=first.contacts(), database=tmp_path / "state.sqlite") as full:
+            await until(lambda: full.stats()["contacts"])
+            fails_at(full._replica, monkeypatch)
+            await full.announce_content(digest)
+            await full.announce_region(region="eu/full", agents=1, memory_total=2, memory_free=1)
+            assert [record.node for record in await first.providers(digest)] == [full.node]
+            assert [record.node for record in await first.regions("region:eu/full")] == [full.node]
+            for number in range(3):
+                with pytest.raises(Unavailable):
+                    await first.publish(service(f"s{number}"))
+            with pytest.raises(DiskFull):
+                await full.publish(service("promised"))
+    events = [entry["event"] for entry in logs if entry["log_level"] in ("warning", "error")]
+    of_loops = {"step-failed"}  # once for each, if its turn came meanwhile
+    assert {event: events.count(event) for event in set(events) - of_loops} == {
+        "announced-without-a-copy-here": 1,
+        "request-not-served": 1,
+        "contacts-not-remembered": 1,
+    }
+
+
+def fails_at(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on its disk has no room."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise DiskFull("state.sqlite cannot be written: database or disk is full")
+
+    for write in ("put", "mark_spread", "remember"):
+        monkeypatch.setattr(replica.storage, write, refuse)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dht.database import database_problem, open_problem, opened_database, transaction
-from protocol.problems import ConfigError, DiskFull, Unavailable
+from protocol.problems import ConfigError, DiskFull, DiskUnusable, Unavailable
 
 
 @pytest.fixture
@@ -90,3 +90,17 @@ def test_an_error_means_what_its_code_says(tmp_path: Path) -> None:
 def test_the_file_systems_errors_are_told_apart_too(tmp_path: Path) -> None:
     assert type(database_problem(OSError(errno.ENOSPC, "No space left"), tmp_path)) is DiskFull
     assert type(database_problem(PermissionError(errno.EACCES, "no"), tmp_path)) is ConfigError
+
+
+def test_a_file_system_that_cannot_be_written_is_not_the_files_fault(tmp_path: Path) -> None:
+    """Its fix must not be to throw the file away."""
+    path = tmp_path / "state.sqlite"
+    path.touch()
+    with (
+        closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)) as db,
+        pytest.raises(sqlite3.OperationalError, match="readonly") as error,
+    ):
+        db.execute("CREATE TABLE one (value BLOB)")
+    for problem in (database_problem(error.value, path), open_problem(error.value, path)):
+        assert type(problem) is DiskUnusable
+        assert "move" not in (problem.fix or "").lower()

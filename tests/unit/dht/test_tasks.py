@@ -3,8 +3,9 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+from structlog.testing import capture_logs
 
-from dht.tasks import OwnedTasks, running_loops
+from dht.tasks import OwnedTasks, periodically, running_loops
 from protocol.problems import Unavailable
 
 
@@ -53,3 +54,20 @@ async def test_a_loop_that_crashes_ends_the_block() -> None:
         async with running_loops({"short": fail(KeyError("x"))}):
             await for_ever()
     assert raised.group_contains(KeyError)
+
+
+async def test_trouble_of_a_periodic_step_is_logged_as_it_begins_changes_and_ends() -> None:
+    outcomes = iter([Unavailable("full"), Unavailable("full"), Unavailable("broken"), None, None])
+
+    async def step() -> None:
+        outcome = next(outcomes, KeyError("the end"))
+        if outcome is not None:
+            raise outcome
+
+    with capture_logs() as logs, pytest.raises(KeyError):
+        await periodically(0.0, step)
+    assert [(entry["event"], entry.get("detail")) for entry in logs] == [
+        ("step-failed", "full"),
+        ("step-failed", "broken"),
+        ("step-works-again", None),
+    ]

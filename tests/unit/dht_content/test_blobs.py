@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from dht.blobs import BlobStore, opened_store
 from dht.chunking import manifest_of
@@ -122,6 +123,18 @@ def test_damage_is_noticed_when_a_file_is_made_of_it(store: BlobStore, tmp_path:
     with pytest.raises(ContentNotFound), store.materialized(digest):
         pass
     assert not store.has(digest)
+
+
+def test_a_lost_file_is_told_once_and_its_chunks_are_counted(store: BlobStore, tmp_path: Path) -> None:
+    parts = [noise(70_000, seed) for seed in range(5)]
+    digest = keep(store, parts)
+    for pack in (blobs(tmp_path) / "packs").iterdir():
+        pack.unlink()
+    with capture_logs() as logs, pytest.raises(ContentNotFound, match="5 chunks"), store.materialized(digest):
+        pass
+    assert [entry["event"] for entry in logs] == ["chunk-damaged"]
+    assert "No such file" in logs[0]["why"]
+    assert store.damaged == 5
 
 
 def test_a_file_cut_short_is_noticed_and_mended(store: BlobStore, tmp_path: Path) -> None:

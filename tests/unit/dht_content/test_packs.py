@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -141,3 +142,11 @@ def test_a_file_cut_short_is_worth_nothing(packs: Packs, tmp_path: Path) -> None
 def test_synced_without_an_error(packs: Packs) -> None:
     packs.sync()
     assert read(packs, 0) == DATA[0]
+
+
+def test_a_file_system_that_became_read_only_still_serves(packs: Packs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    assert packs.as_file(1, 60_000) is not None
