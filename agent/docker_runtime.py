@@ -105,6 +105,8 @@ class DockerRuntime:
             ready = await self._images.find(source.digest, artifact_of(source.descriptor, source.variant))
             if ready is not None:
                 return ready
+        if on_progress is not None:
+            on_progress(Progress("build", "building the image"))
         replaced = await self._images.identity(source) if force_rebuild else None
         image = await self._images.make(source, force_rebuild=force_rebuild, on_progress=_on_loop(on_progress))
         self._quota.touch(image)

@@ -116,7 +116,6 @@ class Provision:
                     return ready
             await self._fetch(digest, deadline_s, timings, on_progress)
             async with self._builds:
-                on_progress(Progress("build", "building the image"))
                 file = await archive.file()
                 source = Source(descriptor=descriptor, digest=digest, archive=file, variant=variant)
                 with timings.phase("build"):

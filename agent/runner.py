@@ -428,7 +428,8 @@ class Runner:
         lines = error.extra.get("log", ()) if isinstance(error, Problem) else ()
         said = error.detail if isinstance(error, Problem) else str(error)
         tell = log.info if isinstance(error, BadRequest) else log.warning
-        tell("start-failed", instance=slot.id, service=slot.entry.service_id, reason=reason, detail=said)
+        service = slot.entry.service_id or slot.entry.digest
+        tell("start-failed", instance=slot.id, service=service, reason=reason, detail=said)
         now = self._instances.now()
         event: lifecycle.AnyEvent = lifecycle.WorkFailed(now=now, reason=reason, log=tuple(lines))
         if isinstance(error, EngineUnavailable) and slot.entry.instance.resuming:

@@ -105,4 +105,4 @@ def _translated(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{path} cannot be written: {error.strerror}", fix="Free some room.") from None
-        raise BadRequest(f"{path} cannot be written: {error.strerror}") from None
+        raise BadRequest(f"{path} cannot be written: {error.strerror}", fix="Name another file.") from None

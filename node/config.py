@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -20,6 +22,9 @@ DEFAULT_DATA_DIR = Path("~/.local/share/cornerstore")
 DEFAULT_REST_PORT = 7400
 DEFAULT_PEER_PORT = 7401
 DEFAULT_ALIVE_PORT = 5001
+
+_UNKNOWN_KEY = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$\.(?P<table>[\w.]+)`)?")
+"""As msgspec says it."""
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 HostPort = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,253}:[0-9]{1,5}$")]
@@ -136,7 +141,12 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 fix="Make a mesh with `cornerstore bootstrap init`, or join one: `cornerstore bootstrap join TOKEN`.",
             ) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, BadRequest) as error:
-            raise ConfigError(f"{path}: {error}", fix="Correct the file; docs/operations.md lists every key.") from None
+            meant = _meant_key(str(error))
+            raise ConfigError(
+                f"{path}: {error}",
+                fix=f"{f'Perhaps `{meant}` was meant. ' if meant else ''}Correct the file; "
+                "docs/operations.md lists every key.",
+            ) from None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         return config
@@ -151,3 +161,14 @@ def _without_none(value: object) -> object:
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return value
+
+
+def _meant_key(message: str) -> str:
+    """The key that stands in the same table and looks like the unknown one that `message` names, if there is one."""
+    unknown = _UNKNOWN_KEY.search(message)
+    if unknown is None:
+        return ""
+    table: Any = NodeConfig
+    for part in (unknown["table"] or "").split("."):
+        table = next((field.type for field in msgspec.structs.fields(table) if field.name == part), table)
+    return next(iter(get_close_matches(unknown["key"], [f.name for f in msgspec.structs.fields(table)], n=1)), "")

@@ -16,14 +16,14 @@ from typing import Protocol
 
 import structlog
 from zeroconf import Error as ZeroconfError
-from zeroconf import IPVersion, ServiceStateChange, Zeroconf
+from zeroconf import IPVersion, NonUniqueNameException, ServiceStateChange, Zeroconf
 from zeroconf.asyncio import AsyncServiceBrowser, AsyncServiceInfo
 
 from client.discovery import RESOLVE_TIMEOUT_MS, open_zeroconf
 from client.dnssd import TXT_VERSION, host_name
 from dht.tasks import OwnedTasks
 from protocol.identifiers import is_node_id
-from protocol.problems import ConfigError
+from protocol.problems import ConfigError, Conflict
 
 SERVICE_TYPE = "_cornerstore-n._udp.local."
 MAX_RESOLVING = 64
@@ -47,7 +47,7 @@ async def met_neighbours(
     """Show this node on the interface of `host`, and introduce the others of its mesh, for the time of the block.
 
     `root`: the mark of the mesh's root certificate (`bootstrap.mesh_mark`). Raises ConfigError if `host` cannot be used
-    for multicast.
+    for multicast, Conflict if another node of this identity is there.
     """
     info = AsyncServiceInfo(
         SERVICE_TYPE,
@@ -63,6 +63,12 @@ async def met_neighbours(
             lookout = _Lookout(directory, tasks, root=root, own=node)
             try:
                 announcements = await zeroconf.async_register_service(info)
+            except NonUniqueNameException:
+                raise Conflict(
+                    f"another node of this identity ({node[:8]}) shows itself on this network",
+                    fix="Two nodes must not run from copies of one data directory: end the other one, or give this "
+                    "machine an identity of its own with `cornerstore bootstrap join`.",
+                ) from None
             except ZeroconfError as error:
                 raise ConfigError(
                     f"this node cannot be announced: {str(error) or type(error).__name__}",

@@ -79,15 +79,20 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
         return _foreign(error)
     except web.RequestPayloadError as error:
         return problem_response(BadRequest(f"the body cannot be read: {error}"))
-    except ConnectionResetError:
-        log.debug("client-gone", method=request.method, path=request.path)
-        return web.Response(status=CLIENT_GONE)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, ConnectionError) and _client_gone(request):
+            log.debug("client-gone", method=request.method, path=request.path)
+            return web.Response(status=CLIENT_GONE)
         log.exception("unforeseen-failure", method=request.method, path=request.path)
         where = current_header().split("-")[1:2]
         return problem_response(
             Problem("This node met a fault of its own.", fix=f"Its log has the details: trace {''.join(where)}.")
         )
+
+
+def _client_gone(request: web.Request) -> bool:
+    """A handler's own calls may lose their connections, too: only the caller's counts."""
+    return request.transport is None or request.transport.is_closing()
 
 
 def _foreign(error: web.HTTPException) -> web.Response:

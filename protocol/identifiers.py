@@ -77,7 +77,7 @@ def check_category(text: str) -> str:
     if not text.startswith("/") or not _CATEGORY.fullmatch(text) or len(category) > MAX_CATEGORY:
         raise BadRequest(
             f"{text[:80]!r} is not a category",
-            fix=f"A category is a path such as /image/object_detection, of at most {MAX_CATEGORY} characters.",
+            fix=f"A category begins with a slash, such as /image/faces, and has at most {MAX_CATEGORY} characters.",
         )
     return category
 

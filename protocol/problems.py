@@ -192,7 +192,9 @@ class ConfigError(Problem):
 
 
 class PortTaken(Problem):
-    status, slug, title = 409, "port-taken", "Another program listens on this port"
+    """Another program listens there, or the address is not of this machine: `detail` says which."""
+
+    status, slug, title = 409, "port-taken", "The address cannot be bound"
 
 
 class JoinRefused(Problem):

@@ -1,8 +1,10 @@
 """The command line `cornerstore`. Each command's module is imported when it is asked for: starting stays quick."""
 
+import click
+
 from node.cli.framework import LazyGroup
 
-main = LazyGroup(
+_commands = LazyGroup(
     name="cornerstore",
     help="A peer-to-peer microservice store for the edge: a shop at every corner.",
     commands_at={
@@ -31,5 +33,7 @@ main = LazyGroup(
         "demo": "node.cli.operators:demo",
     },
 )
+
+main = click.version_option(package_name="cornerstore")(_commands)
 
 __all__ = ["main"]

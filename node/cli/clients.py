@@ -33,10 +33,11 @@ STATE_STYLE = {State.RUNNING: "green", State.FAILED: "red", State.STOPPED: "dim"
 @click.command(cls=Command, without=("--controller",))
 @click.option("--wait", type=Duration(0.1, 60), default=2.0, show_default=True, help="Seconds to listen.")
 @click.option("--mesh", help="Only controllers of this mesh.")
-def discover(wait: float, mesh: str | None) -> None:
+@click.option("--region", help="Only controllers of this region.")
+def discover(wait: float, mesh: str | None, region: str | None) -> None:
     """List the controllers that announce themselves on this network."""
     session = command_session()
-    found = asyncio.run(_discover(session, wait, mesh))
+    found = asyncio.run(_discover(region or session.region, wait, mesh))
     session.output.give(
         [_found_json(c) for c in found],
         table(
@@ -46,10 +47,10 @@ def discover(wait: float, mesh: str | None) -> None:
     )
 
 
-async def _discover(session: Session, wait_s: float, mesh: str | None) -> list[FoundController]:
+async def _discover(region: str | None, wait_s: float, mesh: str | None) -> list[FoundController]:
     from client import discover as ask
 
-    return await ask(timeout_s=wait_s, mesh=mesh, region=session.region)
+    return await ask(timeout_s=wait_s, mesh=mesh, region=region)
 
 
 def _found_json(controller: FoundController) -> dict[str, Any]:
@@ -80,7 +81,7 @@ def _start_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Start a service, by name or by meaning.")
 @click.argument("service", required=False)
 @_start_options
 def start(service: str | None, **options: Any) -> None:
@@ -155,16 +156,23 @@ async def _start(session: Session, client: ControllerClient, request: StartReque
 
     book = LeaseBook(session.data_dir)
     request = msgspec.structs.replace(request, leases=book.tokens(client.url))
-    with session.output.progress() as on_progress:
-        try:
-            answer = await client.start(request, on_progress)
-        except NoMatchingService:
-            digest = await whole_digest(client, request.service or "")
-            if digest is None:
-                raise
-            answer = await client.start(msgspec.structs.replace(request, service=digest), on_progress)
+    try:
+        with session.output.progress() as on_progress:
+            try:
+                answer = await client.start(request, on_progress)
+            except NoMatchingService:
+                digest = await whole_digest(client, request.service or "")
+                if digest is None:
+                    raise
+                answer = await client.start(msgspec.structs.replace(request, service=digest), on_progress)
+    except asyncio.CancelledError:
+        session.output.note(LEFT_ALONE)
+        raise
     book.remember(answer, client.url)
     return answer
+
+
+LEFT_ALONE = "Interrupted. A start that had begun goes on for a minute; `cornerstore ps` shows it."
 
 
 def _timings(answer: StartAnswer) -> str:
@@ -357,7 +365,7 @@ def remove(instance: str, token: str | None) -> None:
     _on_lease(instance, token, lambda client, name, lease: client.remove(name, lease), ends=True)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Start a service if need be, and post a file to it.")
 @click.argument("service")
 @click.argument("path")
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))

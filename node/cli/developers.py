@@ -85,7 +85,7 @@ def _described(descriptor: ServiceDescriptor) -> RenderableType:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Publish a CSAR or a folder.")
 @click.argument("source", type=_existing)
 def publish(source: Path) -> None:
     """Publish SOURCE (a CSAR, or a folder that is packed first) through a controller, which keeps it."""
@@ -122,7 +122,7 @@ def _signed(session: Session, archive: Path, descriptor: ServiceDescriptor) -> S
     return signed_archive(archive, descriptor, publisher_key(session.data_dir))
 
 
-@click.command(cls=Command, without=ASKS)
+@click.command(cls=Command, without=ASKS, short_help="Serve archives from this machine until Ctrl-C.")
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 def seed(files: tuple[Path, ...]) -> None:
     """Serve FILES from this machine, as a store node of its mesh, until Ctrl-C.
@@ -138,7 +138,7 @@ def seed(files: tuple[Path, ...]) -> None:
     seed_files(session, signed)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="List published services.")
 @click.argument("text", required=False)
 @click.option("--category", metavar="PATH", help="This category and all below it.")
 @click.option("--input", "inputs", metavar="TYPE", multiple=True)
@@ -183,7 +183,7 @@ def search(
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Show one published service.")
 @click.argument("service")
 def show(service: str) -> None:
     """Show the published SERVICE (an id, a name, a digest or the beginning of one)."""
@@ -304,7 +304,7 @@ def own_record(found: Sequence[ServiceView], service: str, publisher: str) -> Se
     return _sole(own or found, service)
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Take a service off the mesh.")
 @click.argument("service")
 def withdraw(service: str) -> None:
     """Take SERVICE (a digest, an id or a name), published by this machine's key, off the mesh."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib
-from collections.abc import Collection, Mapping
+import signal
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -69,7 +73,8 @@ class LazyGroup(Group):
         session = ctx.ensure_object(Session)
         session.configure_logging()
         try:
-            return super().invoke(ctx)
+            with _ended_as_by_ctrl_c():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except (KeyboardInterrupt, EOFError):
@@ -80,6 +85,27 @@ class LazyGroup(Group):
             problem = sole_problem(error)
             session.output.fail(problem if problem is not None else _unforeseen(error))
             ctx.exit(1)
+
+
+@contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """A closed terminal and `kill` end a command as Ctrl-C does: it puts away what it began. `nohup` is obeyed."""
+    taken = []
+    if threading.current_thread() is threading.main_thread():
+        taken = [s for s in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(s) is signal.SIG_DFL]
+    for each in taken:
+        signal.signal(each, _interrupt)
+    try:
+        yield
+    finally:
+        for each in taken:
+            signal.signal(each, signal.SIG_DFL)
+
+
+def _interrupt(_: int, __: FrameType | None) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell has it for what runs in the background
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
 
 
 def sole_problem(error: BaseException) -> Problem | None:

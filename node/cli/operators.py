@@ -185,7 +185,7 @@ def demo(stay: bool) -> None:
     asyncio.run(tell_story(stay=stay))
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="Show this machine's node, and the mesh as a tree.")
 def status() -> None:
     """Show this machine's node, and the tree of regions with room, agents and what runs here."""
     from node.cli.region_tree import region_tree
@@ -258,7 +258,7 @@ def agents() -> None:
     )
 
 
-@click.command(cls=Command)
+@click.command(cls=Command, short_help="List the regions known here, and their room.")
 def regions() -> None:
     """List the regions that the controller knows, and what they could still host."""
     session = command_session()

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PIPED_WIDTH = 240
 """Columns where stdout is no terminal: nothing is folded that a person may copy or `grep`."""
 
+IN_STEPS = frozenset({"build"})
+"""Phases whose progress counts steps, not bytes."""
+
 
 class Output:
     """One command's output. What comes from the network is shown as plain text, whatever control codes it holds."""
@@ -86,7 +89,7 @@ def _bars() -> Iterator[OnProgress]:
 
         def render(self, task: Task) -> Text:
             speed = task.finished_speed or task.speed
-            return Text(f"{size(int(speed))}/s" if speed and task.total else "")
+            return Text(f"{size(int(speed))}/s" if speed and task.total and task.fields["bytes"] else "")
 
     tasks: dict[str, Any] = {}
     with Bars(
@@ -105,16 +108,27 @@ def _bars() -> Iterator[OnProgress]:
             if step.phase not in tasks:
                 for earlier in tasks.values():
                     bars.stop_task(earlier)
-                tasks[step.phase] = bars.add_task("", total=None, phase=readable(step.phase)[:8], amount="")
+                tasks[step.phase] = bars.add_task(
+                    "", total=None, phase=readable(step.phase)[:8], amount="", bytes=step.phase not in IN_STEPS
+                )
             bars.update(
                 tasks[step.phase],
                 total=step.total or None,
                 completed=step.done,
-                amount=f"{size(step.done)} of {size(step.total)}" if step.total else "",
+                amount=amount(step),
                 description=readable(step.message)[:60],
             )
 
         yield show
+
+
+def amount(step: Progress) -> str:
+    """How far a step of known length is, in bytes or in steps."""
+    if not step.total:
+        return ""
+    if step.phase in IN_STEPS:
+        return f"{step.done} of {step.total}"
+    return f"{size(step.done)} of {size(step.total)}"
 
 
 def _lines() -> OnProgress:

@@ -21,6 +21,7 @@ from client.phone import Phone
 from node.cli import main
 from node.discovery import ControllerBrowser, announced, watched_for_namesakes
 from node.neighbours import met_neighbours
+from protocol.problems import Conflict
 from tests.stub_controller import stub_controller
 from tests.waiting import until
 
@@ -233,6 +234,14 @@ async def neighbour(root: str, node: str, dht_port: int) -> AsyncIterator[Heard]
     heard = Heard()
     async with met_neighbours(heard, host="127.0.0.1", dht_port=dht_port, root=root, node=node, site="corner"):
         yield heard
+
+
+async def test_a_second_node_of_one_identity_is_told_of_the_first() -> None:
+    root, node = secrets.token_hex(8), secrets.token_hex(20)
+    async with neighbour(root, node, 7411):
+        with pytest.raises(Conflict, match=node[:8]):
+            async with neighbour(root, node, 7421):
+                pass
 
 
 async def test_nodes_of_one_mesh_meet_on_the_link_whatever_their_roles() -> None:

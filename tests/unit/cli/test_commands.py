@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -411,6 +413,31 @@ def test_an_unforeseen_fault_shows_no_traceback_unless_asked(alone: Shell, monke
     assert "--debug" in result.stderr
     assert "Traceback" not in result.stderr
     assert isinstance(alone(*arguments, "--debug").exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_a_command_lets_it_put_away_what_it_began(
+    alone: Shell, monkeypatch: pytest.MonkeyPatch, ending: signal.Signals
+) -> None:
+    assert threading.current_thread() is threading.main_thread(), "else the signal would end this process"
+    put_away = []
+
+    async def interrupted(*_: object) -> None:
+        try:
+            signal.raise_signal(ending)
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0)
+            put_away.append(ending)
+
+    monkeypatch.setattr("node.cli.clients._discover", interrupted)
+    assert alone("discover").exit_code == 130
+    assert put_away == [ending]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_the_version_is_told(alone: Shell) -> None:
+    assert alone("--version").stdout == f"cornerstore, version {version('cornerstore')}\n"
 
 
 def test_a_problem_inside_a_task_group_is_still_a_problem() -> None:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from node.cli.output import Output, lasting, readable, remaining, size
+from node.cli.output import Output, amount, lasting, readable, remaining, size
 from protocol.instances import Progress
 from protocol.problems import NoCapacity
 
@@ -43,6 +43,12 @@ def test_time_that_remains_is_said_in_one_unit() -> None:
     assert remaining(time.time() + 3599) == "60 min"
     assert remaining(time.time() + 86_400) == "24 h"
     assert remaining(time.time() + 365 * 86_400) == "365 days"
+
+
+def test_a_build_counts_steps_and_a_download_bytes() -> None:
+    assert amount(Progress("build", "RUN make", 4, 8)) == "4 of 8"
+    assert amount(Progress("fetch", "from 1 peer", 4, 8)) == "4 B of 8 B"
+    assert amount(Progress("verify", "reading", 4)) == ""
 
 
 def test_a_bar_shows_bytes_rate_and_peers(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

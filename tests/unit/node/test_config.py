@@ -48,6 +48,17 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
     assert caught.value.fix
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [("reigon = 1\n", "region"), ("[content]\nqouta_gb = 1\n", "quota_gb"), ("[agent.docker]\nurll = 1\n", "url")],
+)
+def test_the_key_that_was_meant_is_named(tmp_path: Path, text: str, meant: str) -> None:
+    (tmp_path / FILE_NAME).write_text(f'mesh = "m"\nregion = "r"\n{text}')
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig.load(tmp_path)
+    assert f"`{meant}` was meant" in caught.value.fix
+
+
 def test_no_config_says_how_to_begin(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         NodeConfig.load(tmp_path)

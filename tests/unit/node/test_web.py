@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 
 import aiohttp
 import pytest
 from aiohttp import web
+from structlog.testing import capture_logs
 
 from dht.peer_http import PEER, PeerHttp
 from node.web import bind, members_only, serving
@@ -23,8 +25,8 @@ async def failing(request: web.Request) -> web.Response:
         raise NoMatchingService("nothing counts words here", fix="Publish one.")
     if kind == "group":
         raise ExceptionGroup("tasks", [ExceptionGroup("inner", [NoCapacity("full", retry_after=2.4)])])
-    if kind == "gone":
-        raise ConnectionResetError("Cannot write to closing transport")
+    if kind == "lost":
+        raise ConnectionResetError("of a peer that the handler asked")
     if kind == "http":
         raise web.HTTPExpectationFailed
     raise ZeroDivisionError("a secret path")
@@ -139,13 +141,30 @@ def test_a_foreign_address_is_refused_with_its_fix() -> None:
 
 
 async def test_a_client_that_goes_away_is_no_fault_of_this_node() -> None:
+    ended = asyncio.Event()
+
+    async def endless(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        try:
+            while True:
+                await response.write(b"0" * 65_536)
+        finally:
+            ended.set()
+
     sock = bind("127.0.0.1", None, 0)
-    async with (
-        serving(sock, [web.get("/fail", failing)]),
-        aiohttp.ClientSession() as session,
-        session.get(f"http://127.0.0.1:{sock.getsockname()[1]}/fail?kind=gone") as response,
-    ):
-        assert response.status == 499
+    with capture_logs() as logs:
+        async with serving(sock, [web.get("/endless", endless)]), aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{sock.getsockname()[1]}/endless") as response:
+                await response.content.read(1)
+            await asyncio.wait_for(ended.wait(), 5)
+    assert "unforeseen-failure" not in {entry["event"] for entry in logs}
+
+
+async def test_a_connection_that_the_handler_itself_lost_is_a_fault() -> None:
+    status, body, _ = await ask("/fail?kind=lost")
+    assert status == 500
+    assert "trace" in str(body["fix"])
 
 
 async def test_a_body_that_cannot_be_read_is_the_sender_s() -> None:
