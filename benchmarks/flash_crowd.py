@@ -7,7 +7,8 @@ Reference: `docker-registry` at the seed's site, the same archive as an image's 
 over the same links (plain HTTP).
 
 `registry`: the registry's time to the last of the largest crowd over ours. `seeder_uploads`: bytes that left the seed's
-site (all of them, see `benchmarks.limited_sites`) over the archive's size.
+site (all of them, see `benchmarks.limited_sites`) over the archive's size. `lookups_per_site`: with a question, for
+whatever purpose, while the crowd fetched; `datagrams_per_site`: requests that each site sent in the overlay meanwhile.
 
     make bench-flash-crowd ARGS="--rate-mbit 100 --size-mb 48"
 """
@@ -37,18 +38,23 @@ async def ours(there: LimitedSites, crowd: int, size: int) -> dict[str, Any]:
     digest, archive = await there.publish(size)
     names = there.askers[:crowd]
     urls = [content_url(there.sites[name], digest) for name in names]
+    asked = await there.overlay_counts(names)
     before, busy, cpu = await there.sent_bytes(SEED), _busy_s(), there.node_cpu_s()
     began = time.monotonic()
     times = await all_at_once(there, names, urls, digest)
     wall = time.monotonic() - began
+    cpu, busy = there.node_cpu_s() - cpu, (_busy_s() - busy) / wall / (os.cpu_count() or 1)
     sent = await there.sent_bytes(SEED) - before
+    asked_since = await there.overlay_counts(names)
     return {
         "sites": crowd,
         "last_s": times[-1],
         "median_s": statistics.median(times),
         "seeder_uploads": sent / archive,
-        "node_cpu_s": there.node_cpu_s() - cpu,
-        "processors_busy": (_busy_s() - busy) / wall / (os.cpu_count() or 1),
+        "node_cpu_s": cpu,
+        "processors_busy": busy,
+        "lookups_per_site": (asked_since["lookups_count"] - asked["lookups_count"]) / crowd,
+        "datagrams_per_site": (asked_since["datagrams_calls"] - asked["datagrams_calls"]) / crowd,
     }
 
 

@@ -67,6 +67,16 @@ class LimitedSites:
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
 
+    async def overlay_counts(self, names: Sequence[str]) -> dict[str, float]:
+        """Lookups with a question, and requests sent in them and otherwise, by these sites together so far."""
+        counts = {"lookups_count": 0.0, "datagrams_calls": 0.0}
+        for name in names:
+            shown = await self.bed.run(self.host(name), "curl", "-sS", f"{self.sites[name].running.rest}/metrics")
+            for count in counts:
+                (line,) = [one for one in shown.splitlines() if one.startswith(f'cornerstore_dht{{name="{count}"}}')]
+                counts[count] += float(line.split()[1])
+        return counts
+
     async def publish(self, size: int) -> tuple[str, int]:
         """A new service with `size` incompressible bytes, published at the seed: its digest, its archive's size."""
         seed = self.sites[SEED]

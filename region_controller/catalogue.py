@@ -141,8 +141,12 @@ class Catalogue:
         return resolution.known_first(self._with_own(name, matches, fits), self._standing)
 
     async def by_digest(self, digest: str) -> list[ServiceRecord]:
-        """The records of one service, one per publisher, newest first."""
-        return resolution.newest_versions(await self._lookup(f"service:{digest}"))
+        """The records of one service, one per publisher, newest first.
+
+        Who downloads, shows or publishes one service asks once: unlike what is searched and started, it is not kept
+        fresh, for which the nodes nearest to it would be asked every second.
+        """
+        return resolution.newest_versions(await self._lookup(f"service:{digest}", watch=False))
 
     # --- whom to prefer -----------------------------------------------------------------------------------------------
 
@@ -173,9 +177,9 @@ class Catalogue:
 
     # --- what the mesh has ------------------------------------------------------------------------------------------
 
-    async def _lookup(self, name: str) -> tuple[ServiceRecord, ...]:
+    async def _lookup(self, name: str, *, watch: bool = True) -> tuple[ServiceRecord, ...]:
         """One record per publisher, id and name, newest first."""
-        return self._with_own(name, (await self._known.at(name)).records, lambda _: True)
+        return self._with_own(name, (await self._known.at(name, watch=watch)).records, lambda _: True)
 
     def _with_own(
         self, name: str, found: Sequence[ServiceRecord], fits: Callable[[ServiceRecord], bool]

@@ -104,8 +104,11 @@ class KnownNames:
         """Ask the mesh before the next answer."""
         self._known.pop(name, None)
 
-    async def at(self, name: str) -> Found:
-        """Raises Unavailable if the mesh does not answer and nothing is known."""
+    async def at(self, name: str, *, watch: bool = True) -> Found:
+        """`watch`: it is to be kept fresh, since people may ask for it again and again.
+
+        Raises Unavailable if the mesh does not answer and nothing is known.
+        """
         now, known = self._monotonic(), self._known.get(name)
         if known is not None:
             known.asked_at = now
@@ -122,7 +125,7 @@ class KnownNames:
                 log.warning("catalogue-answers-from-memory", name=name, age_s=round(age))
                 return known.found
             raise
-        if found.records and name not in self._watched and len(self._watched) < MAX_WATCHED:
+        if watch and found.records and name not in self._watched and len(self._watched) < MAX_WATCHED:
             self._watched.add(name)
             self._spawn(self._watch(name))
         return found

@@ -250,6 +250,17 @@ async def test_what_is_asked_for_is_kept_fresh_behind_the_answers_for_a_while() 
     assert bench.directory.asked[-1] == "category:/"
 
 
+async def test_what_is_only_downloaded_or_shown_is_not_kept_fresh() -> None:
+    bench = Bench(a_service(digest="1"))
+    record = bench.directory.found[0]
+    assert await bench.catalogue.by_digest(record.digest) == [record]
+    for _ in range(5):
+        await bench.pass_time(1.0)
+    assert bench.directory.asked == [f"service:{record.digest}"]
+    await bench.catalogue.by_digest(record.digest)
+    assert len(bench.directory.asked) == 2, "no answer is older than two seconds"
+
+
 async def test_no_more_than_some_names_are_kept_fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("region_controller.known_names.MAX_WATCHED", 2)
     bench = Bench(a_service(category="/a/b/c/d"))
