@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import socket
 import ssl
 import time
@@ -12,6 +13,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import structlog
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from dht.content_wire import OPENING
 from dht.peer_http import PEER
@@ -33,6 +35,21 @@ TRACE_RESPONSE = "traceresponse"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 IdentifyPeer = Callable[[ssl.SSLObject | None], PeerIdentity | None]
+
+
+class _MalformedInOneLine(logging.Filter):
+    """What does not speak HTTP is everyday on an open port: the HTTP library would log a traceback for each."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, HttpProcessingError):
+            return True
+        log.debug("request-malformed", why=error.message[:200])
+        return False
+
+
+_http_log = logging.getLogger("node.web.http")
+_http_log.addFilter(_MalformedInOneLine())
 
 
 def problem_response(problem: Problem) -> web.Response:
@@ -202,7 +219,14 @@ async def serving(
         client_max_size=MAX_BODY,
     )
     app.add_routes(routes)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=drain_s, keepalive_timeout=30)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        logger=_http_log,
+        handle_signals=False,
+        shutdown_timeout=drain_s,
+        keepalive_timeout=30,
+    )
     await runner.setup()
     try:
         if take_content is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import resource
 import signal
 import time
 from collections.abc import Mapping, Sequence
@@ -29,10 +30,24 @@ from protocol.records import ServiceRecord, Signed
 SHOW_EVERY_S = 1.0
 CONTROLLER_WAIT_S = 10.0
 LOOK_EVERY_S = 0.2
+MAX_OPEN_FILES = 65_536
+
+
+def open_file_limit(soft: int, hard: int) -> int:
+    """How many files a node's process allows itself. Each connection is one: the usual 1,024 are taken by one careless
+    client, and then phones wait."""
+    wanted = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    return soft if soft == resource.RLIM_INFINITY else max(soft, wanted)
+
+
+def allow_connections() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_file_limit(soft, hard), hard))
 
 
 def serve_node(session: Session) -> None:
     """`up`: the node that config.toml describes. Logs to stderr, says on stdout where it is reached."""
+    allow_connections()
     session.configure_logging(logging.DEBUG if session.debug else logging.INFO)
     config = NodeConfig.load(session.data_dir)
 
@@ -55,6 +70,7 @@ def seed_files(session: Session, signed: Sequence[tuple[Path, Signed]]) -> None:
         _publish_through(session, local.rest, signed)
         return
     config = msgspec.structs.replace(NodeConfig.load(session.data_dir), roles=("store",))
+    allow_connections()
 
     async def work() -> None:
         stop = stop_signal()

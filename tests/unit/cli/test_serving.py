@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import resource
 import time
 
 import msgspec
+import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.traffic import ContentStats
-from node.cli.serving import controller_note, fetched_since, next_steps, publisher_of
+from node.cli.serving import MAX_OPEN_FILES, controller_note, fetched_since, next_steps, open_file_limit, publisher_of
 from protocol.records import ServiceRecord, Signed, raw_public_key, sign
 
 
@@ -79,3 +81,17 @@ async def test_only_a_record_that_stands_makes_another_needless() -> None:
     for over in ({"withdrawn": True}, {"expiry": int(time.time()) - 1}, {"digest": "sha256:" + "2" * 64}):
         directory = Records(sign(msgspec.structs.replace(standing, **over), key))
         assert await publisher_of(directory, standing.digest) is None
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "allowed"),
+    [
+        (1024, 524_288, MAX_OPEN_FILES),
+        (1024, 4096, 4096),
+        (1024, resource.RLIM_INFINITY, MAX_OPEN_FILES),
+        (1_000_000, 1_000_000, 1_000_000),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, resource.RLIM_INFINITY),
+    ],
+)
+def test_a_node_opens_as_many_files_as_it_may_and_never_fewer_than_before(soft: int, hard: int, allowed: int) -> None:
+    assert open_file_limit(soft, hard) == allowed

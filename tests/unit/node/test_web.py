@@ -181,3 +181,15 @@ async def test_a_body_that_cannot_be_read_is_the_sender_s() -> None:
         ) as response,
     ):
         assert response.status == 400
+
+
+async def test_what_is_no_http_costs_one_quiet_line_and_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    sock = bind("127.0.0.1", None, 0)
+    with capture_logs() as logs:
+        async with serving(sock, []):
+            reader, writer = await asyncio.open_connection(*sock.getsockname())
+            writer.write(b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n\r\n")
+            assert b" 400 " in await reader.readline()
+            writer.close()
+    assert [(entry["event"], entry["log_level"]) for entry in logs] == [("request-malformed", "debug")]
+    assert not caplog.records
