@@ -53,7 +53,7 @@ async def invoke(
             method or ("GET" if body is None else "POST"), url, data=body, headers=headers, timeout=timeout
         ) as response:
             if response.status >= 400:
-                raise await _error(response, url)
+                raise await _error(response, url, answer.instance)
             return await read_bounded(response.content.iter_any(), MAX_REPLY_BYTES, "the reply")
 
     caller = stamina.AsyncRetryingCaller(attempts=None, timeout=PATIENCE_S, wait_initial=0.05, wait_max=0.5)
@@ -68,10 +68,11 @@ async def invoke(
         ) from error
 
 
-async def _error(response: aiohttp.ClientResponse, url: str) -> ServiceError:
+async def _error(response: aiohttp.ClientResponse, url: str, instance: str) -> ServiceError:
     reply = await response.content.read(MAX_ERROR_BYTES)
     return ServiceError(
         f"the service at {url} answered {response.status} {response.reason}",
+        fix=f"Its reply says more, or its log: `cornerstore logs {instance}`.",
         answered=response.status,
         reply=plain_reply(reply.decode("utf-8", "replace"), response.content_type),
     )

@@ -188,6 +188,7 @@ async def test_a_service_is_called_at_its_own_address(stub: StubController, clie
     with pytest.raises(ServiceError) as caught:
         await client.invoke(answer, "/nothing", b"")
     assert caught.value.extra["answered"] == 404
+    assert f"cornerstore logs {answer.instance}" in caught.value.fix
     with pytest.raises(BadRequest):
         await client.invoke(answer, "wordcount", b"")
 
