@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from protocol.problems import CorruptContent, DiskUnusable, NotFound, Problem, T
 
 _ASK_S = 10.0
 _IDLE_S = 5.0
+_KEPT_BUFFER = 1 << 20
+"""Bytes that a thread keeps between answers, at most: as much as the largest chunk that is cut here."""
 
 OnChunk = Callable[[int, memoryview | None], None]
 """Hears, in a thread, the index in the list asked for and the chunk's unverified bytes, or None if the peer lacks it.
@@ -32,6 +35,7 @@ class ContentClient:
     def __init__(self, http: PeerHttp, streams: PeerStreams) -> None:
         self._http = http
         self._streams = streams
+        self._own = threading.local()
 
     async def manifest(self, address: str, digest: str) -> tuple[Manifest, bool]:
         """The manifest, and whether the peer has the whole blob."""
@@ -59,10 +63,10 @@ class ContentClient:
         `crowd`: the blob they are wanted for, if the peer may send this node elsewhere (then `on_elsewhere` hears the
         index in the list, in the thread); None: it is to send them.
         """
-        buffer = memoryview(bytearray(max(c.length for c in wanted)))
         header = memoryview(bytearray(CHUNK_HEADER.size))
 
         def read(stream: Stream) -> None:
+            buffer = self._buffer(max(c.length for c in wanted))
             for index, chunk in enumerate(wanted):
                 stream.read_into(header)
                 (length,) = CHUNK_HEADER.unpack(header)
@@ -82,6 +86,16 @@ class ContentClient:
             raise
         except Problem as problem:
             raise Unavailable(f"node {address} answered: {problem.detail}") from problem
+
+    def _buffer(self, size: int) -> memoryview:
+        """Of the thread that reads; the one before unless it is too small. To take and clear new memory for each answer
+        keeps Python locked, and the processor's cache cold."""
+        kept: memoryview | None = getattr(self._own, "buffer", None)
+        if kept is None or len(kept) < size:
+            kept = memoryview(bytearray(size))
+            if size <= _KEPT_BUFFER:
+                self._own.buffer = kept
+        return kept
 
     @asynccontextmanager
     async def _answer(

@@ -159,7 +159,9 @@ class PeerStreams:
                 raise
         sock = self._connected(address, stream)
         try:
-            return sock, _begin(sock, request, idle_s, stream)
+            problem_size = _begin(sock, request, idle_s, stream)
+            self._remember_session(address, sock)
+            return sock, problem_size
         except BaseException:
             sock.close()
             raise
@@ -189,6 +191,18 @@ class PeerStreams:
             raise
         return sock
 
+    def _remember_session(self, address: str, sock: socket.socket) -> None:
+        """The session of a new connection, which came with its first answer. Python copies it, certificates and all,
+        whenever it is looked at, and is locked meanwhile: not after each answer."""
+        session = sock.session if isinstance(sock, ssl.SSLSocket) else None
+        if session is None:
+            return
+        with self._lock:
+            self._sessions.pop(address, None)
+            self._sessions[address] = session
+            if len(self._sessions) > MAX_SESSIONS:
+                del self._sessions[next(iter(self._sessions))]
+
     def _take(self, address: str) -> socket.socket | None:
         now = time.monotonic()
         with self._lock:
@@ -205,11 +219,6 @@ class PeerStreams:
         now = time.monotonic()
         with self._lock:
             self._kept.setdefault(address, []).append((now, sock))
-            if isinstance(sock, ssl.SSLSocket) and sock.session is not None:  # it came with the answer
-                self._sessions.pop(address, None)
-                self._sessions[address] = sock.session
-                if len(self._sessions) > MAX_SESSIONS:
-                    del self._sessions[next(iter(self._sessions))]
             for other, kept in list(self._kept.items()):
                 while kept and now - kept[0][0] >= KEPT_S:
                     kept.pop(0)[1].close()

@@ -5,10 +5,12 @@ integer: the position of a chunk in the manifest. Rules:
 
 * Rarest first among a window of free pieces, in the order handed in (which the shell shuffles, so that many sites that
   fetch one blob at once soon hold different parts and serve each other).
-* Outside of a crowd, a provider faster than `in_order_rate` is asked in the order of the blob instead, so that the
+* Outside of a crowd, a provider as fast as `fast_rate` is asked in the order of the blob instead, so that the
   whole can be hashed while it comes.
 * Each provider has `depth` requests under way (one if there are more than `few` providers: chunks that wait in a long
-  queue at one peer cannot be had from another), sized to about `batch_s` seconds at the rate it has shown.
+  queue at one peer cannot be had from another; and one if it is as fast as `fast_rate` and not alone: then the network
+  is not what one waits for, and more connections only share this machine's processors), sized to about `batch_s`
+  seconds at the rate it has shown. Towards the end they are smaller, but never shorter than `least_s`.
 * A provider on this machine's own network is asked first, and others not at all for what it gives, as long as it does
   well (`near_rate`): what the LAN has shall not cross the uplink. It does not if it failed, is busy, or was silent or
   slow for `near_late_s`. While one is being met, nobody afar is asked for anything, for at most `near_wait_s`.
@@ -40,7 +42,8 @@ class Limits:
     few: int = 4
     batch_s: float = 0.5
     first_batch: int = 1 << 20
-    max_batch: int = 4 << 20
+    max_batch: int = 8 << 20
+    least_s: float = 0.005
     max_pieces: int = 64
     window: int = 128
     strikes: int = 3
@@ -52,7 +55,7 @@ class Limits:
     min_rate: float = 8 << 10
     endgame_s: float = 0.5
     elsewhere_s: float = 1.0
-    in_order_rate: float = 24 << 20
+    fast_rate: float = 24 << 20
     near_rate: float = 4 << 20
     near_late_s: float = 1.0
     near_wait_s: float = 0.5
@@ -284,17 +287,23 @@ class Picker:
         self._sparing = frozenset(name for name in self.active if self._spares_others(name, now))
         self._spared = self._given_near(now)
         best_first = sorted(self.active, key=lambda name: (not self._providers[name].near, -self._providers[name].rate))
-        depth = self._limits.depth if len(best_first) <= self._limits.few else 1
         if any(until > now for until in self._expected.values()):
             best_first = [name for name in best_first if self._providers[name].near]
-        for _ in range(depth):
-            for name in best_first:
+        depths = {name: self._depth(self._providers[name]) for name in best_first}
+        for _ in range(max(depths.values(), default=0)):
+            for name, depth in depths.items():
                 provider = self._providers[name]
-                if len(provider.requests) < min(depth, provider.depth) and provider.rest_until <= now:
+                if len(provider.requests) < depth and provider.rest_until <= now:
                     pieces = self._pick(provider, now) or self._pick_endgame(name, now)
                     if pieces:
                         effects.append(self._ask(name, pieces, now))
         return effects
+
+    def _depth(self, provider: Provider) -> int:
+        """Requests that it may have under way."""
+        active = len(self.active)
+        single = active > self._limits.few or (active > 1 and provider.rate >= self._limits.fast_rate)
+        return min(1 if single else self._limits.depth, provider.depth)
 
     def _drop_slow(self, now: float) -> None:
         for number, request in list(self._requests.items()):
@@ -318,15 +327,17 @@ class Picker:
                 piece if in_order else self._rank[piece],
             )
         )
-        slots = sum(self._limits.depth for name in self.active)
+        slots = self._limits.depth * len(self.active)
         fair = max(1, len(self._free) // (2 * slots))
-        budget = min(int(provider.rate * self._limits.batch_s) or self._limits.first_batch, self._limits.max_batch)
+        least = provider.rate * self._limits.least_s
+        most = min(int(provider.rate * self._limits.batch_s) or self._limits.first_batch, self._limits.max_batch)
         picked: list[int] = []
-        for piece in candidates[: min(fair, self._limits.max_pieces)]:
-            if picked and budget < self._lengths[piece]:
+        size = 0
+        for piece in candidates[: self._limits.max_pieces]:
+            if picked and (size + self._lengths[piece] > most or (len(picked) >= fair and size >= least)):
                 break
             picked.append(piece)
-            budget -= self._lengths[piece]
+            size += self._lengths[piece]
         return picked
 
     def _spares_others(self, name: str, now: float) -> bool:
@@ -360,7 +371,7 @@ class Picker:
         return (piece for piece in pieces if provider.gives(piece, now))
 
     def _is_asked_in_order(self, provider: Provider) -> bool:
-        return provider.rate >= self._limits.in_order_rate and not self.in_crowd
+        return provider.rate >= self._limits.fast_rate and not self.in_crowd
 
     def _free_in_order(self) -> Iterator[int]:
         pieces = self._in_order

@@ -63,6 +63,28 @@ def test_a_faster_provider_is_asked_for_more_at_a_time() -> None:
     assert second["fast"] > second["slow"]
 
 
+def test_fast_providers_have_one_request_each_unless_alone() -> None:
+    picker = picker_of(400)
+    picker.provide("a", None)
+    picker.provide("b", None)
+    for ask in asks(picker):
+        deliver(picker, ask, 0.01)
+    assert sorted(ask.provider for ask in asks(picker, 0.01)) == ["a", "b"]
+    picker.drop("b", "lied")
+    assert [ask.provider for ask in asks(picker, 0.01)] == ["a"], "alone, it has two"
+
+
+def test_requests_at_the_end_get_smaller_but_not_tiny() -> None:
+    picker = picker_of(12, Limits(depth=1))
+    picker.provide("a", None)
+    sizes = []
+    while not picker.done:
+        (ask,) = asks(picker, 0.01 * len(sizes))
+        sizes.append(len(ask.pieces))
+        deliver(picker, ask, 0.01 * len(sizes))
+    assert sizes == [4, 4, 2, 2]
+
+
 def test_rarest_first() -> None:
     picker = picker_of(4, ONE_EACH)
     picker.provide("partial", {0, 1, 3})
@@ -79,7 +101,7 @@ def test_a_partial_holder_is_asked_only_for_what_it_has() -> None:
 
 
 def test_a_partial_holder_is_asked_for_more_when_it_has_more() -> None:
-    picker = picker_of(3, Limits(depth=1))
+    picker = picker_of(3, ONE_EACH)
     picker.provide("partial", {0})
     deliver(picker, asks(picker)[0])
     assert picker.hopeless
