@@ -8,7 +8,7 @@ integer: the position of a chunk in the manifest. Rules:
 * Outside of a crowd, a provider as fast as `fast_rate` is asked in the order of the blob instead, so that the
   whole can be hashed while it comes.
 * Each provider has `depth` requests under way (one if there are more than `few` providers: chunks that wait in a long
-  queue at one peer cannot be had from another; and one if it is as fast as `fast_rate` and not alone: then the network
+  queue at one peer cannot be had from another; and one if it is one of several as fast as `fast_rate`: then the network
   is not what one waits for, and more connections only share this machine's processors), sized to about `batch_s`
   seconds at the rate it has shown. Towards the end they are smaller, but never shorter than `least_s`.
 * A provider on this machine's own network is asked first, and others not at all for what it gives, as long as it does
@@ -301,8 +301,9 @@ class Picker:
 
     def _depth(self, provider: Provider) -> int:
         """Requests that it may have under way."""
-        active = len(self.active)
-        single = active > self._limits.few or (active > 1 and provider.rate >= self._limits.fast_rate)
+        rates = [self._providers[name].rate for name in self.active]
+        fast = sum(rate >= self._limits.fast_rate for rate in rates)
+        single = len(rates) > self._limits.few or (fast > 1 and provider.rate >= self._limits.fast_rate)
         return min(1 if single else self._limits.depth, provider.depth)
 
     def _drop_slow(self, now: float) -> None:
