@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 
 from dht import rules
@@ -61,8 +62,11 @@ class Replica:
             raise InvalidRecord("the record does not name the key at which it was offered")
 
     def held(self, key: bytes) -> Iterator[Signed]:
-        """Unexpired records at `key`, tombstones included; each is decoded as it is asked for."""
-        return map(reopened, self.storage.envelopes_at(key, self._clock())[0])
+        """Unexpired records at `key`, tombstones included; each is decoded as it is asked for. What was kept before
+        such records were refused is left out."""
+        for envelope in self.storage.envelopes_at(key, self._clock())[0]:
+            with suppress(InvalidRecord):
+                yield reopened(envelope)
 
     def outranks(self, key: bytes, signed: Signed) -> bool:
         """True if something of higher rank is held in the record's slot."""

@@ -7,8 +7,12 @@ An envelope is msgpack `[version, payload, public_key, signature]`, at most `MAX
     public_key   bin32  Ed25519
     signature    bin64  Ed25519 over SIGNATURE_CONTEXT || payload
 
-The signature covers the bytes received, never a re-encoding. The owner inside the payload is bound to the key that
-signed it. Who may replace what is decided in `dht.rules`.
+The signature covers the payload's bytes as received, never a re-encoding. The envelope around it has one spelling only,
+the shortest: otherwise anybody could make another envelope of somebody's record, of a higher rank. The owner inside the
+payload is bound to the key that signed it. Who may replace what is decided in `dht.rules`.
+
+Records are kept by the ten thousand and refer to nothing that could form a cycle: with `gc=False` the collector, during
+which everything else stands still, does not walk through them.
 """
 
 from __future__ import annotations
@@ -76,7 +80,7 @@ Seconds = Annotated[int, Meta(ge=0, le=2**40)]
 Millis = Annotated[int, Meta(ge=0, le=2**53)]
 
 
-class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_unknown_fields=True):
+class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_unknown_fields=True, gc=False):
     """One published service. `seq` is the publisher's clock in ms: the highest per (publisher, id, name) counts.
     `expiry` is in Unix seconds. With `withdrawn`, a tombstone. `kind` and `labels` (those that its agent must have,
     sorted) let a controller place it unseen."""
@@ -109,7 +113,7 @@ class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_
         ]
 
 
-class ProviderRecord(Struct, frozen=True, array_like=True, tag="provider", forbid_unknown_fields=True):
+class ProviderRecord(Struct, frozen=True, array_like=True, tag="provider", forbid_unknown_fields=True, gc=False):
     """`node` serves chunks of the content at `addresses` (host:port of its node-to-node listener).
     With `withdrawn`, it no longer does."""
 
@@ -125,7 +129,7 @@ class ProviderRecord(Struct, frozen=True, array_like=True, tag="provider", forbi
         return [f"content:{self.content}"]
 
 
-class RegionRecord(Struct, frozen=True, array_like=True, tag="region", forbid_unknown_fields=True):
+class RegionRecord(Struct, frozen=True, array_like=True, tag="region", forbid_unknown_fields=True, gc=False):
     """A controller of `region`, with a summary of what its agents could still host."""
 
     region: Region
@@ -160,7 +164,7 @@ def is_withdrawn(record: Record) -> bool:
     return not isinstance(record, RegionRecord) and record.withdrawn
 
 
-class Signed(Struct, frozen=True):
+class Signed(Struct, frozen=True, gc=False):
     """A record whose signature was verified, with the exact bytes that were."""
 
     record: Record
@@ -241,6 +245,8 @@ def _unwrapped(envelope: bytes) -> tuple[Signed, _Envelope]:
             raise InvalidRecord(f"record version {outer.version}; this node speaks {RECORD_VERSION}")
     except msgspec.MsgspecError as error:
         raise InvalidRecord(f"malformed record: {error}") from None
+    if msgspec.msgpack.encode(outer) != envelope:
+        raise InvalidRecord("the envelope is not in its shortest form")
     record = _decoded(outer.payload)
     if _owner(record) != (outer.public_key if isinstance(record, ServiceRecord) else node_id(outer.public_key)):
         raise InvalidRecord("the record is signed by a key that does not own it")

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 
 from dht import replica as module
 from dht.replica import Replica
 from dht.rules import Verdict
+from dht.seats import OWN
 from dht.storage import opened_storage
 from protocol.identifiers import record_key
+from protocol.problems import InvalidRecord
+from protocol.records import Signed, verify
 from tests.dht_mesh import service
 
 KEY = record_key("id:wc01")
@@ -82,3 +87,41 @@ def test_answers_follow_changes_and_expiry() -> None:
             assert replica.ordered(KEY).envelopes == [signed.envelope]
         now[0] += 101
         assert replica.ordered(KEY).envelopes == []
+
+
+def spelled_longer(signed: Signed) -> bytes:
+    """The same record under the same signature, its payload with a header of one size more: anybody can write that."""
+    payload = msgspec.msgpack.decode(signed.envelope)[1]
+    header, longer = (b"\xc4" + bytes([len(payload)]), b"\xc5" + len(payload).to_bytes(2, "big"))
+    if len(payload) > 255:
+        header, longer = longer, b"\xc6" + len(payload).to_bytes(4, "big")
+    return signed.envelope.replace(header + payload, longer + payload, 1)
+
+
+def test_another_spelling_of_our_record_does_not_take_its_place(replica: Replica) -> None:
+    """It would have the higher rank, and nobody would republish the record as ours any more."""
+    signed = service(seq=MS + 1000)
+    forged = spelled_longer(signed)
+    assert msgspec.msgpack.decode(forged) == msgspec.msgpack.decode(signed.envelope)
+    assert forged > signed.envelope
+    with pytest.raises(InvalidRecord, match="shortest"):
+        verify(forged)
+    replica.keep(KEY, signed, ours=True, spread_at=0.0)
+    assert replica.offer(KEY, [forged], b"h" * 20) == [Verdict.REFUSED]
+    (row,) = replica.storage.at(KEY)
+    assert (row.ours, row.via, row.envelope) == (True, OWN, signed.envelope)
+
+
+def test_what_was_kept_before_it_was_refused_hides_nothing(replica: Replica) -> None:
+    good, other = service(seq=MS + 1000), service("other", seq=MS + 1000)
+    replica.keep(KEY, good, ours=False, spread_at=0.0)
+    (row,) = replica.storage.at(KEY)
+    replica.storage.put([row._replace(slot=b"old", envelope=spelled_longer(other))])
+    assert list(replica.held(KEY)) == [good]
+
+
+def test_the_collector_does_not_walk_through_records() -> None:
+    """10,000 of them cost each full collection, which stops the event loop, some 10 ms."""
+    signed = service()
+    assert not gc.is_tracked(signed)
+    assert not gc.is_tracked(signed.record)
