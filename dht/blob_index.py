@@ -51,7 +51,6 @@ def opened_index(path: Path) -> Iterator[BlobIndex]:
         try:
             db.execute("PRAGMA locking_mode = EXCLUSIVE")
             db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
             db.executescript(_SCHEMA)
         except sqlite3.Error as error:
             raise open_problem(error, path) from error
@@ -66,8 +65,11 @@ class BlobIndex:
         self._db = db
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, durable: bool = True) -> Iterator[None]:
+        """`durable` False: a power cut soon after may undo it, with all that was not durable before, which saves the
+        wait for the disk. The next durable one makes it last."""
         try:
+            self._db.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
             with transaction(self._db):
                 yield
         except sqlite3.Error as error:

@@ -6,7 +6,8 @@
 
 The packs alone say which chunks are here, so a chunk costs no database transaction and `kill -9` loses none that was
 kept. The database says what they are for, and is right after every crash: it commits (WAL, synchronous FULL) before a
-blob counts as whole. It is opened in exclusive mode: a second process on the same folder is refused.
+blob counts as whole. That a blob was begun may be lost with the power, not by `kill -9`. It is opened in exclusive
+mode: a second process on the same folder is refused.
 
 Every chunk is verified before it is kept and when it is read; a damaged one is dropped, and its blobs are partial
 again until they are fetched anew. Methods block on the disk and may be called from several threads.
@@ -166,7 +167,7 @@ class BlobStore:
             if intake is not None:
                 self._room.returned(intake.loan)
             pack = self._chunks.packs.new() if intake is None else intake.pack
-            with self._index.transaction():
+            with self._index.transaction(durable=False):  # lost, it would be begun anew
                 replaced = self._index.insert(manifest, self.touch(blob), pack)
                 evicted = self._room.make(blob, limit)
             self._whole.discard(blob)

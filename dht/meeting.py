@@ -84,6 +84,7 @@ class Meetings:
                 if source.whole:
                     self._picker.provide(source.node, None, near=source.near)
                 self._meet(group, source)
+            self._wake()
             looked = met = self._around.clock()
             while True:
                 await asyncio.sleep(MEET_S * random.uniform(0.75, 1.25))  # noqa: S311 - spreads load
