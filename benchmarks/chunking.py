@@ -26,9 +26,9 @@ from pathlib import Path
 import aiohttp
 
 from benchmarks.report import finish, median_ratio, summary
-from dht.chunking import manifest_of
-from dht.exchange import ContentConfig, running_content
+from dht.blobs.chunking import manifest_of
 from dht.peer_http import PeerHttp
+from dht.swarm.exchange import ContentConfig, running_content
 from tests.content_sites import SiteDirectory, Whereabouts
 
 RUNS = int(os.environ.get("RUNS", "5"))

@@ -26,10 +26,10 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from dht.content_routes import content_routes
-from dht.content_server import serving_content
-from dht.exchange import ContentConfig, Exchange, running_content
 from dht.peer_http import PEER, PeerHttp
+from dht.swarm.content_routes import content_routes
+from dht.swarm.content_server import serving_content
+from dht.swarm.exchange import ContentConfig, Exchange, running_content
 from node.config import NodeConfig
 from node.runtime import running_node
 from node.web import bind, serving

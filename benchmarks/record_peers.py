@@ -62,8 +62,8 @@ class Cornerstore:
         import structlog
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-        from dht.directory import DirectoryConfig, running_directory
-        from dht.sealing import Keyring
+        from dht.overlay.sealing import Keyring
+        from dht.records.directory import DirectoryConfig, running_directory
         from protocol.admission import Credentials, admit
         from protocol.records import raw_public_key
 

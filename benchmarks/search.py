@@ -39,8 +39,8 @@ from bootstrap.identity import save_identity
 from bootstrap.mesh import create_mesh
 from dht import rules
 from dht.database import transaction
-from dht.republish import distance
-from dht.storage import Row, connected, opened_storage
+from dht.records.republish import distance
+from dht.records.storage import Row, connected, opened_storage
 from node.config import Mesh, Network, NodeConfig
 from node.runtime import Node, running_node
 from protocol.identifiers import node_id, record_key

@@ -15,7 +15,7 @@ from msgspec import Meta, Struct
 
 from bootstrap.certificates import fingerprint
 from bootstrap.tokens import InviteId, Secret
-from dht.sealing import Keyring
+from dht.overlay.sealing import Keyring
 from protocol.peers import Role
 from protocol.problems import BadRequest, JoinRefused
 from protocol.records import Address, Key, NodeId

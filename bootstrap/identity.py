@@ -3,7 +3,7 @@
     node.key         Ed25519, PKCS 8 PEM; the node id is the hash of its public key
     node.crt         the node's certificate, PEM
     mesh-root.crt    the root that every member trusts, PEM
-    keyring          JSON of `dht.sealing.Keyring`: the keys that seal datagrams
+    keyring          JSON of `dht.overlay.sealing.Keyring`: the keys that seal datagrams
     publisher.key    Ed25519, made on this machine; signs service records
     operator.token   one line; whoever shows it may operate this node
     root.key         only at the founding site: signs certificates
@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from bootstrap.certificates import admission_of, check_issued, ed25519_key, parse_certificate, pem, raw
-from dht.sealing import Keyring
+from dht.overlay.sealing import Keyring
 from protocol.admission import Admission, Credentials
 from protocol.peers import PeerIdentity, Role
 from protocol.problems import BadRequest, ConfigError, DiskFull

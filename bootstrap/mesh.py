@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bootstrap.certificates import check_roles, issue, make_root
 from bootstrap.identity import OLD_STATE_FIX, Identity, discard_unfinished, has_identity, save_identity
-from dht.sealing import Keyring
+from dht.overlay.sealing import Keyring
 from protocol.identifiers import check_mesh_name, check_region, node_id
 from protocol.problems import Conflict
 from protocol.records import raw_public_key

@@ -1,7 +1,8 @@
 """What the floors above need of the store, as two narrow interfaces.
 
-`dht.directory.NetworkDirectory` and `dht.exchange.Exchange` are the real ones; `dht.memory_directory` and
-`dht.memory_content` ship fakes for tests of other parts. One conformance suite runs against both.
+`NetworkDirectory` (dht/records/directory.py) and `Exchange` (dht/swarm/exchange.py) are the real ones;
+`dht.records.memory_directory` and `dht.swarm.memory_content` ship fakes for tests of other parts. One conformance suite
+runs against both.
 """
 
 from __future__ import annotations

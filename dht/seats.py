@@ -27,8 +27,6 @@ OWN = b"own"
 """The `via` of what is published on this node."""
 UNPROVEN = b"unproven"
 """The `via` of senders that have not proven their node id yet: they share one pool."""
-EARLIER = b"earlier"
-"""The `via` of rows that were kept before it was remembered: they share one pool too."""
 MAX_PER_VIA = 1024
 """Rows at one key that one member brought."""
 RELAYED_PER_VIA = 256

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from agent import DockerConfig, running_docker
+from agent.docker.runtime import DockerConfig, running_docker
 from bootstrap import Identity
 from client.controller import ControllerClient
 from client.discovery import FoundController, discover

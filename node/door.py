@@ -1,7 +1,8 @@
 """One port, two kinds of guests: HTTP goes to the event loop, connections for content to threads of their own.
 
-The first byte tells them apart (`dht.content_wire.OPENING`), and is only peeked at, so that TLS finds it where it was.
-Until a connection has said what it is, it costs a task and no thread; it has `HELLO_S`; of too many the oldest goes.
+The first byte tells them apart (`OPENING` in dht/swarm/content_wire.py), and is only peeked at, so that TLS finds it
+where it was. Until a connection has said what it is, it costs a task and no thread; it has `HELLO_S`; of too many the
+oldest goes.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.utils import floatToGoString
 
-from dht import Exchange, NetworkDirectory
+from dht.records.directory import NetworkDirectory
+from dht.swarm.exchange import Exchange
 from region_controller import Controller
 from region_controller.stats import BUCKETS_S
 

@@ -18,18 +18,12 @@ from pathlib import Path
 import aiohttp
 import structlog
 
-from agent import (
-    Agent,
-    AgentConfig,
-    BuildSettings,
-    DockerConfig,
-    KnownControllers,
-    Locator,
-    Runtime,
-    running_agent,
-    running_docker,
-    running_wasm,
-)
+from agent.agent import Agent, AgentConfig, running_agent
+from agent.docker.images import BuildSettings
+from agent.docker.runtime import DockerConfig, running_docker
+from agent.link import KnownControllers, Locator
+from agent.runtime import Runtime
+from agent.wasm.runtime import running_wasm
 from bootstrap import (
     ENROL_PATHS,
     Contacts,
@@ -44,19 +38,13 @@ from bootstrap import (
 )
 from client.lan import interface_addresses, is_near, own_networks
 from csar import Limits, Parser
-from dht import (
-    ContentConfig,
-    DirectoryConfig,
-    Exchange,
-    NetworkDirectory,
-    SetClient,
-    running_content,
-    running_directory,
-    serving_content,
-    set_routes,
-)
-from dht.content_routes import content_routes
 from dht.peer_http import PeerHttp, peer_connector
+from dht.records.directory import DirectoryConfig, NetworkDirectory, running_directory
+from dht.records.set_client import SetClient
+from dht.records.set_serving import set_routes
+from dht.swarm.content_routes import content_routes
+from dht.swarm.content_server import serving_content
+from dht.swarm.exchange import ContentConfig, Exchange, running_content
 from dht.tasks import running_loops
 from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
 from node.discovery import ControllerBrowser, announced, lan_address, watched_for_namesakes

@@ -15,8 +15,8 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from dht.content_wire import OPENING
 from dht.peer_http import PEER
+from dht.swarm.content_wire import OPENING
 from node.door import door
 from protocol import tracing
 from protocol.peers import PeerIdentity

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from dht.allowance import Allowance
+from dht.records.allowance import Allowance
 from protocol.problems import TooManyRequests
 
 

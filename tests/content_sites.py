@@ -18,11 +18,11 @@ import aiohttp
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dht.content_routes import content_routes
-from dht.content_server import serving_content
-from dht.content_wire import LENGTH, Asked, decode_asked
-from dht.exchange import ContentConfig, Exchange, running_content
 from dht.peer_http import PEER, PeerHttp
+from dht.swarm.content_routes import content_routes
+from dht.swarm.content_server import serving_content
+from dht.swarm.content_wire import LENGTH, Asked, decode_asked
+from dht.swarm.exchange import ContentConfig, Exchange, running_content
 from node.web import bind, serving
 from protocol.identifiers import node_id
 from protocol.peers import PeerIdentity

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dht.directory import DirectoryConfig, NetworkDirectory, running_directory
 from dht.overlay import OpenTransport, Tuning, WholeSets
-from dht.sealing import Keyring
+from dht.overlay.sealing import Keyring
+from dht.records.directory import DirectoryConfig, NetworkDirectory, running_directory
 from protocol.admission import Credentials, admit
 from protocol.records import ServiceRecord, Signed, last_moment, raw_public_key, sign
 from tests.waiting import until

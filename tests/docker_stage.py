@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
+from agent.docker.runtime import DockerConfig, DockerRuntime, running_docker
 from tests.conftest import BASE_IMAGE
 from tests.waiting import until
 

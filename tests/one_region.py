@@ -17,9 +17,9 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dht.memory_content import MemoryContent, Swarm
-from dht.memory_directory import MemoryDirectory, MemoryMesh
 from dht.peer_http import PEER, PeerHttp
+from dht.records.memory_directory import MemoryDirectory, MemoryMesh
+from dht.swarm.memory_content import MemoryContent, Swarm
 from protocol.identifiers import node_id
 from protocol.peers import PeerIdentity, Role
 from protocol.problems import InvalidArchive, Problem

@@ -12,12 +12,12 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from dht import rules
-from dht.directory import NetworkDirectory
 from dht.overlay import Overlay, Tuning, running_overlay
 from dht.overlay.answering import Answering
 from dht.overlay.datagrams import Address
 from dht.overlay.messages import Compare, Find, Records, WireContact, wire_contact
 from dht.overlay.simulated import SimulatedNetwork
+from dht.records.directory import NetworkDirectory
 from protocol.records import Signed
 from tests.dht_mesh import KEYRING, ROOT, credentials, identity, node, service
 

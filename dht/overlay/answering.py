@@ -30,7 +30,7 @@ from dht.overlay.messages import (
     wire_contact,
 )
 from dht.overlay.routing import Routing, address_of
-from dht.sealing import MAX_PLAINTEXT
+from dht.overlay.sealing import MAX_PLAINTEXT
 from dht.seats import UNPROVEN
 
 PAGE_CONTACTS = 8

@@ -14,9 +14,9 @@ from msgspec import Struct
 from dht.overlay import messages
 from dht.overlay.datagrams import Address, DatagramTransport
 from dht.overlay.messages import A, Answer, AnyAnswer, AnyRequest, Proof, Request
+from dht.overlay.sealing import Sealer
 from dht.overlay.timing import RoundTrips
 from dht.quiet import Quiet
-from dht.sealing import Sealer
 from protocol.admission import Credentials
 from protocol.identifiers import node_id
 from protocol.problems import Problem, TooLarge

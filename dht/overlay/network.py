@@ -19,9 +19,9 @@ from dht.overlay.membership import Membership
 from dht.overlay.messages import AnyAnswer, AnyRequest, Proof
 from dht.overlay.reading import Reading, ReadOutcome, Viewed, WholeSets
 from dht.overlay.routing import Routing, address_of
+from dht.overlay.sealing import Keyring, Sealer
 from dht.overlay.storing import StoreOutcome, Storing
 from dht.overlay.tuning import Tuning
-from dht.sealing import Keyring, Sealer
 from dht.tasks import OwnedTasks
 from protocol.admission import Credentials
 

@@ -43,7 +43,7 @@ HOLDERS_TRIED = 3
 
 
 class Known(Protocol):
-    """What the reader of a set has of it already: see `dht.views.View`."""
+    """What the reader of a set has of it already: see `dht.records.views.View`."""
 
     @property
     def ordered(self) -> rules.OrderedSet: ...
@@ -61,7 +61,7 @@ class Viewed(Known, Protocol):
 
 
 class WholeSets(Protocol):
-    """Sets from other nodes, not page by page: see `dht.set_client.SetClient`."""
+    """Sets from other nodes, not page by page: see `dht.records.set_client.SetClient`."""
 
     async def read(self, address: str, key: bytes, after: bytes, take: Callable[[list[bytes], bytes], None]) -> bool:
         """What the node at `address` (TCP) holds at `key` after a position, in order: `take` gets it as it comes, with

@@ -15,7 +15,7 @@ from kademlia.node import Node
 from dht import rules
 from dht.overlay.asking import Asking
 from dht.overlay.messages import Compare, Parts, Store, Stored
-from dht.sealing import MAX_PLAINTEXT
+from dht.overlay.sealing import MAX_PLAINTEXT
 from dht.tasks import OwnedTasks
 
 HandOver: TypeAlias = asyncio.Task[list[int] | None]

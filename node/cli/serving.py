@@ -17,7 +17,7 @@ import uvloop
 
 from bootstrap import has_root_key
 from client import ControllerClient
-from dht.traffic import ContentStats
+from dht.swarm.traffic import ContentStats
 from node.cli.output import facts, short_digest, size, styled
 from node.cli.session import Session
 from node.config import NodeConfig

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dht.contracts import Content
-from dht.memory_content import MemoryContent, Swarm
+from dht.swarm.memory_content import MemoryContent, Swarm
 from protocol.identifiers import digest_of
 from protocol.instances import Progress
 from protocol.problems import (

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import pytest
 
 from dht.contracts import Directory
-from dht.memory_directory import MemoryDirectory, MemoryMesh
+from dht.records.memory_directory import MemoryDirectory, MemoryMesh
 from protocol.problems import BadRequest, InvalidRecord
 from protocol.records import ServiceRecord
 from tests.dht_mesh import identity, mesh, service

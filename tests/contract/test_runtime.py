@@ -13,7 +13,7 @@ import pytest
 
 from agent.memory_runtime import running_memory_runtime
 from agent.runtime import IMAGE_GONE, Condition, EventKind, Runtime, RuntimeInstance, Source, Workload
-from agent.wasm_runtime import WasmRuntime, running_wasm
+from agent.wasm.runtime import WasmRuntime, running_wasm
 from csar import extract_file
 from protocol.problems import StartFailed
 from protocol.service import ContainerPort, ServiceDescriptor

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import aiohttp
 
-from dht.exchange import ContentConfig, running_content
 from dht.peer_http import PeerHttp
+from dht.swarm.exchange import ContentConfig, running_content
 from protocol.instances import Progress
 from protocol.problems import Problem
 from tests.content_sites import SiteDirectory, Whereabouts, node_name, source

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import aiohttp
 
-from dht.exchange import ContentConfig, Exchange, running_content
 from dht.peer_http import PeerHttp
+from dht.swarm.exchange import ContentConfig, Exchange, running_content
 from protocol.problems import DiskFull
 from tests.content_sites import SiteDirectory, Whereabouts
 

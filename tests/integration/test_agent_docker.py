@@ -20,12 +20,12 @@ import pytest
 from msgspec import structs
 
 from agent.agent import Agent
-from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
-from agent.docker_engine import engine_at
-from agent.docker_image_quota import ImageQuota
-from agent.docker_images import image_tag
-from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
-from agent.docker_sandboxes import joined
+from agent.docker.containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
+from agent.docker.engine import engine_at
+from agent.docker.image_quota import ImageQuota
+from agent.docker.images import image_tag
+from agent.docker.runtime import DockerConfig, DockerRuntime, running_docker
+from agent.docker.sandboxes import joined
 from agent.runtime import Workload
 from protocol import link
 from protocol.instances import InstanceReport, State
@@ -294,8 +294,8 @@ KILLED = """
 import asyncio, os, signal, sys
 from pathlib import Path
 import tests.integration.test_agent_docker as here
-from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
-from agent.docker_runtime import DockerConfig, running_docker
+from agent.docker.containers import INSTANCE_LABEL, NODE_LABEL, SANDBOX_LABEL
+from agent.docker.runtime import DockerConfig, running_docker
 from tests.agent_stage import Shelf, an_agent, start_command
 from tests.docker_stage import ALIASES
 

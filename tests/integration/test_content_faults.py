@@ -15,10 +15,10 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from dht.content_wire import CHUNK_HEADER, NO_PROBLEM, Asked
-from dht.crowd_wire import encode_told
-from dht.exchange import Exchange
-from dht.packs import Packs, Place
+from dht.blobs.packs import Packs, Place
+from dht.swarm.content_wire import CHUNK_HEADER, NO_PROBLEM, Asked
+from dht.swarm.crowd_wire import encode_told
+from dht.swarm.exchange import Exchange
 from protocol.identifiers import digest_of
 from protocol.instances import Progress
 from protocol.manifest import Chunk, Manifest

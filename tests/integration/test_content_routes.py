@@ -14,9 +14,9 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from dht.content_server import serving_content
-from dht.content_wire import CHUNK_HEADER, LENGTH, NO_PROBLEM, OPENING, encode_asked
 from dht.peer_http import PeerHttp, decode_problem
+from dht.swarm.content_server import serving_content
+from dht.swarm.content_wire import CHUNK_HEADER, LENGTH, NO_PROBLEM, OPENING, encode_asked
 from protocol.bounded import read_bounded
 from protocol.identifiers import digest_of
 from protocol.manifest import Manifest
@@ -103,8 +103,8 @@ async def test_bad_requests_for_chunks_are_refused(tmp_path: Path, request_: byt
 async def test_who_says_half_of_something_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Slowloris: at the opening, at the length of a request, in the request."""
     monkeypatch.setattr("node.door.HELLO_S", 0.2)
-    monkeypatch.setattr("dht.content_server.IDLE_S", 0.2)
-    monkeypatch.setattr("dht.content_server.REQUEST_S", 0.2)
+    monkeypatch.setattr("dht.swarm.content_server.IDLE_S", 0.2)
+    monkeypatch.setattr("dht.swarm.content_server.REQUEST_S", 0.2)
     request = encode_asked([digest_of(b"absent")])
     async with site(Whereabouts(), tmp_path, 1) as here:
         for said in (b"", OPENING[:9], OPENING, OPENING + request[:2], OPENING + request[:-1], b"\0other/1\n" * 9):
@@ -116,7 +116,7 @@ async def test_who_says_half_of_something_is_cut_off(tmp_path: Path, monkeypatch
 
 
 async def test_who_takes_nothing_loses_the_slot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dht.content_server.IDLE_S", 0.3)
+    monkeypatch.setattr("dht.swarm.content_server.IDLE_S", 0.3)
     data = noise(16_000_000)
     async with site(Whereabouts(), tmp_path, 1, max_uploads=1) as here:
         digest = await here.exchange.add(a_file(tmp_path / "blob", data))
@@ -140,7 +140,7 @@ async def test_strangers_get_no_chunks(tmp_path: Path) -> None:
 
 
 async def test_one_peer_has_only_so_many_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dht.connection_limits.MAX_OF_ONE_PEER", 2)
+    monkeypatch.setattr("dht.swarm.connection_limits.MAX_OF_ONE_PEER", 2)
     request = encode_asked([digest_of(b"absent")])
     async with site(Whereabouts(), tmp_path, 1) as here, AsyncExitStack() as stack:
         for _ in range(2):

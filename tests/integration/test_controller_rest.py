@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from client.controller import ControllerClient
-from dht.memory_content import Swarm
-from dht.memory_directory import MemoryMesh
+from dht.records.memory_directory import MemoryMesh
+from dht.swarm.memory_content import Swarm
 from protocol.events import AgentLost, News, Snapshot, Started
 from protocol.instances import AgentView, InstanceView, Progress, StartAnswer, StartRequest
 from protocol.problems import StartFailed

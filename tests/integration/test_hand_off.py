@@ -9,7 +9,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from dht.memory_directory import MemoryMesh
+from dht.records.memory_directory import MemoryMesh
 from protocol.instances import StartRequest, State
 from protocol.problems import Forbidden, NoCapacity, StartFailed, UnknownInstance
 from region_controller import Caller

@@ -17,9 +17,9 @@ import pytest
 
 from bootstrap import client_context, peer_identity, server_context
 from bootstrap.mesh import create_mesh
-from dht.content_wire import NO_PROBLEM, encode_problem
 from dht.peer_http import PeerHttp
-from dht.peer_streams import PeerStreams, Stream, running_streams
+from dht.swarm.content_wire import NO_PROBLEM, encode_problem
+from dht.swarm.peer_streams import PeerStreams, Stream, running_streams
 from protocol.problems import CorruptContent, NotFound, Problem, TooManyRequests, Unavailable
 from tests.content_sites import served
 from tests.waiting import until

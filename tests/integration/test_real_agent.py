@@ -10,7 +10,8 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from agent import AgentConfig, KnownControllers, running_agent
+from agent.agent import AgentConfig, running_agent
+from agent.link import KnownControllers
 from agent.memory_runtime import MemoryRuntime
 from dht.peer_http import PeerHttp
 from protocol.instances import StartRequest, State

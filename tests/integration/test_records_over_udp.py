@@ -16,8 +16,8 @@ from structlog.testing import capture_logs
 
 from dht.overlay import Tuning
 from dht.overlay.messages import decode
-from dht.replica import Replica
-from dht.sealing import MAX_DATAGRAM, Keyring, Sealer
+from dht.overlay.sealing import MAX_DATAGRAM, Keyring, Sealer
+from dht.records.replica import Replica
 from protocol.identifiers import node_id, record_key
 from protocol.problems import ConfigError, DiskFull, PortTaken, Unavailable
 from protocol.records import raw_public_key

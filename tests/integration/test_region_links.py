@@ -8,7 +8,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from dht.memory_directory import MemoryMesh
+from dht.records.memory_directory import MemoryMesh
 from protocol.instances import StartRequest
 from region_controller import Caller
 from region_controller.summaries import SUMMARIES_PATH, Exchange, Load, Summary

@@ -16,11 +16,11 @@ import msgspec
 import pytest
 
 from agent.runtime import Condition, Source, Workload
-from agent.wasm_engine import MAX_ANSWER
-from agent.wasm_hosting import MAX_DEATHS
-from agent.wasm_modules import WasmModules
-from agent.wasm_runtime import WasmRuntime, running_wasm
-from agent.wasm_service import MAX_BODY
+from agent.wasm.engine import MAX_ANSWER
+from agent.wasm.hosting import MAX_DEATHS
+from agent.wasm.modules import WasmModules
+from agent.wasm.runtime import WasmRuntime, running_wasm
+from agent.wasm.service import MAX_BODY
 from csar import extract_file
 from protocol.problems import BuildFailed, EngineUnavailable, StartFailed
 from protocol.service import Artifact, ServiceDescriptor, Variant
@@ -338,7 +338,7 @@ async def test_damaged_or_foreign_native_code_is_never_loaded(tmp_path: Path, mo
         assert await post(await s.start(source)) == (200, b"hello")
         assert native.read_bytes() != data, "it was compiled anew"
         assert (native.parent.stat().st_mode & 0o777) == 0o700
-    monkeypatch.setattr("agent.wasm_modules.host_key", lambda: "wasmtime 99 elsewhere")
+    monkeypatch.setattr("agent.wasm.modules.host_key", lambda: "wasmtime 99 elsewhere")
     async with stage(tmp_path) as s:
         (seen,) = await s.runtime.adopt()
         assert seen.condition is Condition.RUNNING, "an upgrade compiles what ran anew"

@@ -13,8 +13,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from dht.blobs import BlobStore, opened_store
-from dht.intake import put_from_file
+from dht.blobs.intake import put_from_file
+from dht.blobs.store import BlobStore, opened_store
 from protocol.identifiers import digest_of
 from protocol.manifest import Chunk, Manifest
 from protocol.problems import Conflict, ContentNotFound, CorruptContent, DiskFull

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dht.picker import Ask, Cancel, Limits, Picker
+from dht.swarm.picker import Ask, Cancel, Limits, Picker
 
 PROVIDERS = ["a", "b", "c", "d"]
 

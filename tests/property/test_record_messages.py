@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from dht.overlay import messages
 from dht.overlay.datagrams import Address
-from dht.sealing import Keyring, Sealer
+from dht.overlay.sealing import Keyring, Sealer
 
 scalars = st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.binary(max_size=40) | st.text(max_size=8)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_leaves=12)

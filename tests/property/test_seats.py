@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dht import rules, seats
-from dht.replica import Replica
+from dht.records.replica import Replica
+from dht.records.storage import Storage, opened_storage
 from dht.rules import Verdict
 from dht.seats import OWN
-from dht.storage import Storage, opened_storage
 from protocol.identifiers import record_key
 from protocol.records import ServiceRecord, Signed
 from tests.dht_mesh import identity, service

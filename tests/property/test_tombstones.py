@@ -5,10 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.replica import Replica
+from dht.records.replica import Replica
+from dht.records.storage import opened_storage
+from dht.records.views import View
 from dht.rules import Verdict
-from dht.storage import opened_storage
-from dht.views import View
 from protocol.identifiers import record_key
 from protocol.records import LIFETIME_S
 from tests.dht_mesh import service

@@ -1,7 +1,7 @@
-"""A swarm of the real rules (`dht.picker`, `dht.crowd`) on simulated uplinks and virtual time.
+"""A swarm of the real rules (`dht.swarm.picker`, `dht.swarm.crowd`) on simulated uplinks and virtual time.
 
 Each node's uplink sends `uplink` bytes/s, shared slice by slice among the requests served; messages take `delay_s`.
-What a seed gives is decided when the request comes, as in `dht.content_routes`. Deterministic: one seed, one outcome.
+What a seed gives is decided when the request comes, as in `content_routes`. Deterministic: one seed, one outcome.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dht.crowd import Crowd, Member
-from dht.meeting import MEET_S, NO_NEWS_S
-from dht.picker import Ask, Limits, Picker
-from dht.transfer import MAX_SOURCES
+from dht.swarm.crowd import Crowd, Member
+from dht.swarm.meeting import MEET_S, NO_NEWS_S
+from dht.swarm.picker import Ask, Limits, Picker
+from dht.swarm.transfer import MAX_SOURCES
 
 SEED_NODE = "seed"
 TICK_S = 0.1

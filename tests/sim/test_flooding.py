@@ -41,7 +41,7 @@ async def real_found(sim: Simulation, number: int) -> int:
 
 async def test_a_members_flood_of_a_category_buries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dht.seats.MAX_PER_VIA", POOL)
-    monkeypatch.setattr("dht.replica.RELAYED_PER_VIA", PASSED_ON)
+    monkeypatch.setattr("dht.records.replica.RELAYED_PER_VIA", PASSED_ON)
     async with simulation(seed=SEED, tuning=Tuning(k=8, replicas=6, acks=4)) as sim:
         await sim.add(0)
         for number in range(1, 12):

@@ -8,8 +8,8 @@ import os
 
 import pytest
 
-from dht.directory import NetworkDirectory
 from dht.overlay import Tuning
+from dht.records.directory import NetworkDirectory
 from protocol.problems import Unavailable
 from tests.simulation import address, simulation
 

@@ -8,9 +8,9 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from dht.directory import NetworkDirectory
 from dht.overlay import Tuning
-from dht.sealing import MAX_DATAGRAM
+from dht.overlay.sealing import MAX_DATAGRAM
+from dht.records.directory import NetworkDirectory
 from protocol.identifiers import record_key
 from protocol.problems import Unavailable
 from tests.simulation import Simulation, address, simulation

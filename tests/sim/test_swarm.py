@@ -7,8 +7,8 @@ from math import log2
 
 import pytest
 
-from dht.meeting import MEET_S
-from dht.picker import Limits
+from dht.swarm.meeting import MEET_S
+from dht.swarm.picker import Limits
 from tests.sim.swarm import SEED_NODE, Swarm
 
 UPLINK = 12.5e6

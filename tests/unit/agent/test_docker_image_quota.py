@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.docker_image_quota import StoredImage, surplus
+from agent.docker.image_quota import StoredImage, surplus
 
 
 def image(name: str, used_at: float, *, size: int = 30, shared: int = 20, busy: bool = False) -> StoredImage:

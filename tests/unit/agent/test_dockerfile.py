@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.docker_images import image_tag
-from agent.dockerfile import rewrite_from
+from agent.docker.dockerfile import rewrite_from
+from agent.docker.images import image_tag
 
 ALIASES = {"python:3.6-alpine": "local/exact", "python:3.*": "local/pattern", "debian": "local/debian"}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from agent.docker_containers import INSTANCE_LABEL, NODE_LABEL
-from agent.docker_runtime import DockerConfig, DockerRuntime, running_docker
+from agent.docker.containers import INSTANCE_LABEL, NODE_LABEL
+from agent.docker.runtime import DockerConfig, DockerRuntime, running_docker
 from agent.runtime import Condition, EventKind, Source
 from protocol.problems import BuildFailed, EngineUnavailable
 from protocol.service import ServiceDescriptor

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from agent.image_archive import NamelessArchive
+from agent.docker.image_archive import NamelessArchive
 from protocol.problems import BuildFailed
 
 IMAGE = {"Config": "c0ffee.json", "RepoTags": ["python:3.11"], "Layers": ["1/layer.tar"]}

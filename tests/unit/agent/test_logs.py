@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from agent.docker_containers import host_options
-from agent.docker_networks import Bridge
+from agent.docker.containers import host_options
+from agent.docker.networks import Bridge
 from agent.runtime import LOG_LINES, MAX_LOG_LINE, Workload, last_lines
 
 

@@ -6,7 +6,7 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from agent.docker_networks import admissible, routed_networks
+from agent.docker.networks import admissible, routed_networks
 
 # What /proc/net/route shows on a machine of 10.1.0.0/24 with a Docker bridge; the first line is the default route.
 TABLE = """Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT

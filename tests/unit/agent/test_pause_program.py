@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.pause_program import BASE, pause_layer, pause_program
+from agent.docker.pause_program import BASE, pause_layer, pause_program
 from tests.waiting import until
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}

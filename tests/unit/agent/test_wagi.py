@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from agent.wagi import MAX_HEAD, Answer, Head, arguments, environment, parse_answer
+from agent.wasm.wagi import MAX_HEAD, Answer, Head, arguments, environment, parse_answer
 from protocol.problems import BadRequest, ServiceError
 
 

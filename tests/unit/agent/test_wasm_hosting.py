@@ -7,8 +7,8 @@ import asyncio
 import msgspec
 import pytest
 
-from agent.wasm_commands import MAX_FRAME, Answer, Command, Done, Open, framed, read_frame
-from agent.wasm_hosting import MAX_DEATHS, PERIOD_S, dies_too_often
+from agent.wasm.commands import MAX_FRAME, Answer, Command, Done, Open, framed, read_frame
+from agent.wasm.hosting import MAX_DEATHS, PERIOD_S, dies_too_often
 
 
 def test_a_few_deaths_are_forgiven_and_many_at_once_are_not() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dht.traffic import ContentStats
+from dht.swarm.traffic import ContentStats
 from node.cli.serving import MAX_OPEN_FILES, controller_note, fetched_since, next_steps, open_file_limit, publisher_of
 from protocol.records import ServiceRecord, Signed, raw_public_key, sign
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-from dht import allowance as module
-from dht.allowance import Allowance
+from dht.records import allowance as module
+from dht.records.allowance import Allowance
 
 
 def taken(allowance: Allowance, sender: bytes, now: float, tries: int = 100) -> int:

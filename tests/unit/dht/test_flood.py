@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dht import replica as module
-from dht import rules
-from dht.replica import Replica
+from dht.records import replica as module
+from dht.records.replica import Replica
+from dht.records.storage import Storage, opened_storage
 from dht.rules import Verdict
-from dht.seats import EARLIER, MAX_PER_VIA, OWN
-from dht.storage import Row, Storage, opened_storage
-from dht.storage_upgrade import bring_up_to_date
+from dht.seats import MAX_PER_VIA, OWN
 from protocol.identifiers import record_key
 from protocol.records import Signed, verify
 from tests.dht_mesh import service
@@ -140,7 +136,7 @@ def test_one_member_cannot_fill_the_node(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_of_what_one_member_brought_a_bounded_part_is_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dht.replica.RELAYED_PER_VIA", 5)
+    monkeypatch.setattr("dht.records.replica.RELAYED_PER_VIA", 5)
     with opened_storage(None) as storage:
         replica = Replica(storage, time.time)
         for envelope in fakes(30, keys=30):
@@ -170,31 +166,3 @@ def test_counts_follow_what_comes_and_goes(tmp_path: Path) -> None:
             0,
             (b"", 0),
         )
-
-
-OLD_LAYOUT = """
-CREATE TABLE dht_records (
-    key BLOB NOT NULL, slot BLOB NOT NULL, owner BLOB NOT NULL, expiry INTEGER NOT NULL, ours INTEGER NOT NULL,
-    spread_at REAL NOT NULL, envelope BLOB NOT NULL, PRIMARY KEY (key, slot)
-) WITHOUT ROWID;
-"""
-
-
-def test_a_database_that_was_flooded_before_comes_down_to_its_bounds(tmp_path: Path) -> None:
-    database = tmp_path / "state.sqlite"
-    honest, own = real(), service("own", category="/text")
-    gone = service("gone", category="/text", expiry=time.time() - 1)
-    with closing(sqlite3.connect(database)) as db, db:
-        db.executescript(OLD_LAYOUT)
-        for envelope in [*fakes(2000, keys=8), *(s.envelope for s in [*honest, own, gone])]:
-            signed = verify(envelope)
-            place, expiry, ours = rules.slot(signed.record), signed.record.expiry, envelope == own.envelope
-            row = (KEY, place, signed.public_key, expiry, ours, 5.0, envelope)
-            db.execute("INSERT INTO dht_records VALUES (?, ?, ?, ?, ?, ?, ?)", row)
-    assert bring_up_to_date(database, time.time()) == 2022
-    with opened_storage(database) as storage:
-        assert found(storage, [*honest, own]) == 21
-        assert storage.occupancy(KEY).vias[EARLIER] == MAX_PER_VIA
-        (kept,) = [row for row in storage.at(KEY) if row.ours]
-        assert kept == Row(*kept)._replace(envelope=own.envelope, via=OWN, spread_at=5.0)
-    assert bring_up_to_date(database, time.time()) == 0

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import msgspec
 import pytest
 
-from dht import replica as module
-from dht.replica import Replica
+from dht.records import replica as module
+from dht.records.replica import Replica
+from dht.records.storage import opened_storage
 from dht.rules import Verdict
 from dht.seats import OWN
-from dht.storage import opened_storage
 from protocol.identifiers import record_key
 from protocol.problems import InvalidRecord
 from protocol.records import Signed, verify

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from dht.overlay import Overlay, StoreOutcome
-from dht.replica import Replica
-from dht.republish import (
+from dht.records.replica import Replica
+from dht.records.republish import (
     HELD_INTERVAL_S,
     JITTER,
     OURS_INTERVAL_S,
@@ -18,7 +18,7 @@ from dht.republish import (
     owed,
     spread_again_from,
 )
-from dht.storage import Row, Storage, opened_storage
+from dht.records.storage import Row, Storage, opened_storage
 
 
 def key(last: int) -> bytes:

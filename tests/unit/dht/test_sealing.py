@@ -3,7 +3,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from dht.sealing import MAX_DATAGRAM, MAX_PLAINTEXT, Keyring, ReplayWindow, Sealer
+from dht.overlay.sealing import MAX_DATAGRAM, MAX_PLAINTEXT, Keyring, ReplayWindow, Sealer
 from protocol.problems import TooLarge
 
 OLD, NEW = b"o" * 32, b"n" * 32

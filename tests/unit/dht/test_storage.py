@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from dht.records.storage import KnownContact, Row, opened_storage
 from dht.seats import OWN
-from dht.storage import KnownContact, Row, opened_storage
 from protocol.problems import ConfigError
 
 KEY = b"k" * 20

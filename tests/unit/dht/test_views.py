@@ -3,7 +3,7 @@ from __future__ import annotations
 import time
 
 from dht import rules
-from dht.views import View, Views
+from dht.records.views import View, Views
 from protocol.identifiers import record_key
 from tests.dht_mesh import service
 
@@ -48,8 +48,8 @@ def test_a_record_that_does_not_name_the_key_hides_its_older_version_only() -> N
 
 
 def test_small_sets_are_not_kept_and_the_least_used_is_forgotten(monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("dht.views.WORTH_KEEPING", 2)
-    monkeypatch.setattr("dht.views.MAX_VIEWED", 4)
+    monkeypatch.setattr("dht.records.views.WORTH_KEEPING", 2)
+    monkeypatch.setattr("dht.records.views.MAX_VIEWED", 4)
     views = Views()
     views.keep(b"small", View(ROOT, [service("a")]))
     assert views.get(b"small") is None

@@ -10,12 +10,13 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from dht import rules, set_client, set_serving, set_wire
-from dht.directory import NetworkDirectory
+from dht import rules
 from dht.peer_http import PeerHttp
-from dht.set_client import SetClient
-from dht.set_serving import set_routes
-from dht.set_wire import LENGTH, SetDecoder, encoded
+from dht.records import set_client, set_serving, set_wire
+from dht.records.directory import NetworkDirectory
+from dht.records.set_client import SetClient
+from dht.records.set_serving import set_routes
+from dht.records.set_wire import LENGTH, SetDecoder, encoded
 from protocol.identifiers import record_key
 from protocol.problems import BadRequest, CorruptContent
 from protocol.records import Signed
@@ -221,7 +222,7 @@ async def test_where_no_door_opens_a_set_is_read_page_by_page() -> None:
 
 
 async def test_a_holder_that_lags_behind_is_looked_into_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dht.directory.TICK_S", 600.0)  # nobody helps it up
+    monkeypatch.setattr("dht.records.directory.TICK_S", 600.0)  # nobody helps it up
     records = services(420)
     async with reader_of([records, records[::2]], [same, same]) as (reader, came):
         assert len(await reader.services(ROOT)) == 420

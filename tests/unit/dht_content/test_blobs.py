@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from dht.blobs import BlobStore, opened_store
-from dht.chunking import manifest_of
+from dht.blobs.chunking import manifest_of
+from dht.blobs.store import BlobStore, opened_store
 from protocol.identifiers import digest_of
 from protocol.manifest import Chunk, Manifest
 from protocol.problems import ConfigError, Conflict, ContentNotFound, CorruptContent, DiskFull
@@ -294,7 +294,7 @@ def test_nothing_is_evicted_in_vain(store: BlobStore) -> None:
 
 def test_a_full_disk_shrinks_the_quota(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     old = keep(store, [noise(1_000_000, 1)])
-    monkeypatch.setattr("dht.room.RESERVE", 1 << 60)
+    monkeypatch.setattr("dht.blobs.room.RESERVE", 1 << 60)
     digest = manifest_for([noise(900_000, 2)])
     assert store.begin(digest).evicted == (old,)
     with pytest.raises(DiskFull):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dht.connection_limits import MAX_CONNECTIONS, MAX_OF_ONE_PEER, MAX_UNKNOWN, ConnectionLimits
+from dht.swarm.connection_limits import MAX_CONNECTIONS, MAX_OF_ONE_PEER, MAX_UNKNOWN, ConnectionLimits
 
 
 def test_of_too_many_strangers_the_oldest_goes() -> None:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from dht.crowd import BELONGS_S, MAX_CROWDS, MAX_MEMBERS, MAX_STILL_S, MIN_STILL_S, PRESENT_S, Crowd, Crowds, Member
+from dht.swarm.crowd import (
+    BELONGS_S,
+    MAX_CROWDS,
+    MAX_MEMBERS,
+    MAX_STILL_S,
+    MIN_STILL_S,
+    PRESENT_S,
+    Crowd,
+    Crowds,
+    Member,
+)
 from protocol.identifiers import digest_of
 from protocol.manifest import Chunk, Manifest
 

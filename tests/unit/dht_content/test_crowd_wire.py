@@ -7,10 +7,10 @@ import time
 import msgspec
 import pytest
 
-from dht.content_wire import encode_have
-from dht.crowd import Member
-from dht.crowd_wire import MAX_ABOUT_OTHERS, MAX_HEARD, decode_heard, decode_told, encode_heard, encode_told
-from dht.offers import offer_of
+from dht.swarm.content_wire import encode_have
+from dht.swarm.crowd import Member
+from dht.swarm.crowd_wire import MAX_ABOUT_OTHERS, MAX_HEARD, decode_heard, decode_told, encode_heard, encode_told
+from dht.swarm.offers import offer_of
 from protocol.identifiers import digest_of
 from protocol.manifest import Chunk, Manifest
 from protocol.problems import BadRequest, CorruptContent, InvalidRecord

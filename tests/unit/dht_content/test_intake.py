@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dht.blobs import BlobStore, opened_store
-from dht.intake import put_from_file, size_of
+from dht.blobs.intake import put_from_file, size_of
+from dht.blobs.store import BlobStore, opened_store
 from protocol.problems import BadRequest, Conflict, DiskFull
 from tests.content_sites import a_file, files_of, noise
 

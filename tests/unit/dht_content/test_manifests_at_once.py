@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dht.transfer import MANIFESTS_ASKED_AT_ONCE, manifests_at_once
+from dht.swarm.transfer import MANIFESTS_ASKED_AT_ONCE, manifests_at_once
 
 
 def test_the_near_ones_alone_while_they_may_answer_then_some_more_with_every_silence() -> None:

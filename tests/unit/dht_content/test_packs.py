@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dht.packs import TRUST_S, Packs, Place
+from dht.blobs.packs import TRUST_S, Packs, Place
 from protocol.identifiers import digest_of
 from tests.content_sites import damage, noise
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dht.picker import Ask, Cancel, Limits, Picker
+from dht.swarm.picker import Ask, Cancel, Limits, Picker
 
 KB = 1 << 10
 ONE_EACH = Limits(depth=1, max_pieces=1)

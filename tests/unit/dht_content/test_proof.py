@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dht.blobs import BlobStore, opened_store
-from dht.proof import AT_ONCE, Proof
+from dht.blobs.proof import AT_ONCE, Proof
+from dht.blobs.store import BlobStore, opened_store
 from protocol.identifiers import digest_of
 from protocol.manifest import Chunk, Manifest
 from tests.content_sites import damage, files_of, noise

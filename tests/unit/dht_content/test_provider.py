@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dht.provider import Provider
+from dht.swarm.provider import Provider
 
 REST = {"rest_s": 1.0, "max_rest_s": 3.0}
 

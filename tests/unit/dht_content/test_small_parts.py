@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht.chunking import MAX_SIZE, MIN_SIZE, compiled_cutter, manifest_of
-from dht.content_wire import decode_asked, decode_have, encode_asked, encode_have
-from dht.reputation import LAGGARD_S, LIAR_S, MAX_REMEMBERED, Reputation
-from dht.traffic import MAX_PEERS_COUNTED, OTHER_PEERS, ByteCounts, TokenBucket, Uploads
+from dht.blobs.chunking import MAX_SIZE, MIN_SIZE, compiled_cutter, manifest_of
+from dht.swarm.content_wire import decode_asked, decode_have, encode_asked, encode_have
+from dht.swarm.reputation import LAGGARD_S, LIAR_S, MAX_REMEMBERED, Reputation
+from dht.swarm.traffic import MAX_PEERS_COUNTED, OTHER_PEERS, ByteCounts, TokenBucket, Uploads
 from protocol.identifiers import digest_of
 from protocol.manifest import Chunk, Manifest
 from protocol.problems import BadRequest, ConfigError, CorruptContent, TooManyRequests

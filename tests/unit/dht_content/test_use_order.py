@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dht.use_order import UseOrder
+from dht.blobs.use_order import UseOrder
 
 
 def test_every_use_comes_after_all_before_it_also_those_of_an_earlier_life() -> None:

@@ -12,8 +12,8 @@ import wasmtime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent import wasm_compiler
-from agent.wasm_engine import Limits, Program, Request
+from agent.wasm import compiler as wasm_compiler
+from agent.wasm.engine import Limits, Program, Request
 
 SERVICE = Path(__file__).parents[3] / "services" / "word_count_wasm"
 LIMITS = Limits(memory=2_000_000, fuel=4_000_000_000, timeout_s=10.0)

@@ -1,0 +1,111 @@
+"""Keeps the images of services within a quota of the disk: those unused for longest go first.
+
+An image goes only if no container is made of it, running or stopped, and no start touched it lately; a base image
+never does. Images that a rebuild replaced lose their names and go as soon as their last container has gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import docker.errors
+import structlog
+from msgspec import Struct
+
+from agent.docker.engine import Api, DockerEngine
+from protocol.problems import Problem
+
+log = structlog.get_logger(__name__)
+
+GRACE_S = 300.0
+"""A start that found its image has made its container after so long; a build has given its image its name."""
+
+
+class StoredImage(Struct, frozen=True):
+    """`size` of all its layers, `shared` of those that other images have too, in bytes; `used_at` in Unix s.
+
+    `name` is what it is removed by. `busy`: it must stay.
+    """
+
+    name: str
+    size: int
+    shared: int
+    used_at: float
+    busy: bool
+
+
+def surplus(images: Iterable[StoredImage], quota: int) -> Iterator[StoredImage]:
+    """The images to remove, in order. Layers that images share are counted once: they are mostly one base's."""
+    everything = list(images)
+    used = sum(image.size - image.shared for image in everything) + max((i.shared for i in everything), default=0)
+    for image in sorted(everything, key=lambda image: image.used_at):
+        if used <= quota:
+            return
+        if not image.busy and image.size > image.shared:
+            used -= image.size - image.shared
+            yield image
+
+
+class ImageQuota:
+    """`quota` in bytes. Images named `repository:...`, and nameless ones with the label `label`, are services'."""
+
+    def __init__(
+        self, engine: DockerEngine, *, quota: int, repository: str, label: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._engine = engine
+        self._quota = quota
+        self._prefix = f"{repository}:"
+        self._label = label
+        self._clock = clock
+        self._used_at: dict[str, float] = {}
+        self._lock = asyncio.Lock()
+
+    def touch(self, name: str) -> None:
+        """A start is about to use it."""
+        self._used_at[name] = self._clock()
+
+    async def enforce(self) -> None:
+        """Remove what is too much. Whatever the engine refuses to give up stays; nothing is raised."""
+        async with self._lock:
+            try:
+                images = await self._engine.call(lambda api: api.df()["Images"] or [])
+                stored = [image for entry in images if (image := self._stored(entry)) is not None]
+                superseded = [image for image in stored if not image.name.startswith(self._prefix)]
+                named = [image for image in stored if image.name.startswith(self._prefix)]
+                for image in [*(i for i in superseded if not i.busy), *surplus(named, self._quota)]:
+                    await self.remove(image.name)
+            except (Problem, docker.errors.APIError) as error:
+                log.warning("image-quota-not-kept", error=str(error))
+
+    async def remove(self, name: str) -> None:
+        """Unless a container uses it. Raises EngineUnavailable."""
+        try:
+            await self._engine.call(lambda api: _remove(api, name))
+        except docker.errors.APIError as error:
+            log.debug("image-kept", image=name, reason=str(error.explanation or error))
+            return
+        self._used_at.pop(name, None)
+        log.info("image-removed", image=name)
+
+    def _stored(self, entry: dict[str, Any]) -> StoredImage | None:
+        """One of the engine's images, None if it is no service's."""
+        names = [name for name in entry.get("RepoTags") or () if name != "<none>:<none>"]
+        ours = [name for name in names if name.startswith(self._prefix)]
+        if len(ours) < len(names) or not (names or self._label in (entry.get("Labels") or {})):
+            return None
+        name = ours[0] if ours else str(entry["Id"])
+        used_at = max([float(entry["Created"]), *(self._used_at.get(its, 0.0) for its in ours)])
+        return StoredImage(
+            name=name,
+            size=entry["Size"],
+            shared=max(entry["SharedSize"], 0),
+            used_at=used_at,
+            busy=entry["Containers"] > 0 or used_at > self._clock() - GRACE_S,
+        )
+
+
+def _remove(api: Api, name: str) -> None:
+    api.remove_image(name)
