@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -126,13 +127,14 @@ class PassingOn:
                 "no time is left to ask other regions", fix="Wait longer: `--wait SECONDS` (`wait_s`)."
             )
         spared = wanted.route.visited | {self._region.me.node} | {h.node for h in planned}
+        leases = self._held_with(hop, wanted)
         body = HandoffRequest(
-            request=msgspec.structs.replace(wanted.request, leases=self._held_with(hop, wanted)),
+            request=msgspec.structs.replace(wanted.request, leases=leases),
             digest=wanted.record.digest,
             visited=tuple(sorted(spared - {hop.node}))[:MAX_VISITED],
             hops=wanted.route.hops + 1,
             deadline_s=left,
-            request_key=secrets.token_hex(16),
+            request_key=passed_on_key(wanted.request.request_key, wanted.record.digest, leases),
         )
         answer, address = await self._remote.ask(hop, body)
         self._region.hold(
@@ -162,6 +164,17 @@ class PassingOn:
         leases = self._region.leases
         there = [h.instance for h in leases.all_held() if h.controller == hop.node and h.digest == wanted.record.digest]
         return tuple(t for t in wanted.request.leases if any(leases.known(instance, (t,)) for instance in there))
+
+
+def passed_on_key(key: str | None, digest: str, leases: Sequence[str]) -> str:
+    """The request key towards another controller: one for one request of a client, however often it comes.
+
+    A client that repeats its request because this controller died over it so gets the instance that the other region
+    started for it, and not a second one. A client that gave no key cannot be known again.
+    """
+    if key is None:
+        return secrets.token_hex(16)
+    return hashlib.sha256(msgspec.msgpack.encode((key, digest, leases))).hexdigest()[:32]
 
 
 def _as_answered(answer: StartAnswer, mem: int) -> InstanceView:

@@ -211,3 +211,18 @@ async def test_only_controllers_hand_off_and_a_repeated_key_is_one_request(tmp_p
         assert first == second
         assert first[0] == 200
         assert len(agent.starts) == 1
+
+
+async def test_a_request_repeated_over_a_controller_that_died_starts_nothing_twice(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    request = StartRequest(service="svc", force_rebuild=True, request_key="of the phone")
+    async with running_site(tmp_path, "demo/b", mesh=mesh) as near, an_agent("demo/b").linked(near.peer) as agent:
+        await near.publish(a_service())
+        await announced(near, 1)
+        async with running_site(tmp_path, "demo/c", mesh=mesh) as far:
+            first, _ = await far.controller.start(request)
+        async with running_site(tmp_path, "demo/c", mesh=mesh) as far:
+            again, _ = await far.controller.start(request)
+            other, _ = await far.controller.start(msgspec.structs.replace(request, request_key="of another"))
+        assert again.instance == first.instance != other.instance
+        assert len(agent.starts) == 2
