@@ -5,12 +5,9 @@ integer: the position of a chunk in the manifest. Rules:
 
 * Rarest first among a window of free pieces, in the order handed in (which the shell shuffles, so that many sites that
   fetch one blob at once soon hold different parts and serve each other).
-* Outside of a crowd, a provider as fast as `fast_rate` is asked in the order of the blob instead, so that the
-  whole can be hashed while it comes.
-* Each provider has `depth` requests under way (one if there are more than `few` providers: chunks that wait in a long
-  queue at one peer cannot be had from another; and one if it is one of several as fast as `fast_rate`: then the network
-  is not what one waits for, and more connections only share this machine's processors), sized to about `batch_s`
-  seconds at the rate it has shown. Towards the end they are smaller, but never shorter than `least_s`.
+* Outside of a crowd, a fast provider is asked in the order of the blob instead, so that the whole can be hashed while
+  it comes.
+* How much is asked of one provider at once: see `dht.swarm.pipelining`.
 * A provider on this machine's own network is asked first, and others not at all for what it gives, as long as it does
   well (`near_rate`): what the LAN has shall not cross the uplink. It does not if it failed, is busy, or was silent or
   slow for `near_late_s`. While one is being met, nobody afar is asked for anything, for at most `near_wait_s`.
@@ -28,9 +25,11 @@ integer: the position of a chunk in the manifest. Rules:
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
+from dht.swarm.outstanding import Outstanding
+from dht.swarm.pipelining import Pipelining
 from dht.swarm.provider import Provider
 
 
@@ -38,13 +37,7 @@ from dht.swarm.provider import Provider
 class Limits:
     """Times in s, rates in bytes/s, sizes in bytes."""
 
-    depth: int = 2
-    few: int = 4
-    batch_s: float = 0.5
-    first_batch: int = 1 << 20
-    max_batch: int = 8 << 20
-    least_s: float = 0.005
-    max_pieces: int = 64
+    pipelining: Pipelining = field(default_factory=Pipelining)
     window: int = 128
     strikes: int = 3
     rest_s: float = 0.25
@@ -55,7 +48,6 @@ class Limits:
     min_rate: float = 8 << 10
     endgame_s: float = 0.5
     elsewhere_s: float = 1.0
-    fast_rate: float = 24 << 20
     near_rate: float = 4 << 20
     near_late_s: float = 1.0
     near_wait_s: float = 0.5
@@ -83,36 +75,14 @@ MISSED = float("-inf")
 """Until when a near provider is waited for that could not be met: it is not expected a second time."""
 
 
-@dataclass
-class _Request:
-    provider: str
-    open: set[int]
-    size: int
-    started: float
-    heard: float
-    received: int = 0
-
-    def is_late(self, now: float, rate: float, late_s: float) -> bool:
-        """Silent for so long, or slower than `rate` over at least that time."""
-        age = now - self.started
-        return now - self.heard > late_s or (age > late_s and self.received < rate * age)
-
-
 class Picker:
     """State of one transfer. `lengths`: bytes of each wanted piece; `order`: all of them, in the order preferred."""
 
     def __init__(self, lengths: Mapping[int, int], order: Sequence[int], limits: Limits | None = None) -> None:
-        self._lengths = dict(lengths)
         self._limits = limits or Limits()
-        self._free = dict.fromkeys(order)
+        self._pieces = Outstanding(lengths, order)
         self._rank = {piece: place for place, piece in enumerate(order)}
-        self._in_order = sorted(lengths)
-        self._first_wanted = 0
-        """All pieces before this place of `_in_order` are delivered."""
-        self._wanted = set(lengths)
-        self._asked: dict[int, set[int]] = {}
         self._providers: dict[str, Provider] = {}
-        self._requests: dict[int, _Request] = {}
         self._rarity: dict[int, int] = {}
         self._given: frozenset[int] = frozenset()
         self._expected: dict[str, float] = {}
@@ -120,19 +90,18 @@ class Picker:
         self._sparing: frozenset[str] = frozenset()
         self._spared: frozenset[int] = frozenset()
         """Near providers that do well now, and what nobody afar is asked for therefore."""
-        self._number = 0
         self._cancelled: list[int] = []
 
     # --- what the shell asks --------------------------------------------------------------------------------------
 
     @property
     def done(self) -> bool:
-        return not self._wanted
+        return not self._pieces.wanted
 
     @property
     def left(self) -> int:
         """Pieces still wanted."""
-        return len(self._wanted)
+        return len(self._pieces.wanted)
 
     @property
     def active(self) -> list[str]:
@@ -152,7 +121,9 @@ class Picker:
     @property
     def hopeless(self) -> bool:
         """Something is wanted, and whoever is left has failed `strikes` times in a row or offers nothing of it."""
-        return bool(self._wanted) and not any(self._promises(p) for p in self._providers.values() if not p.dropped)
+        return bool(self._pieces.wanted) and not any(
+            self._promises(p) for p in self._providers.values() if not p.dropped
+        )
 
     @property
     def in_crowd(self) -> bool:
@@ -164,7 +135,7 @@ class Picker:
         return [name for name, until in self._expected.items() if MISSED < until <= now]
 
     def wants(self, piece: int) -> bool:
-        return piece in self._wanted
+        return piece in self._pieces.wanted
 
     # --- providers ------------------------------------------------------------------------------------------------
 
@@ -209,48 +180,45 @@ class Picker:
 
     def heard(self, request: int, size: int, now: float) -> None:
         """`size` bytes came, whole pieces or not."""
-        if current := self._requests.get(request):
+        if current := self._pieces.requests.get(request):
             current.heard = now
             current.received += size
 
     def delivered(self, request: int, piece: int, now: float) -> bool:
         """A verified piece came. True exactly once per piece: then it is to be kept."""
-        fresh = piece in self._wanted
-        if current := self._requests.get(request):
-            current.open.discard(piece)
+        fresh = piece in self._pieces.wanted
+        if current := self._pieces.requests.get(request):
             current.heard = now
             self._providers[current.provider].strikes = 0
-            self._unask(piece, request)
+            self._pieces.settle(request, piece)
         if fresh:
-            self._wanted.discard(piece)
-            self._free.pop(piece, None)
-            self._withdraw(piece)
+            for superfluous in self._pieces.deliver(piece):
+                self._end(superfluous)
+                self._cancelled.append(superfluous)
         return fresh
 
     def lacking(self, request: int, piece: int) -> None:
         """The provider says it does not have the piece."""
-        if current := self._requests.get(request):
+        if current := self._pieces.requests.get(request):
             provider = self._providers[current.provider]
             provider.lacks.add(piece)
             if provider.have is not None and piece in provider.have:
                 self._rarity[piece] -= 1
                 provider.have -= {piece}
-            current.open.discard(piece)
-            self._unask(piece, request)
+            self._pieces.settle(request, piece)
 
     def elsewhere(self, request: int, piece: int, now: float) -> None:
         """The provider gave the piece to others a moment ago, who pass it on."""
-        if current := self._requests.get(request):
+        if current := self._pieces.requests.get(request):
             provider = self._providers[current.provider]
             provider.elsewhere[piece] = now + self._limits.elsewhere_s
             provider.strikes = 0
             current.heard = now
-            current.open.discard(piece)
-            self._unask(piece, request)
+            self._pieces.settle(request, piece)
 
     def finished(self, request: int, now: float) -> None:
         """The answer is over. If pieces are left open, the provider broke off: a failure."""
-        if current := self._requests.get(request):
+        if current := self._pieces.requests.get(request):
             if current.open:
                 self.failed(request, now, "broke off")
                 return
@@ -259,7 +227,7 @@ class Picker:
             self._end(request)
 
     def failed(self, request: int, now: float, why: str) -> None:
-        if current := self._requests.get(request):
+        if current := self._pieces.requests.get(request):
             provider = self._providers[current.provider]
             self._end(request)
             counts = provider.failed(now, why, rest_s=self._limits.rest_s, max_rest_s=self._limits.max_rest_s)
@@ -268,13 +236,13 @@ class Picker:
 
     def busy(self, request: int, now: float, retry_after: float) -> None:
         """The provider has no free upload slot."""
-        if current := self._requests.get(request):
+        if current := self._pieces.requests.get(request):
             self._end(request)
             self._providers[current.provider].busy(now, retry_after, max_busy_s=self._limits.max_busy_s)
 
     def lied(self, request: int, why: str) -> None:
         """The provider sent what it should not have: bytes that are not the digest's, or a malformed answer."""
-        if current := self._requests.get(request):
+        if current := self._pieces.requests.get(request):
             self.drop(current.provider, why)
 
     # --- decisions ------------------------------------------------------------------------------------------------
@@ -289,7 +257,7 @@ class Picker:
         best_first = sorted(self.active, key=lambda name: (not self._providers[name].near, -self._providers[name].rate))
         if any(until > now for until in self._expected.values()):
             best_first = [name for name in best_first if self._providers[name].near]
-        depths = {name: self._depth(self._providers[name]) for name in best_first}
+        depths = {name: self._requests_at_once(self._providers[name]) for name in best_first}
         for _ in range(max(depths.values(), default=0)):
             for name, depth in depths.items():
                 provider = self._providers[name]
@@ -299,16 +267,9 @@ class Picker:
                         effects.append(self._ask(name, pieces, now))
         return effects
 
-    def _depth(self, provider: Provider) -> int:
-        """Requests that it may have under way."""
-        rates = [self._providers[name].rate for name in self.active]
-        fast = sum(rate >= self._limits.fast_rate for rate in rates)
-        single = len(rates) > self._limits.few or (fast > 1 and provider.rate >= self._limits.fast_rate)
-        return min(1 if single else self._limits.depth, provider.depth)
-
     def _drop_slow(self, now: float) -> None:
-        for number, request in list(self._requests.items()):
-            if number not in self._requests:
+        for number, request in list(self._pieces.requests.items()):
+            if number not in self._pieces.requests:
                 continue
             age = now - request.started
             if now - request.heard > self._limits.stall_s:
@@ -319,6 +280,10 @@ class Picker:
                 if any(self._providers[n].offers(piece) for n in rivals for piece in request.open):
                     self.drop(request.provider, "slow")
 
+    def _requests_at_once(self, provider: Provider) -> int:
+        rates = [self._providers[name].rate for name in self.active]
+        return min(self._limits.pipelining.requests_at_once(provider.rate, rates), provider.depth)
+
     def _pick(self, provider: Provider, now: float) -> list[int]:
         candidates = list(islice(self._offered(provider, now), self._limits.window))
         in_order = self._is_asked_in_order(provider)
@@ -328,25 +293,20 @@ class Picker:
                 piece if in_order else self._rank[piece],
             )
         )
-        slots = self._limits.depth * len(self.active)
-        fair = max(1, len(self._free) // (2 * slots))
-        least = provider.rate * self._limits.least_s
-        most = min(int(provider.rate * self._limits.batch_s) or self._limits.first_batch, self._limits.max_batch)
-        picked: list[int] = []
-        size = 0
-        for piece in candidates[: self._limits.max_pieces]:
-            if picked and (size + self._lengths[piece] > most or (len(picked) >= fair and size >= least)):
-                break
-            picked.append(piece)
-            size += self._lengths[piece]
-        return picked
+        count = self._limits.pipelining.batch(
+            (self._pieces.lengths[piece] for piece in candidates),
+            provider.rate,
+            free=len(self._pieces.free),
+            providers=len(self.active),
+        )
+        return candidates[:count]
 
     def _spares_others(self, name: str, now: float) -> bool:
         """It is near and does well, so that nobody afar is asked for what it gives."""
         provider, limits = self._providers[name], self._limits
         if not provider.near or not provider.does_well(now, limits.near_rate, limits.near_late_s):
             return False
-        requests = [self._requests[number] for number in provider.requests]
+        requests = [self._pieces.requests[number] for number in provider.requests]
         return not any(request.is_late(now, limits.near_rate, limits.near_late_s) for request in requests)
 
     def _given_near(self, now: float) -> frozenset[int]:
@@ -356,29 +316,23 @@ class Picker:
             return frozenset()
         for provider in (self._providers[name] for name in self._sparing):
             withheld = provider.lacks | {piece for piece, until in provider.elsewhere.items() if until > now}
-            held = self._free.keys() if provider.have is None else self._free.keys() & provider.have
+            held = self._pieces.free.keys() if provider.have is None else self._pieces.free.keys() & provider.have
             given |= held - withheld
         return frozenset(given)
 
     def _offered(self, provider: Provider, now: float) -> Iterator[int]:
         """Free pieces that the provider should be asked for now, in the preferred order where that is cheap."""
         if self._spared and not provider.near:
-            if len(self._spared) == len(self._free):
+            if len(self._spared) == len(self._pieces.free):
                 return iter(())
-            return (piece for piece in self._free if piece not in self._spared and provider.gives(piece, now))
-        if provider.have is not None and len(provider.have) < len(self._free):
-            return (piece for piece in provider.have if piece in self._free and provider.gives(piece, now))
-        pieces = self._free_in_order() if self._is_asked_in_order(provider) else self._free
+            return (piece for piece in self._pieces.free if piece not in self._spared and provider.gives(piece, now))
+        if provider.have is not None and len(provider.have) < len(self._pieces.free):
+            return (piece for piece in provider.have if piece in self._pieces.free and provider.gives(piece, now))
+        pieces = self._pieces.free_in_order() if self._is_asked_in_order(provider) else self._pieces.free
         return (piece for piece in pieces if provider.gives(piece, now))
 
     def _is_asked_in_order(self, provider: Provider) -> bool:
-        return provider.rate >= self._limits.fast_rate and not self.in_crowd
-
-    def _free_in_order(self) -> Iterator[int]:
-        pieces = self._in_order
-        while self._first_wanted < len(pieces) and pieces[self._first_wanted] not in self._wanted:
-            self._first_wanted += 1
-        return (piece for piece in islice(pieces, self._first_wanted, None) if piece in self._free)
+        return self._limits.pipelining.is_fast(provider.rate) and not self.in_crowd
 
     def _pick_endgame(self, name: str, now: float) -> list[int]:
         """One piece that another was asked for and is late with: the latest, if this provider would be faster."""
@@ -386,43 +340,29 @@ class Picker:
         if next(self._offered(provider, now), None) is not None:
             return []
         latest: tuple[float, int] | None = None
-        for piece, numbers in self._asked.items():
-            if len(numbers) != 1 or not provider.gives(piece, now):
+        for piece, other in self._pieces.asked_once():
+            if not provider.gives(piece, now) or (other.provider in self._sparing and not provider.near):
                 continue
-            other = self._requests[next(iter(numbers))]
-            if other.provider in self._sparing and not provider.near:
-                continue
-            expected = self._lengths[piece] / provider.rate if provider.rate else 0.0
-            late = self._time_left(other, now) - 2 * expected
+            expected = self._pieces.lengths[piece] / provider.rate if provider.rate else 0.0
+            late = other.time_left(now, self._providers[other.provider].rate) - 2 * expected
             if other.provider != name and late > self._limits.endgame_s and (latest is None or late > latest[0]):
                 latest = (late, piece)
         return [latest[1]] if latest else []
 
-    def _time_left(self, request: _Request, now: float) -> float:
-        """At the rate shown so far; a request that is silent is as late as it is silent."""
-        age = now - request.started
-        rate = request.received / age if age > 0 and request.received else self._providers[request.provider].rate
-        left = max(0, request.size - request.received)
-        return max(now - request.heard, left / rate if rate else 0.0)
-
     def _ask(self, name: str, pieces: Sequence[int], now: float) -> Ask:
-        self._number += 1
-        self._requests[self._number] = _Request(name, set(pieces), sum(self._lengths[p] for p in pieces), now, now)
-        self._providers[name].requests.add(self._number)
-        for piece in pieces:
-            self._free.pop(piece, None)
-            self._asked.setdefault(piece, set()).add(self._number)
-        return Ask(self._number, name, tuple(pieces))
+        request = self._pieces.ask(name, pieces, now)
+        self._providers[name].requests.add(request)
+        return Ask(request, name, tuple(pieces))
 
     # --- bookkeeping ----------------------------------------------------------------------------------------------
 
     def _promises(self, provider: Provider) -> bool:
-        if any(self._requests[number].received for number in provider.requests):
+        if any(self._pieces.requests[number].received for number in provider.requests):
             return True
         return provider.strikes < self._limits.strikes and (bool(provider.requests) or self._offers(provider))
 
     def _offers(self, provider: Provider) -> bool:
-        return any(provider.offers(piece) for piece in self._wanted)
+        return any(provider.offers(piece) for piece in self._pieces.wanted)
 
     def _count(self, provider: Provider, step: int) -> None:
         """Rarity counts partial holders only: a whole one adds the same to every piece."""
@@ -430,26 +370,5 @@ class Picker:
             self._rarity[piece] = self._rarity.get(piece, 0) + step
 
     def _end(self, number: int) -> None:
-        """Forget a request; what it leaves open is free again."""
-        request = self._requests.pop(number)
-        self._providers[request.provider].requests.discard(number)
-        for piece in request.open:
-            self._unask(piece, number)
-
-    def _unask(self, piece: int, number: int) -> None:
-        numbers = self._asked.get(piece)
-        if numbers is not None:
-            numbers.discard(number)
-            if not numbers:
-                del self._asked[piece]
-                if piece in self._wanted:
-                    self._free[piece] = None
-
-    def _withdraw(self, piece: int) -> None:
-        """The piece is here: nobody else needs to deliver it. A request with nothing else to do is given up."""
-        for number in self._asked.pop(piece, set()):
-            request = self._requests[number]
-            request.open.discard(piece)
-            if not request.open:
-                self._end(number)
-                self._cancelled.append(number)
+        self._providers[self._pieces.requests[number].provider].requests.discard(number)
+        self._pieces.end(number)

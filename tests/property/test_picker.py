@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dht.swarm.picker import Ask, Cancel, Limits, Picker
+from dht.swarm.pipelining import Pipelining
 
 PROVIDERS = ["a", "b", "c", "d"]
 
@@ -15,9 +16,8 @@ PROVIDERS = ["a", "b", "c", "d"]
 def test_any_interleaving_ends_with_every_chunk_once_or_no_hope(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12), label="pieces")
     order = data.draw(st.permutations(range(count)), label="order")
-    limits = Limits(
-        depth=data.draw(st.integers(1, 3)), max_pieces=data.draw(st.integers(1, 5)), stall_s=3.0, slow_after_s=8.0
-    )
+    pipelining = Pipelining(depth=data.draw(st.integers(1, 3)), max_pieces=data.draw(st.integers(1, 5)))
+    limits = Limits(pipelining, stall_s=3.0, slow_after_s=8.0)
     picker = Picker(dict.fromkeys(range(count), 100_000), order, limits)
     under_way: dict[int, Ask] = {}
     undelivered: dict[int, list[int]] = {}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dht.swarm.picker import Ask, Cancel, Limits, Picker
+from dht.swarm.pipelining import Pipelining
 
 KB = 1 << 10
-ONE_EACH = Limits(depth=1, max_pieces=1)
+ONE_EACH = Limits(Pipelining(depth=1, max_pieces=1))
 
 
 def picker_of(count: int, limits: Limits | None = None, length: int = 256 * KB) -> Picker:
@@ -53,7 +54,7 @@ def test_a_provider_has_depth_requests_at_once() -> None:
 
 
 def test_a_faster_provider_is_asked_for_more_at_a_time() -> None:
-    picker = picker_of(400, Limits(depth=1))
+    picker = picker_of(400, Limits(Pipelining(depth=1)))
     picker.provide("fast", None)
     picker.provide("slow", None)
     first = {ask.provider: ask for ask in asks(picker)}
@@ -75,7 +76,7 @@ def test_fast_providers_have_one_request_each_unless_alone() -> None:
 
 
 def test_requests_at_the_end_get_smaller_but_not_tiny() -> None:
-    picker = picker_of(12, Limits(depth=1))
+    picker = picker_of(12, Limits(Pipelining(depth=1)))
     picker.provide("a", None)
     sizes = []
     while not picker.done:
@@ -95,7 +96,7 @@ def test_rarest_first() -> None:
 
 
 def test_a_partial_holder_is_asked_only_for_what_it_has() -> None:
-    picker = picker_of(10, Limits(depth=1))
+    picker = picker_of(10, Limits(Pipelining(depth=1)))
     picker.provide("partial", {7})
     assert [a.pieces for a in asks(picker)] == [(7,)]
 
@@ -155,7 +156,7 @@ def test_the_only_provider_is_tried_again_and_again_but_without_hope() -> None:
 
 
 def test_requests_that_fail_together_are_one_failure() -> None:
-    picker = picker_of(100, Limits(depth=3))
+    picker = picker_of(100, Limits(Pipelining(depth=3)))
     picker.provide("a", None)
     picker.provide("b", None)
     for ask in asks(picker):
@@ -273,7 +274,7 @@ def test_no_end_game_against_a_request_that_goes_well() -> None:
 
 
 def test_a_provider_that_breaks_off_gives_back_only_what_it_did_not_deliver() -> None:
-    picker = picker_of(40, Limits(depth=1))
+    picker = picker_of(40, Limits(Pipelining(depth=1)))
     picker.provide("a", None)
     (ask,) = asks(picker)
     assert len(ask.pieces) > 1
@@ -287,7 +288,7 @@ def test_a_provider_that_breaks_off_gives_back_only_what_it_did_not_deliver() ->
 def test_a_fast_provider_is_asked_in_the_order_of_the_blob_a_slow_one_in_the_order_handed_in() -> None:
     backwards = list(reversed(range(100)))
     for seconds, begins in ((0.001, [0, 1, 2]), (1.0, [98, 97, 96])):
-        picker = Picker(dict.fromkeys(range(100), 256 * KB), backwards, Limits(depth=1, first_batch=KB))
+        picker = Picker(dict.fromkeys(range(100), 256 * KB), backwards, Limits(Pipelining(depth=1, first_batch=KB)))
         picker.provide("a", None)
         (first,) = asks(picker)
         assert first.pieces == (99,)
@@ -326,7 +327,7 @@ def test_with_the_whole_on_the_lan_nothing_crosses_the_uplink() -> None:
 
 def test_a_near_provider_that_fails_is_slow_or_lacks_a_piece_holds_nobody_off() -> None:
     def far_asked_after(what: str) -> bool:
-        picker = picker_of(400, Limits(depth=1))
+        picker = picker_of(400, Limits(Pipelining(depth=1)))
         picker.provide("afar", None)
         picker.provide("near", None, near=True)
         (ask,) = asks(picker)
@@ -406,7 +407,7 @@ def test_a_near_provider_that_sends_too_little_for_a_second_holds_nobody_off(tri
 
 
 def test_a_near_provider_that_hesitates_once_still_spares_others() -> None:
-    picker = picker_of(400, Limits(depth=1))
+    picker = picker_of(400, Limits(Pipelining(depth=1)))
     picker.provide("afar", None)
     picker.provide("near", None, near=True)
     (ask,) = asks(picker)
