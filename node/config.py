@@ -106,7 +106,8 @@ class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`max_uploads`, `max_downloads`: archives that phones and developers send and fetch at once.
 
     `starts_per_client_s` (0: any number), `starts_burst`: requests for services of one address. `max_starts`: of all,
-    under way at once.
+    under way at once. `prefer_warm_within_ms`: rather than start a service cold, use it where it runs already, if that
+    region is at most so long a round trip away; 0: never.
     """
 
     max_archive_mb: Annotated[int, Meta(ge=1, le=65536)] = 256
@@ -115,6 +116,7 @@ class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     starts_per_client_s: Annotated[float, Meta(ge=0, le=100_000)] = 50.0
     starts_burst: Annotated[int, Meta(ge=1, le=100_000)] = 200
     max_starts: Annotated[int, Meta(ge=1, le=100_000)] = 1024
+    prefer_warm_within_ms: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

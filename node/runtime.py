@@ -168,6 +168,7 @@ class _Parts:
                     starts_per_client_s=self._config.controller.starts_per_client_s,
                     starts_burst=self._config.controller.starts_burst,
                     max_starts=self._config.controller.max_starts,
+                    prefer_warm_within_s=self._config.controller.prefer_warm_within_ms / 1000,
                 ),
                 identity=self._identity.member,
                 directory=self.directory,

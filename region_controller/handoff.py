@@ -43,7 +43,7 @@ VERBS: tuple[Verb, ...] = ("stop", "restart", "alive", "remove")
 class HandoffRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`request` as the phone sent it; `digest`: what it was resolved to. `visited`: nodes that were or will be asked.
 
-    `hops` counts this one, from 1. `deadline_s`: seconds left for the answer.
+    `hops` counts this one, from 1. `deadline_s`: seconds left for the answer. `only_warm`: start nothing.
     """
 
     request: StartRequest
@@ -52,6 +52,7 @@ class HandoffRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     hops: Annotated[int, Meta(ge=1, le=MAX_HOPS)]
     deadline_s: Annotated[float, Meta(gt=0, le=3600)]
     request_key: Annotated[str, Meta(min_length=8, max_length=64)]
+    only_warm: bool = False
 
 
 class AliveRequest(Struct, frozen=True, forbid_unknown_fields=True):

@@ -1,11 +1,13 @@
 """Whom to ask when no agent here can host. Pure: from what is known of other controllers to an ordered list.
 
 Order: other controllers of our own region, regions below us, siblings, the siblings' subtrees, then one level up and
-the same again. Within one step: room for the service, the fresher summary, more free memory, the name.
+the same again. Within one step: room for the service (one that runs it needs none), the fresher summary, who runs it
+already, the shorter round trip, more free memory, the name.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 
 from msgspec import Struct
@@ -19,6 +21,8 @@ STALE_AFTER_S = 60.0
 """A summary older than this says little: its region is asked after the others of its step."""
 FRESHNESS_STEP_S = 15.0
 """Summaries whose ages differ by less are equally fresh."""
+RTT_STEP_S = 0.005
+"""Round trips from one up to the next doubling of it are equally long: a measured one trembles."""
 
 
 class Hop(Struct, frozen=True):
@@ -111,14 +115,46 @@ def candidates(
     Who did not answer of late is left out; who refused this very service comes last.
     """
     askable = [r for r in known if r.node != me and r.node not in visited and r.reachable]
-    askable.sort(key=lambda r: (digest in r.refused, _rank(home, r, mem)))
+    askable.sort(key=lambda r: (digest in r.refused, _rank(home, r, mem, digest)))
     return [Hop(r.region, r.node, r.addresses) for r in askable]
 
 
-def _rank(home: str, other: Relative, mem: int) -> tuple[int, bool, int, int, str, str]:
-    no_room = other.load.agents + other.below.agents == 0 or other.largest_free < mem
+def warm_within(
+    rtt_s: float, known: Iterable[Relative], *, me: str, visited: Collection[str], digest: str
+) -> Relative | None:
+    """The nearest controller, at most `rtt_s` away by a measured round trip, whose agents run the service, as it says.
+
+    Wherever it stands in the tree: what counts is that its instance answers sooner than a cold start here would.
+    """
+    near = [
+        r
+        for r in known
+        if r.live and r.reachable and r.node != me and r.node not in visited
+        if mark_of(digest) in r.load.warm and digest not in r.refused
+        if r.rtt_s is not None and r.rtt_s <= rtt_s
+    ]
+    return min(near, key=lambda r: (r.rtt_s, r.node), default=None)
+
+
+def _rank(home: str, other: Relative, mem: int, digest: str) -> tuple[int, bool, int, bool, int, int, str, str]:
+    warm = bool(digest) and other.is_warm(digest)
+    no_room = not warm and (other.load.agents + other.below.agents == 0 or other.largest_free < mem)
     freshness = int(other.age_s // FRESHNESS_STEP_S) if other.age_s <= STALE_AFTER_S else 1_000
-    return (step_to(home, other.region), no_room, freshness, -other.largest_free, other.region, other.node)
+    return (
+        step_to(home, other.region),
+        no_room,
+        freshness,
+        not warm,
+        _distance(other.rtt_s),
+        -other.largest_free,
+        other.region,
+        other.node,
+    )
+
+
+def _distance(rtt_s: float | None) -> int:
+    """How many doublings of `RTT_STEP_S`; one that was never measured may lie anywhere, and comes after all."""
+    return 64 if rtt_s is None else max(0, math.frexp(rtt_s / RTT_STEP_S)[1])
 
 
 def step_to(home: str, region: str) -> int:

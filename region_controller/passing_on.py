@@ -36,11 +36,16 @@ HOST_CANNOT = (Unavailable, DiskUnusable, ContentNotFound, CorruptContent)
 """Problems of a host, not of the service: another one may do better, or have the archive."""
 
 
+WARM_ANSWER_S = 2.0
+"""For an instance that runs: whoever takes longer saves nobody a cold start."""
+
+
 class Remote(Struct, frozen=True):
-    """Another region took it: whom to ask again, and the answer that the first asker got."""
+    """Another region took it: whom to ask again, the answer that the first asker got, and why it was asked."""
 
     hop: hierarchy.Hop
     answer: StartAnswer
+    why: str = ""
 
 
 class PassingOn:
@@ -72,7 +77,8 @@ class PassingOn:
             for hop in hops:
                 progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
                 try:
-                    return await self.hand_to(hop, wanted, hops)
+                    remote = await self.hand_to(hop, wanted, hops)
+                    return msgspec.structs.replace(remote, why=f"no agent of {here} can host it; {hop.region} took it")
                 except (*HOST_CANNOT, NoMatchingService) as problem:
                     self._note(hop, wanted, problem)
                     theirs = problem.extra.get("regions")
@@ -80,6 +86,36 @@ class PassingOn:
                     regions.setdefault(hop.region, problem.detail)
                     causes |= causes_in(problem) or {cause_of(problem)}
         raise summed_up(wanted.record, regions, causes)
+
+    async def to_warm(self, wanted: Wanted, progress: OnProgress) -> Remote | None:
+        """Share an instance that runs in another region nearby, where the operator prefers that to a cold start here.
+
+        None if there is none, or it cannot be had: then it is started here, and nobody has to hear of the attempt.
+        """
+        config = self._region.config
+        if not config.prefer_warm_within_s or wanted.request.force_rebuild or wanted.route.hops >= hierarchy.MAX_HOPS:
+            return None
+        found = hierarchy.warm_within(
+            config.prefer_warm_within_s,
+            self._region.relatives.relatives(loop_time()),
+            me=self._region.me.node,
+            visited=wanted.route.visited,
+            digest=wanted.record.digest,
+        )
+        if found is None:
+            return None
+        hop = hierarchy.Hop(found.region, found.node, found.addresses)
+        progress(Progress("place", f"it runs in {found.region}, nearby; asking there"))
+        try:
+            remote = await self.hand_to(hop, wanted, only_warm=True)
+        except (*HOST_CANNOT, NoMatchingService, DeadlineExceeded) as problem:
+            log.info("warm-elsewhere-not-had", region=found.region, digest=wanted.record.digest, problem=problem.detail)
+            self._note(hop, wanted, problem)
+            return None
+        away_ms = 1e3 * (found.rtt_s or 0.0)
+        return msgspec.structs.replace(
+            remote, why=f"it runs in {found.region}, {away_ms:.0f} ms away, and would start cold here"
+        )
 
     def _note(self, hop: hierarchy.Hop, wanted: Wanted, problem: Problem) -> None:
         """The next request need not run into the same wall."""
@@ -116,12 +152,21 @@ class PassingOn:
             digest=wanted.record.digest,
         )
 
-    async def hand_to(self, hop: hierarchy.Hop, wanted: Wanted, planned: Sequence[hierarchy.Hop] = ()) -> Remote:
+    async def hand_to(
+        self,
+        hop: hierarchy.Hop,
+        wanted: Wanted,
+        planned: Sequence[hierarchy.Hop] = (),
+        *,
+        only_warm: bool = False,
+    ) -> Remote:
         """Hand over to one controller, which need not ask who was asked before nor whom we have `planned` to ask.
 
         Raises the other controller's Problem, Unavailable, DeadlineExceeded.
         """
         left = wanted.route.deadline - loop_time() - ANSWER_MARGIN_S
+        if only_warm:
+            left = min(left, WARM_ANSWER_S)
         if left <= 0:
             raise DeadlineExceeded(
                 "no time is left to ask other regions", fix="Wait longer: `--wait SECONDS` (`wait_s`)."
@@ -135,6 +180,7 @@ class PassingOn:
             hops=wanted.route.hops + 1,
             deadline_s=left,
             request_key=passed_on_key(wanted.request.request_key, wanted.record.digest, leases),
+            only_warm=only_warm,
         )
         answer, address = await self._remote.ask(hop, body)
         self._region.hold(

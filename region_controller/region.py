@@ -33,13 +33,15 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     most `spool_bytes` together. At most `max_uploads` and `max_downloads` of archives at once.
     `starts_per_client_s` (0: any number), `starts_burst`: requests of one address for services. `max_starts`: of all,
     under way at once. `unwanted_start_s`: a start that is not ready is given up so long after the last client's
-    `wait_s` is over.
+    `wait_s` is over. `prefer_warm_within_s`: rather than cold here, a service is used where it runs already, if that
+    region is at most so long a round trip away; 0: never.
     """
 
     region: str
     database: Path
     spool: Path
     unwanted_start_s: float = 60.0
+    prefer_warm_within_s: float = 0.0
     max_archive_bytes: int = 256 << 20
     max_uploads: int = 4
     max_downloads: int = 16

@@ -22,6 +22,7 @@ from protocol.link import Done, Extend, Start
 from protocol.problems import (
     DeadlineExceeded,
     InvalidArchive,
+    NoCapacity,
     Problem,
     StartFailed,
     Unavailable,
@@ -34,7 +35,7 @@ from region_controller.handoff import HandoffRequest, RemoteRegions
 from region_controller.idempotency import Answered, IdempotencyKeys
 from region_controller.leases import Held, lease_deadline
 from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote
-from region_controller.placement import Nobody, Placement, choose
+from region_controller.placement import Nobody, Placement, Warmth, choose
 from region_controller.refusals import Refusal, causes_in
 from region_controller.region import Region, first_address
 from region_controller.wanted import Route, Wanted, flavour_of, loop_time, since
@@ -94,7 +95,13 @@ class Starts:
             request_key=body.request_key,
         )
         visited = frozenset({*body.visited, peer})
-        route = Route(deadline=loop_time() + body.deadline_s, origin=peer, visited=visited, hops=body.hops)
+        route = Route(
+            deadline=loop_time() + body.deadline_s,
+            origin=peer,
+            visited=visited,
+            hops=body.hops,
+            only_warm=body.only_warm,
+        )
         answered = await self._keys.once(peer, request, on_progress, lambda step: self._start(request, step, route))
         self._region.stats.starts["received"] += 1
         return answered
@@ -118,7 +125,7 @@ class Starts:
             wanted = await self._resolve(request, on_progress, route)
             digest = wanted.record.digest
             try:
-                answered = await self._warm(wanted) or await self._together(wanted, on_progress)
+                answered = await self._warm(wanted) or await self._cold(wanted, on_progress)
             except Problem as problem:
                 if not _is_unusable(problem):
                     raise
@@ -167,6 +174,11 @@ class Starts:
             return None
         return self._answer(wanted, Local(node, report, choice.why, {"place": place_ms}, warm=True), opened=False)
 
+    async def _cold(self, wanted: Wanted, on_progress: OnProgress) -> Answered:
+        if wanted.route.only_warm:
+            raise NoCapacity(f"{wanted.record.id} does not run in {self._region.config.region} any more")
+        return await self._together(wanted, on_progress)
+
     async def _together(self, wanted: Wanted, on_progress: OnProgress) -> Answered:
         """Open the start, or join the one under way."""
         fresh = wanted.request.force_rebuild
@@ -189,6 +201,7 @@ class Starts:
         if opened:
             return self._handed_answer(wanted, landed), landed.answer.start == "cold"
         own = await self._passing_on.hand_to(landed.hop, wanted)
+        own = msgspec.structs.replace(own, why=landed.why)
         return self._handed_answer(wanted, own), own.answer.start == "cold"
 
     async def _keep_alive(self, node: str, report: InstanceReport, alive_time: int | None) -> bool:
@@ -224,6 +237,9 @@ class Starts:
                 return await self._passing_on.hand_off(wanted, {**choice.reasons, **reasons}, progress)
             if choice.instance and (found := self._region.members.find(choice.instance)):
                 return Local(*found, choice.why, warm=True)
+            cold_here = choice.warmth >= Warmth.CACHED and not reasons
+            if cold_here and (remote := await self._passing_on.to_warm(wanted, progress)) is not None:
+                return remote
             progress(Progress("place", choice.why))
             try:
                 return await self._start_on(choice, wanted, flight)
@@ -340,7 +356,7 @@ class Starts:
             theirs,
             handoff=(here, *theirs.handoff),
             timings_ms=wanted.timings(theirs.timings_ms),
-            why=f"{wanted.why}; no agent of {here} can host it; {remote.hop.region} took it: {theirs.why}",
+            why=f"{wanted.why}; {remote.why}: {theirs.why}",
         )
         self._region.stats.started("handed_off", answer.timings_ms)
         self._region.feed.tell(lambda: started(answer))

@@ -15,12 +15,16 @@ from region_controller.placement import Need
 
 
 class Route(Struct, frozen=True, kw_only=True):
-    """How a request came here. `deadline` on the event loop's clock. `origin`: the controller that handed it over."""
+    """How a request came here. `deadline` on the event loop's clock. `origin`: the controller that handed it over.
+
+    `only_warm`: it would rather start the service itself than have it started here.
+    """
 
     deadline: float
     origin: str = ""
     visited: frozenset[str] = frozenset()
     hops: int = 0
+    only_warm: bool = False
 
 
 class Wanted(Struct, frozen=True, kw_only=True):

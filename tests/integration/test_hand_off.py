@@ -226,3 +226,27 @@ async def test_a_request_repeated_over_a_controller_that_died_starts_nothing_twi
             other, _ = await far.controller.start(msgspec.structs.replace(request, request_key="of another"))
         assert again.instance == first.instance != other.instance
         assert len(agent.starts) == 2
+
+
+async def test_where_the_operator_prefers_it_what_runs_nearby_beats_a_cold_start_here(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    async with (
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        running_site(tmp_path, "demo/c", mesh=mesh, prefer_warm_within_s=5.0) as here,
+        an_agent("demo/b").linked(near.peer) as theirs,
+        an_agent("demo/c").linked(here.peer) as ours,
+    ):
+        await near.publish(a_service())
+        running, _ = await near.controller.start(REQUEST)
+
+        async def has_heard() -> bool:
+            views = await here.controller.regions()
+            return any(v.region == "demo/b" and v.live and v.rtt_ms is not None and v.memory_free == 900 for v in views)
+
+        await until(has_heard)
+        answer, was_cold = await here.controller.start(REQUEST)
+        assert (answer.instance, was_cold, answer.handoff) == (running.instance, False, ("demo/c",))
+        assert "it runs in demo/b" in answer.why
+        fresh, _ = await here.controller.start(msgspec.structs.replace(REQUEST, force_rebuild=True))
+        assert fresh.region == "demo/c"
+        assert (len(theirs.starts), len(ours.starts)) == (1, 1)

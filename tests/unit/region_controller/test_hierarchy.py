@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 
 from protocol.records import RegionRecord
-from region_controller.hierarchy import candidates, lookup_names, recorded, relation
+from region_controller.hierarchy import Relative, candidates, lookup_names, recorded, relation, warm_within
+from region_controller.summaries import Load, mark_of
 
 NOW = 10_000.0
+DIGEST = "sha256:" + "ab" * 32
 
 
 def a_region(region: str, *, node: str = "", free: int = 500, agents: int = 1, age: float = 0.0) -> RegionRecord:
@@ -86,3 +88,51 @@ def test_lookup_names_climb_to_the_top() -> None:
 )
 def test_relation(other: str, expected: str) -> None:
     assert relation("eu/de", other) == expected
+
+
+def heard(
+    region: str, *, warm: bool = False, rtt_ms: float | None = 1.0, free: int = 500, refused: bool = False
+) -> Relative:
+    return Relative(
+        region=region,
+        node=region,
+        addresses=("10.0.0.1:7401",),
+        age_s=1.0,
+        load=Load(agents=1, largest_free=free, warm=(mark_of(DIGEST),) if warm else ()),
+        rtt_s=None if rtt_ms is None else rtt_ms / 1000,
+        refused=frozenset({DIGEST} if refused else ()),
+        live=True,
+    )
+
+
+def weighed(*known: Relative) -> list[str]:
+    return [h.node for h in candidates("r/home", known, me="me", visited=(), mem=100, digest=DIGEST)]
+
+
+def test_within_a_step_who_runs_it_then_who_is_nearer() -> None:
+    assert weighed(
+        heard("r/far", rtt_ms=40, free=900),
+        heard("r/unmeasured", rtt_ms=None, free=900),
+        heard("r/near", rtt_ms=2),
+        heard("r/roomier and as near", rtt_ms=4, free=600),
+        heard("r/warm", warm=True, rtt_ms=80, free=0),
+        heard("elsewhere/warm", warm=True),
+    ) == ["r/warm", "r/roomier and as near", "r/near", "r/far", "r/unmeasured", "elsewhere/warm"]
+
+
+def test_the_nearest_that_runs_it_within_the_bound() -> None:
+    known = [
+        heard("r/cold"),
+        heard("r/warm", warm=True, rtt_ms=9),
+        heard("far/away/warm", warm=True, rtt_ms=3),
+        heard("r/unmeasured", warm=True, rtt_ms=None),
+        heard("r/refused", warm=True, refused=True),
+    ]
+
+    def nearest(within_ms: float, visited: tuple[str, ...] = ()) -> str | None:
+        found = warm_within(within_ms / 1000, known, me="me", visited=visited, digest=DIGEST)
+        return found and found.node
+
+    assert nearest(10) == "far/away/warm"
+    assert nearest(10, visited=("far/away/warm",)) == "r/warm"
+    assert nearest(2) is None
