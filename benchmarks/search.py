@@ -6,11 +6,12 @@ root. 40 publishers, 50 categories.
 
 `first_s`: the first search of everything, when the controller has seen nothing yet; `first_cpu_s`: its processor time
 here. `new_category_ms`: the first search of a category of 200 or 2,000 services. `search_ms`: the searches of what was
-seen before, one every 0.3 s, while services are published elsewhere: a mix of text, types and categories of the whole
-tree. `visible_s`: from the call that publishes at another node (which takes `publish_s`) until a search here finds it.
-`first_pause_ms`, `later_pause_ms`: the longest that the controller's event loop worked without a break (processor
-time), during the first read and after it. `refresh_calls`, `refresh_ms`, `refresh_cpu_ms`: what one comparison of the
-whole tree costs while nothing changes. An argument names another number of searches than 200.
+seen before, with the first page of their answer, one every 0.3 s, while services are published elsewhere: a mix of
+text, types and categories of the whole tree. `visible_s`: from the call that publishes at another node (which takes
+`publish_s`) until a search here finds it. `first_pause_ms`, `later_pause_ms`: the longest that the controller's event
+loop worked without a break (processor time), during the first read and after it. `refresh_calls`, `refresh_ms`,
+`refresh_cpu_ms`: what one comparison of the whole tree costs while nothing changes. An argument names another number
+of searches than 200.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ from protocol.identifiers import node_id, record_key
 from protocol.problems import Unavailable
 from protocol.records import ServiceRecord, Signed, raw_public_key
 from region_controller.catalogue import Catalogue
+from region_controller.paging import PageRequest
 from tests.dht_mesh import identity, service
 from tests.waiting import until
 
@@ -201,7 +203,7 @@ class Pauses:
         return round(longest, 1)
 
 
-async def first_search(catalogue: Catalogue) -> list[ServiceRecord]:
+async def first_search(catalogue: Catalogue) -> Sequence[ServiceRecord]:
     """A read that came in part is unavailable, and the next one goes on from there."""
     while True:
         try:
@@ -252,7 +254,7 @@ async def measure(chance: random.Random, controller: Node, holders: Sequence[Nod
             {"inputs": ("text",), "text": "kind7"},
         ][i % 4]
         began = time.perf_counter()
-        await catalogue.search(**query)
+        catalogue.page(await catalogue.search(**query), PageRequest())
         times.append((time.perf_counter() - began) * 1e3)
         await asyncio.sleep(PACE_S)
     await published

@@ -3,6 +3,7 @@
 from client.controller import ControllerClient
 from client.discovery import Browser, Change, discover
 from client.dnssd import FoundController
+from client.listing import Listing
 from client.phone import Phone
 
-__all__ = ["Browser", "Change", "ControllerClient", "FoundController", "Phone", "discover"]
+__all__ = ["Browser", "Change", "ControllerClient", "FoundController", "Listing", "Phone", "discover"]

@@ -13,6 +13,7 @@ import aiohttp
 import msgspec
 
 from client.invocation import invoke
+from client.listing import Listing, listed
 from client.rest import Rest, retried
 from client.sse import EventParser
 from client.transfer import DEFAULT_MAX_BYTES, blocks_of, record_headers, save_verified, size_of
@@ -87,6 +88,11 @@ class ControllerClient:
         """Whether calls without a lease token carry an operator's."""
         return self._token is not None
 
+    async def _listed(
+        self, path: str, kind: type[T], query: Sequence[tuple[str, str]] = (), at_most: int | None = None
+    ) -> Listing[T]:
+        return await listed(self._rest, path, kind, query, at_most=at_most, attempts=self._attempts)
+
     async def _retried(self, call: Callable[[], Awaitable[T]]) -> T:
         return await retried(call, self._attempts)
 
@@ -133,7 +139,7 @@ class ControllerClient:
         )
 
     async def instances(self) -> list[InstanceView]:
-        return await self._retried(lambda: self._rest.call("GET", "/instances", list[InstanceView]))
+        return (await self._listed("/instances", InstanceView)).items
 
     async def instance(self, instance: str) -> InstanceView:
         return await self._retried(lambda: self._rest.call("GET", f"/instances/{_segment(instance)}", InstanceView))
@@ -195,11 +201,15 @@ class ControllerClient:
         output: str | Sequence[str] = (),
         id: str | None = None,
         q: str | None = None,
-    ) -> list[ServiceView]:
-        """Published services that fit every condition given; `category` includes what lies below it."""
+        at_most: int | None = None,
+    ) -> Listing[ServiceView]:
+        """The first `at_most` (None: all) published services that fit every condition given, and how many do.
+
+        `category` includes what lies below it. Of publishers that the controller knows first, then newest first.
+        """
         query = [(k, v) for k, v in (("category", category), ("id", id), ("q", q)) if v is not None]
         query += [("input", name) for name in _names(input)] + [("output", name) for name in _names(output)]
-        return await self._retried(lambda: self._rest.call("GET", "/services", list[ServiceView], params=query))
+        return await self._listed("/services", ServiceView, query, at_most)
 
     async def service(self, digest: str) -> ServiceView:
         return await self._retried(lambda: self._rest.call("GET", f"/services/{check_digest(digest)}", ServiceView))
@@ -283,10 +293,10 @@ class ControllerClient:
         return await self._retried(lambda: self._rest.call("GET", "/categories", Category))
 
     async def agents(self) -> list[AgentView]:
-        return await self._retried(lambda: self._rest.call("GET", "/agents", list[AgentView]))
+        return (await self._listed("/agents", AgentView)).items
 
     async def regions(self) -> list[RegionView]:
-        return await self._retried(lambda: self._rest.call("GET", "/regions", list[RegionView]))
+        return (await self._listed("/regions", RegionView)).items
 
     async def health(self) -> Health:
         """Not repeated: it asks whether the controller is there now."""

@@ -14,6 +14,9 @@ from protocol.service import Transport
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 """What a start consists of, in order: the keys of `timings_ms`, and but for the last the phases of `Progress`."""
 MAX_ALIVE_S = 604_800
+TOTAL_HEADER = "X-Total-Count"
+"""Of a list that is answered in pages: how many it has in all. The name that tools know: a new one would serve nobody,
+though RFC 6648 would have it without the X."""
 MAX_LOG_LINES = 400
 """In one answer: with the longest lines, a frame of the agent link still holds them."""
 

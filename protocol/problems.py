@@ -73,6 +73,16 @@ class BadRequest(Problem):
     status, slug, title = 400, "bad-request", "The request cannot be understood"
 
 
+class BadLimit(BadRequest):
+    slug, title = "bad-limit", "A page cannot hold so many"
+
+
+class BadCursor(BadRequest):
+    """Also for what was a cursor: of another controller, or from before its restart."""
+
+    slug, title = "bad-cursor", "No page of this list begins there"
+
+
 class InvalidArchive(Problem):
     """`extra`: `code` (stable, kebab-case), `file` and `line` inside the archive where they are known."""
 

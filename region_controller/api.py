@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,7 +21,16 @@ from dht.peer_http import PEER
 from protocol.bounded import read_bounded
 from protocol.events import NAMES
 from protocol.identifiers import check_category, check_digest
-from protocol.instances import MAX_LOG_LINES, Brought, OnProgress, Progress, StartAnswer, StartRequest
+from protocol.instances import (
+    MAX_LOG_LINES,
+    TOTAL_HEADER,
+    Brought,
+    OnProgress,
+    Progress,
+    RegionView,
+    StartAnswer,
+    StartRequest,
+)
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, Forbidden, NotFound, Problem
 from protocol.records import RECORD_HEADER
@@ -29,6 +38,7 @@ from region_controller.controller import Controller
 from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, HandoffRequest, Verb
 from region_controller.openapi import OPERATIONS, Operation, describe_api
 from region_controller.operations import Caller
+from region_controller.paging import P, Page, PageRequest, page_of
 from region_controller.publishing import service_view
 from region_controller.summaries import MAX_EXCHANGE, SUMMARIES_PATH, decode_exchange
 
@@ -87,8 +97,9 @@ class _ClientHandlers:
         answer, _ = await self._controller.start(body, on_progress)
         return answer
 
-    async def list_instances(self, _: web.Request) -> web.Response:
-        return _answer(self._controller.instances())
+    async def list_instances(self, request: web.Request) -> web.Response:
+        views = self._controller.instances()
+        return _paged(request, views, lambda view: (view.service.id, view.instance), _BY_SERVICE)
 
     async def get_instance(self, request: web.Request) -> web.Response:
         return _answer(await self._controller.instance(request.match_info["instance"]))
@@ -116,6 +127,7 @@ class _ClientHandlers:
 
     async def search_services(self, request: web.Request) -> web.Response:
         query = request.query
+        asked = _page_request(request)
         found = await self._controller.catalogue.search(
             category=check_category(query.get("category", "/")),
             inputs=tuple(query.getall("input", [])),
@@ -123,7 +135,8 @@ class _ClientHandlers:
             service_id=query.get("id", ""),
             text=query.get("q", ""),
         )
-        return _answer([service_view(record) for record in found])
+        page = self._controller.catalogue.page(found, asked)
+        return _page(request, page, [service_view(record) for record in page.items])
 
     async def publish_service(self, request: web.Request) -> web.Response:
         view = await self._controller.publishing.publish(
@@ -180,11 +193,14 @@ class _ClientHandlers:
                 pending.cancel()
         return response
 
-    async def list_agents(self, _: web.Request) -> web.Response:
-        return _answer(self._controller.agents())
+    async def list_agents(self, request: web.Request) -> web.Response:
+        return _paged(request, self._controller.agents(), lambda view: (view.node,), _BY_NODE)
 
-    async def list_regions(self, _: web.Request) -> web.Response:
-        return _answer(await self._controller.regions())
+    async def list_regions(self, request: web.Request) -> web.Response:
+        def own_first(view: RegionView) -> tuple[bool, str, str]:
+            return view.relation != "self", view.region, view.node
+
+        return _paged(request, await self._controller.regions(), own_first, _BY_REGION)
 
     async def get_health(self, _: web.Request) -> web.Response:
         return _answer(self._controller.health())
@@ -253,6 +269,34 @@ def _log_lines(request: web.Request) -> int:
     if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_LOG_LINES:
         raise BadRequest(f"lines={text[:20]!r} is not a number from 1 to {MAX_LOG_LINES}")
     return int(text)
+
+
+# --- pages ----------------------------------------------------------------------------------------------------------
+
+_BY_SERVICE = msgspec.msgpack.Decoder(tuple[str, str])
+_BY_NODE = msgspec.msgpack.Decoder(tuple[str])
+_BY_REGION = msgspec.msgpack.Decoder(tuple[bool, str, str])
+
+
+def _page_request(request: web.Request) -> PageRequest:
+    """Raises BadLimit."""
+    return PageRequest.read(request.query.get("limit"), request.query.get("cursor"))
+
+
+def _paged(
+    request: web.Request, items: Sequence[T], position: Callable[[T], P], order: msgspec.msgpack.Decoder[P]
+) -> web.Response:
+    asked = _page_request(request)
+    page = page_of(items, position, asked.limit, asked.after(order))
+    return _page(request, page, page.items)
+
+
+def _page(request: web.Request, page: Page[T], shown: Sequence[object]) -> web.Response:
+    """The items as `shown`; beside them how many there are in all, and where the next page is (RFC 8288)."""
+    headers = {TOTAL_HEADER: str(page.total)}
+    if page.cursor is not None:
+        headers["Link"] = f'<{request.rel_url.update_query(cursor=page.cursor)}>; rel="next"'
+    return _answer(shown, headers=headers)
 
 
 # --- reading and writing --------------------------------------------------------------------------------------------

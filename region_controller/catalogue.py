@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Annotated, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+from msgspec.msgpack import Decoder
 
 from dht.contracts import Directory
 from protocol.identifiers import check_category, check_service_id, in_category, is_digest
 from protocol.instances import StartRequest
-from protocol.problems import BadRequest, NoMatchingService, Unavailable
+from protocol.problems import BadCursor, BadRequest, NoMatchingService, Unavailable
 from protocol.records import ServiceRecord
 from region_controller import resolution
 from region_controller.known_names import Found, KnownNames, Sleep, Spawn, searched_text
+from region_controller.paging import BEGIN_ANEW, Page, PageRequest, page_of
 from region_controller.resolution import Standing, WarmthOf
 
 OWN_S = 2.0
@@ -29,6 +34,10 @@ MISSING_S = 60.0
 MAX_MISSING = 4096
 
 
+Time = Annotated[float, Meta(ge=0, le=1e12)]
+Position = tuple[bytes, Time, int, int, bytes, str, str]
+"""In a search: of which run of which controller, when it began, and the rank as it was then."""
+_POSITION: Decoder[Position] = Decoder(Position)
 K = TypeVar("K")
 V = TypeVar("V")
 
@@ -50,12 +59,14 @@ class Catalogue:
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
+        self._run = secrets.token_bytes(6)
+        """Tells cursors of this run from others: standing is known here, and only since the start."""
         self._known = KnownNames(directory, spawn, monotonic=monotonic, sleep=sleep, on_change=self._meet)
         self._clock = clock
         self._monotonic = monotonic
         self._own: dict[tuple[bytes, str], _Own] = {}
         self._met: OrderedDict[bytes, float] = OrderedDict()
-        self._trusted: OrderedDict[bytes, None] = OrderedDict()
+        self._trusted: OrderedDict[bytes, float] = OrderedDict()
         self._missing: OrderedDict[str, float] = OrderedDict()
 
     async def resolve(self, request: StartRequest, warmth_of: WarmthOf) -> tuple[ServiceRecord, str]:
@@ -102,7 +113,8 @@ class Catalogue:
         found = await self._lookup(f"category:{category}")
         horizon = self._monotonic() - MISSING_S
         missing = {digest for digest, at in self._missing.items() if at > horizon}
-        match = resolution.by_meaning(request, category, found, warmth_of, self._standing, missing)
+        standing = partial(self._standing, at=self._monotonic())
+        match = resolution.by_meaning(request, category, found, warmth_of, standing, missing)
         if match is None:
             raise await asyncio.to_thread(resolution.no_such_meaning, request, category, await self._near())
         return match
@@ -124,8 +136,8 @@ class Catalogue:
         outputs: tuple[str, ...] = (),
         service_id: str = "",
         text: str = "",
-    ) -> list[ServiceRecord]:
-        """Publishers known here first; of equal standing, newest first.
+    ) -> Sequence[ServiceRecord]:
+        """Everything published that fits. Raises Unavailable.
 
         `text` is looked for in id, name, description and category, without regard to case.
         """
@@ -138,7 +150,19 @@ class Catalogue:
         matches = (await self._known.at(name)).matching(inputs=inputs, outputs=outputs, text=wanted)
         if service_id:
             matches = [record for record in matches if in_category(record.category, category)]
-        return resolution.known_first(self._with_own(name, matches, fits), self._standing)
+        return self._with_own(name, matches, fits)
+
+    def page(self, found: Sequence[ServiceRecord], asked: PageRequest) -> Page[ServiceRecord]:
+        """Of what a search found: publishers known here first; of equal standing, newest first.
+
+        On all pages a publisher's standing is the one of when the first was asked for. Raises BadCursor.
+        """
+        after = asked.after(_POSITION)
+        if after is not None and after[0] != self._run:
+            raise BadCursor("the cursor is of another controller, or of before a restart", fix=BEGIN_ANEW)
+        began = self._monotonic() if after is None else after[1]
+        rank = resolution.known_first(found, partial(self._standing, at=began))
+        return page_of(found, rank, asked.limit, after and after[2:], (self._run, began))
 
     async def by_digest(self, digest: str) -> list[ServiceRecord]:
         """The records of one service, one per publisher, newest first.
@@ -152,17 +176,17 @@ class Catalogue:
 
     def trust(self, publisher: bytes) -> None:
         """Something of this publisher was published or started here."""
-        _remember(self._trusted, publisher, None, MAX_PUBLISHERS)
+        since = self._trusted.get(publisher, self._monotonic())
+        _remember(self._trusted, publisher, since, MAX_PUBLISHERS)
 
     def missing(self, digest: str) -> None:
         """The content could not be had: for MISSING_S, anything else that fits is a better choice."""
         _remember(self._missing, digest, self._monotonic(), MAX_MISSING)
 
-    def _standing(self, publisher: bytes) -> Standing:
-        if publisher in self._trusted:
+    def _standing(self, publisher: bytes, at: float) -> Standing:
+        if self._trusted.get(publisher, math.inf) <= at:
             return Standing.TRUSTED
-        met = self._met.get(publisher)
-        return Standing.SEEN if met is not None and self._monotonic() - met >= SEEN_S else Standing.NEW
+        return Standing.SEEN if at - self._met.get(publisher, math.inf) >= SEEN_S else Standing.NEW
 
     # --- own publications -------------------------------------------------------------------------------------------
 

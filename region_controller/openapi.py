@@ -12,6 +12,8 @@ import msgspec
 from msgspec import Struct
 
 from protocol.instances import (
+    MAX_LOG_LINES,
+    TOTAL_HEADER,
     AgentView,
     Category,
     Health,
@@ -24,6 +26,7 @@ from protocol.instances import (
 )
 from protocol.records import RECORD_HEADER
 from region_controller.handoff import AliveRequest
+from region_controller.paging import DEFAULT_LIMIT, MAX_LIMIT
 
 Auth = Literal["none", "lease", "publisher"]
 
@@ -39,12 +42,20 @@ class ProblemBody(Struct, frozen=True, rename={"kind": "type"}):
 
 
 class Parameter(Struct, frozen=True):
-    """A query parameter, or a header; path parameters follow from the path."""
+    """A query parameter, or a header; path parameters follow from the path. `bounds`: it is a number."""
 
     name: str
     description: str
     where: Literal["query", "header"] = "query"
     many: bool = False
+    bounds: tuple[int, int] | None = None
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        if self.bounds is not None:
+            return {"type": "integer", "minimum": self.bounds[0], "maximum": self.bounds[1]}
+        one = {"type": "string"}
+        return {"type": "array", "items": one} if self.many else one
 
 
 class Operation(Struct, frozen=True, kw_only=True):
@@ -64,7 +75,15 @@ class Operation(Struct, frozen=True, kw_only=True):
     problems: tuple[int, ...] = ()
     streams: bool = False
 
+    @property
+    def paged(self) -> bool:
+        return set(PAGE) <= set(self.parameters)
 
+
+PAGE = (
+    Parameter("limit", f"how many at most; {DEFAULT_LIMIT} if absent", bounds=(1, MAX_LIMIT)),
+    Parameter("cursor", "where the page begins; it stands in the `next` link of the page before"),
+)
 _RECORD = Parameter(RECORD_HEADER, "base64url of the signed envelope of the ServiceRecord", "header")
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -85,6 +104,8 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/v1/instances",
         summary="All instances of the region, and those it handed off.",
         answers={200: list[InstanceView]},
+        parameters=PAGE,
+        problems=(400,),
     ),
     Operation(
         name="get_instance",
@@ -100,7 +121,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/v1/instances/{instance}/log",
         summary="What the instance wrote last, oldest line first, wherever it runs.",
         answers={200: InstanceLog},
-        parameters=(Parameter("lines", "how many at most, 1 to 400; 100 if absent"),),
+        parameters=(Parameter("lines", "how many at most; 100 if absent", bounds=(1, MAX_LOG_LINES)),),
         auth="lease",
         problems=(400, 401, 403, 404, 409, 503),
     ),
@@ -153,6 +174,7 @@ OPERATIONS: tuple[Operation, ...] = (
             Parameter("output", "a type that must be produced", many=True),
             Parameter("id", "the service id"),
             Parameter("q", "words in id, name, description or category"),
+            *PAGE,
         ),
         problems=(400, 503),
     ),
@@ -219,6 +241,8 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/v1/agents",
         summary="The agents of this region.",
         answers={200: list[AgentView]},
+        parameters=PAGE,
+        problems=(400,),
     ),
     Operation(
         name="list_regions",
@@ -226,7 +250,8 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/v1/regions",
         summary="This region, and those above, beside and below it.",
         answers={200: list[RegionView]},
-        problems=(503,),
+        parameters=PAGE,
+        problems=(400, 503),
     ),
     Operation(
         name="get_health",
@@ -321,7 +346,10 @@ def _answer(status: int, kind: Any, operation: Operation, schema_of: dict[str, A
     content = _content(kind, schema_of)
     if operation.streams:
         content["text/event-stream"] = {"schema": {"type": "string"}}
-    return {"description": "Created" if status == 201 else "OK", "content": content}
+    described: dict[str, Any] = {"description": "Created" if status == 201 else "OK", "content": content}
+    if operation.paged:
+        described["headers"] = _PAGE_HEADERS
+    return described
 
 
 def _content(kind: Any, schema_of: dict[str, Any]) -> dict[str, Any]:
@@ -334,17 +362,24 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in in_path
     ]
     for parameter in operation.parameters:
-        one: dict[str, Any] = {"type": "string"}
         described.append(
             {
                 "name": parameter.name,
                 "in": parameter.where,
                 "description": parameter.description,
-                "schema": {"type": "array", "items": one} if parameter.many else one,
+                "schema": parameter.schema,
             }
         )
     return described
 
+
+_PAGE_HEADERS = {
+    "Link": {
+        "description": 'the next page, if there is one: `<...>; rel="next"` (RFC 8288)',
+        "schema": {"type": "string"},
+    },
+    TOTAL_HEADER: {"description": "how many there are on all pages, now", "schema": {"type": "integer"}},
+}
 
 _PROBLEMS = {
     400: "The request cannot be understood",

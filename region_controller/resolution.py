@@ -118,10 +118,14 @@ def newest_versions(records: Iterable[ServiceRecord]) -> list[ServiceRecord]:
     return sorted(newest.values(), key=_newest_first)
 
 
-def known_first(records: Sequence[ServiceRecord], standing_of: StandingOf) -> list[ServiceRecord]:
-    """Publishers of better standing first; those of equal standing in the order given."""
-    standing = {publisher: standing_of(publisher) for publisher in {r.publisher for r in records}}
-    return sorted(records, key=lambda record: standing[record.publisher])
+Rank = tuple[int, int, bytes, str, str]
+"""Where a record stands in a search: by standing, newest first; no two records have the same."""
+
+
+def known_first(records: Sequence[ServiceRecord], standing_of: StandingOf) -> Callable[[ServiceRecord], Rank]:
+    """The ranks of `records`: publishers of better standing first; of equal standing, the newest first."""
+    standing = {publisher: int(standing_of(publisher)) for publisher in {r.publisher for r in records}}
+    return lambda r: (standing[r.publisher], -r.seq, r.publisher, r.id, r.name)
 
 
 def no_such_service(text: str, all_records: Iterable[ServiceRecord]) -> NoMatchingService:

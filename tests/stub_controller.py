@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 from aiohttp import web
+from msgspec.msgpack import Decoder
 
 from protocol import base64url
 from protocol.identifiers import digest_of
@@ -30,6 +31,7 @@ from protocol.instances import (
     State,
 )
 from protocol.problems import Forbidden, NoMatchingService, Problem
+from region_controller.paging import PageRequest, page_of
 
 ARCHIVE = b"PK\x05\x06" + bytes(18)
 SERVICE = ServiceView(
@@ -121,7 +123,7 @@ class StubController:
         return response
 
     async def list_instances(self, request: web.Request) -> web.StreamResponse:
-        return _json(self.instances)
+        return _paged(request, self.instances)
 
     async def command(self, request: web.Request) -> web.StreamResponse:
         self.authorizations.append(request.headers.get("Authorization", ""))
@@ -144,7 +146,7 @@ class StubController:
     async def services(self, request: web.Request) -> web.StreamResponse:
         self.queries.append({key: request.query.getall(key) for key in request.query})
         known = request.query.get("id", SERVICE.id) == SERVICE.id
-        return _json([SERVICE, *self.further_services] if known else [])
+        return _paged(request, [SERVICE, *self.further_services] if known else [])
 
     async def service(self, request: web.Request) -> web.StreamResponse:
         if request.match_info["digest"] != SERVICE.digest:
@@ -239,6 +241,18 @@ async def _problems(request: web.Request, handler: Any) -> web.StreamResponse:
 
 def _json(value: object, status: int = 200, content_type: str = "application/json") -> web.Response:
     return web.Response(body=msgspec.json.encode(value), status=status, content_type=content_type)
+
+
+def _paged(request: web.Request, items: Sequence[object]) -> web.Response:
+    """In the order given."""
+    asked = PageRequest.read(request.query.get("limit"), request.query.get("cursor"))
+    after = asked.after(Decoder(tuple[int]))
+    page = page_of(range(len(items)), lambda n: (n,), asked.limit, after)
+    answer = _json([items[n] for n in page.items])
+    answer.headers["X-Total-Count"] = str(page.total)
+    if page.cursor:
+        answer.headers["Link"] = f'<{request.rel_url.update_query(cursor=page.cursor)}>; rel="next"'
+    return answer
 
 
 def _fixed(value: object) -> Any:

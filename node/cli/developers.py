@@ -22,11 +22,13 @@ from protocol.problems import AmbiguousService, Conflict, NoMatchingService
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from client import ControllerClient
+    from client import ControllerClient, Listing
     from protocol.records import Signed
     from protocol.service import ServiceDescriptor
 
 SUFFIX = ".csar"
+SHOWN = 100
+"""Lines of a search, unless a person asks for another number."""
 _existing = click.Path(exists=True, path_type=Path)
 
 
@@ -144,12 +146,14 @@ def seed(files: tuple[Path, ...]) -> None:
 @click.option("--input", "inputs", metavar="TYPE", multiple=True)
 @click.option("--output", "outputs", metavar="TYPE", multiple=True)
 @click.option("--id", "service_id", metavar="ID")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="At most so many. Default: 100; with --json, all.")
 def search(
     text: str | None,
     category: str | None,
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
     service_id: str | None,
+    limit: int | None,
 ) -> None:
     """List published services, whose id, name or description holds TEXT if it is given."""
     session = command_session()
@@ -157,13 +161,17 @@ def search(
     given = (text, service_id) != (None, None)
     subtree = check_category(category) if category is not None else (None if given else "/")
 
-    async def work() -> list[ServiceView]:
-        async with session.connected() as client:
-            return await client.services(category=subtree, input=inputs, output=outputs, id=service_id, q=text)
+    at_most = limit if limit or session.output.json else SHOWN
 
-    services = asyncio.run(work())
+    async def work() -> Listing[ServiceView]:
+        async with session.connected() as client:
+            return await client.services(
+                category=subtree, input=inputs, output=outputs, id=service_id, q=text, at_most=at_most
+            )
+
+    found = asyncio.run(work())
     session.output.give(
-        services,
+        found.items,
         table(
             ("ID", "NAME", "CATEGORY", "TAKES", "GIVES", "SIZE", "DIGEST", "PUBLISHER"),
             [
@@ -177,10 +185,14 @@ def search(
                     short_digest(s.digest),
                     s.publisher[:8],
                 )
-                for s in services
+                for s in found.items
             ],
         ),
     )
+    if len(found.items) < found.total:
+        session.output.note(
+            f"{len(found.items)} of {found.total}, more with --limit {found.total} or fewer with a narrower search."
+        )
 
 
 @click.command(cls=Command, short_help="Show one published service.")
@@ -232,13 +244,13 @@ async def named(client: ControllerClient, service: str) -> list[ServiceView]:
     """
     if is_digest(service):
         newest = await client.service(service)
-        found = [s for s in await client.services(id=newest.id) if s.digest == service]
+        found = [s for s in (await client.services(id=newest.id)).items if s.digest == service]
         return found or [newest]
     found = []
     if DIGEST_PREFIX not in service:
         check_service_id(service)
-        found = await client.services(id=service)
-        found = found or [s for s in await client.services(q=service) if s.name == service]
+        found = (await client.services(id=service)).items
+        found = found or [s for s in (await client.services(q=service)).items if s.name == service]
     if not found and (digest := await whole_digest(client, service)):
         return await named(client, digest)
     if not found:

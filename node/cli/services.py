@@ -25,7 +25,7 @@ async def whole_digest(client: ControllerClient, text: str) -> str | None:
     if match is None:
         return None
     first_of: dict[str, ServiceView] = {}
-    for service in await client.services(category="/"):
+    for service in (await client.services(category="/")).items:
         if service.digest.startswith(DIGEST_PREFIX + match[1]):
             first_of.setdefault(service.digest, service)
     if len(first_of) > 1:

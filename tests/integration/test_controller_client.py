@@ -115,13 +115,36 @@ async def test_views_are_typed(client: ControllerClient) -> None:
 
 async def test_services_are_searched_by_every_condition(stub: StubController, client: ControllerClient) -> None:
     found = await client.services(category="/text", input=["text", "language"], output="integer", id="wc01", q="count")
-    assert found == [SERVICE]
+    assert (found.items, found.total) == ([SERVICE], 1)
     assert stub.queries == [
-        {"category": ["/text"], "input": ["text", "language"], "output": ["integer"], "id": ["wc01"], "q": ["count"]}
+        {
+            "category": ["/text"],
+            "input": ["text", "language"],
+            "output": ["integer"],
+            "id": ["wc01"],
+            "q": ["count"],
+            "limit": ["1000"],
+        }
     ]
     assert await client.service(SERVICE.digest) == SERVICE
     with pytest.raises(NoMatchingService):
         await client.service("sha256:" + "0" * 64)
+
+
+async def test_long_lists_come_in_pages_of_which_the_client_takes_what_it_wants(
+    stub: StubController, client: ControllerClient
+) -> None:
+    stub.further_services = tuple(msgspec.structs.replace(SERVICE, id=f"wc{n}") for n in range(2, 2503))
+    ids = [SERVICE.id, *(service.id for service in stub.further_services)]
+    everything = await client.services()
+    assert ([service.id for service in everything.items], everything.total) == (ids, 2502)
+    assert [query["limit"] for query in stub.queries] == [["1000"]] * 3
+    stub.queries.clear()
+    some = await client.services(q="count", at_most=1003)
+    assert ([service.id for service in some.items], some.total) == (ids[:1003], 2502)
+    assert [(query["q"], query["limit"]) for query in stub.queries] == [(["count"], ["1000"]), (["count"], ["3"])]
+    stub.instances = tuple(msgspec.structs.replace(INSTANCE, instance=f"{n:016x}") for n in range(1001))
+    assert len(await client.instances()) == 1001
 
 
 async def test_an_archive_is_streamed_up_with_its_record(

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from yarl import URL
 
 from client.controller import ControllerClient
 from dht.records.memory_directory import MemoryMesh
@@ -115,7 +116,7 @@ async def test_bounds_and_unknown_queries(tmp_path: Path) -> None:
         status, problem, _ = await call(site, "GET", "/v1/services?colour=red")
         assert status == 400
         assert "colour" in problem["detail"]
-        assert "category, id, input, output, q" in problem["fix"]
+        assert "category, cursor, id, input, limit, output, q" in problem["fix"]
 
 
 async def test_no_match_and_no_capacity(tmp_path: Path) -> None:
@@ -274,6 +275,43 @@ async def test_publish_search_fetch_withdraw(tmp_path: Path) -> None:
         assert (await call(a, "DELETE", path, headers=signed_header(data, withdrawn=True)))[0] == 200
         assert (await call(a, "GET", path))[0] == 404
         assert not a.content.has(view["digest"])
+
+
+async def test_long_lists_are_answered_in_pages(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site:
+        now = int(time.time() * 1000)
+        for n in range(5):
+            await site.publish(a_service(f"svc{n}", seq=now - n, inputs=["a+b", "c"]))
+        path, totals, shown = "/v1/services?limit=2&input=a%2Bb&input=c", [], []
+        while path:
+            async with site.phone.get(URL(path, encoded=True)) as response:
+                totals.append(response.headers["X-Total-Count"])
+                shown += [view["id"] for view in await response.json()]
+                path = str(response.links["next"]["url"]) if "next" in response.links else ""
+            if not totals[1:]:
+                site.controller.catalogue.published(a_service("new", seq=now + 1, inputs=["a+b", "c"]))
+        assert shown == [f"svc{n}" for n in range(5)], "what is new belongs to the first page"
+        assert totals == ["5", "6", "6"]
+        for listed in ("services", "instances", "agents", "regions"):
+            for query, kind in (("limit=1001", "bad-limit"), ("cursor=nonsense", "bad-cursor")):
+                status, problem, _ = await call(site, "GET", f"/v1/{listed}?{query}")
+                assert (status, problem["type"].rpartition("/")[2]) == (400, kind), listed
+                assert "page" in problem["fix"]
+
+
+async def test_agents_and_regions_come_in_pages_too(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, AsyncExitStack() as stack:
+        for n in range(3):
+            await stack.enter_async_context(FakeAgent(node_of(f"agent{n}"), "eu/de").linked(site.peer))
+        nodes = sorted(node_of(f"agent{n}") for n in range(3))
+        async with site.phone.get("/v1/agents?limit=2") as response:
+            assert [view["node"] for view in await response.json()] == nodes[:2]
+            rest = response.links["next"]["url"]
+        async with site.phone.get(rest) as response:
+            assert [view["node"] for view in await response.json()] == nodes[2:]
+            assert "next" not in response.links
+        status, views, headers = await call(site, "GET", "/v1/regions")
+        assert (status, [view["relation"] for view in views], headers["X-Total-Count"]) == (200, ["self"], "1")
 
 
 async def test_an_upload_repeated_is_the_same_and_an_older_record_takes_nothing_away(tmp_path: Path) -> None:

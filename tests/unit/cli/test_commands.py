@@ -264,11 +264,23 @@ def test_an_invalid_archive_is_told_with_its_code(alone: Shell, tmp_path: Path) 
 def test_search_show_fetch(shell: Shell, stub: StubController, tmp_path: Path) -> None:
     assert "wordcount" in shell("search").stdout
     assert shell.json("search", "count", "--category", "/text", "--input", "text") == [as_json(SERVICE)]
-    assert stub.queries[-1] == {"q": ["count"], "category": ["/text"], "input": ["text"]}
+    assert stub.queries[-1] == {"q": ["count"], "category": ["/text"], "input": ["text"], "limit": ["1000"]}
     assert SERVICE.digest in shell("show", "wc01").stdout
     out = tmp_path / "fetched.csar"
     assert shell("fetch", SERVICE.digest, "-o", str(out)).exit_code == 0
     assert out.read_bytes() == ARCHIVE
+
+
+def test_a_long_search_is_cut_for_people_and_whole_for_programs(shell: Shell, stub: StubController) -> None:
+    stub.further_services = tuple(msgspec.structs.replace(SERVICE, id=f"wc{n}x") for n in range(2, 1202))
+    result = shell("search")
+    assert result.stdout.count("wordcount") == 100
+    assert "100 of 1201" in result.stderr
+    assert len(shell.json("search")) == 1201  # type: ignore[arg-type]
+    assert len(shell.json("search", "--limit", "1100")) == 1100  # type: ignore[arg-type]
+    result = shell("search", "--limit", "5000")
+    assert result.stdout.count("wordcount") == 1201
+    assert result.stderr == ""
 
 
 def test_a_file_that_is_there_is_not_overwritten_unless_asked(shell: Shell, tmp_path: Path) -> None:

@@ -1,17 +1,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 import msgspec
 import pytest
 
 from protocol.instances import StartRequest
-from protocol.problems import AmbiguousService, BadRequest, NoMatchingService, Unavailable
-from protocol.records import ServiceRecord, Signed
+from protocol.problems import AmbiguousService, BadCursor, BadRequest, NoMatchingService, Unavailable
+from protocol.records import ServiceRecord, Signed, raw_public_key
 from region_controller import resolution
 from region_controller.catalogue import MISSING_S, OWN_S, SEEN_S, Catalogue
+from region_controller.paging import PageRequest
 from region_controller.placement import Warmth
 from region_controller.resolution import Standing
 from tests.one_region import a_service, key_of
@@ -53,6 +54,9 @@ class Bench:
     async def named(self, text: str) -> ServiceRecord:
         record, _ = await self.catalogue.resolve(StartRequest(service=text), cold)
         return record
+
+    async def first_page(self, **conditions: Any) -> Sequence[ServiceRecord]:
+        return self.catalogue.page(await self.catalogue.search(**conditions), PageRequest()).items
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -179,8 +183,8 @@ def test_a_flood_of_new_publishers_does_not_win_over_those_known_here() -> None:
     assert chosen(everything, missing={ours.digest, old.digest}) == "z29"
     assert chosen(everything, missing={r.digest for r in everything}) == "ours"
     assert chosen(everything, missing=set(), warm=fakes[3].digest) == "z3", "what is here is the first choice"
-    known = resolution.known_first(everything, lambda p: standing.get(p, Standing.NEW))
-    assert [r.id for r in known] == ["ours", "old", *(r.id for r in fakes)]
+    rank = resolution.known_first(everything, lambda p: standing.get(p, Standing.NEW))
+    assert [r.id for r in sorted(everything, key=rank)] == ["ours", "old", *(r.id for r in reversed(fakes))]
 
 
 async def test_a_publisher_met_some_time_ago_comes_before_a_new_one() -> None:
@@ -189,7 +193,7 @@ async def test_a_publisher_met_some_time_ago_comes_before_a_new_one() -> None:
     await bench.catalogue.search(category="/text")
     bench.now += SEEN_S
     bench.directory.found = (known, a_service("fake", seq=9, publisher=key_of("fake")))
-    assert [r.id for r in await bench.catalogue.search(category="/text")] == ["known", "fake"]
+    assert [r.id for r in await bench.first_page(category="/text")] == ["known", "fake"]
     assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold))[0].id == "known"
     bench.catalogue.missing(known.digest)
     assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold))[0].id == "fake"
@@ -241,7 +245,7 @@ async def test_what_is_asked_for_is_kept_fresh_behind_the_answers_for_a_while() 
         bench.directory.found = (a_service(digest=str(second), seq=second),)
         await bench.pass_time(1.0)
         assert len(bench.directory.asked) == second
-    assert await bench.catalogue.search() == list(bench.directory.found), "no older than the last second"
+    assert await bench.catalogue.search() == bench.directory.found, "no older than the last second"
     assert len(bench.directory.asked) == 28
     for _ in range(60):
         await bench.pass_time(1.0)
@@ -302,13 +306,42 @@ async def test_search_narrows_by_category_types_and_text() -> None:
         a_service("faces", category="/image/faces", inputs=["image", "video"], outputs=["text"], seq=1),
         a_service("words", category="/text", inputs=["text"], outputs=["number"], seq=2),
     ]
-    search = Bench(*records).catalogue.search
-    assert [r.id for r in await search()] == ["words", "faces"]
+    bench = Bench(*records)
+    search = bench.catalogue.search
+    assert [r.id for r in await bench.first_page()] == ["words", "faces"]
     assert [r.id for r in await search(inputs=("image", "video"), outputs=("text",))] == ["faces"]
     assert [r.id for r in await search(category="/image", text="FACES")] == ["faces"]
     assert [r.id for r in await search(service_id="words")] == ["words"]
-    assert await search(service_id="words", category="/image") == []
-    assert await search(inputs=("image", "text")) == []
+    assert not await search(service_id="words", category="/image")
+    assert not await search(inputs=("image", "text"))
+
+
+async def test_pages_go_on_in_the_order_of_the_first_whoever_becomes_known_meanwhile() -> None:
+    ours, theirs = key_of("ours"), key_of("theirs")
+    records = [a_service(f"s{n}", seq=100 - n, publisher=(ours, theirs)[n % 2]) for n in range(10)]
+    bench = Bench(*records)
+    bench.catalogue.trust(raw_public_key(ours))
+    in_order = ["s0", "s2", "s4", "s6", "s8", "s1", "s3", "s5", "s7", "s9"]
+    shown: list[str] = []
+    page = bench.catalogue.page(await bench.catalogue.search(), PageRequest(3))
+    while True:
+        assert page.total == 10
+        shown += [record.id for record in page.items]
+        if page.cursor is None:
+            break
+        bench.now += SEEN_S
+        bench.catalogue.trust(raw_public_key(theirs))
+        page = bench.catalogue.page(await bench.catalogue.search(), PageRequest(3, page.cursor))
+    assert shown == in_order
+    assert [r.id for r in await bench.first_page()] == [record.id for record in records], "a new search knows both"
+
+
+async def test_a_cursor_from_before_a_restart_is_refused() -> None:
+    records = [a_service("a"), a_service("b")]
+    cursor = Bench().catalogue.page(records, PageRequest(1)).cursor
+    assert cursor is not None
+    with pytest.raises(BadCursor, match="restart"):
+        Bench().catalogue.page(records, PageRequest(1, cursor))
 
 
 async def test_after_two_seconds_the_mesh_is_asked_first() -> None:
@@ -348,7 +381,7 @@ async def test_own_publications_count_at_once_and_withdrawals_too() -> None:
     record = a_service(seq=5)
     bench.catalogue.published(record)
     assert await bench.named("svc") == record
-    assert await bench.catalogue.search(category="/text", text="SERV") == [record]
+    assert await bench.catalogue.search(category="/text", text="SERV") == (record,)
     bench.directory.found = (record,)
     bench.catalogue.published(msgspec.structs.replace(record, withdrawn=True, seq=6))
     bench.now = 1.5
