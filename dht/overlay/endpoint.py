@@ -115,16 +115,18 @@ class Endpoint:
 
     def received(self, datagram: bytes, address: Address) -> None:
         """Every datagram comes through here. What does not open, or makes no sense, gets silence."""
-        plaintext = self._sealer.open(datagram)
-        message = None if plaintext is None else messages.decode(plaintext)
-        if message is None:
-            self.counts["unopened" if plaintext is None else "malformed"] += 1
+        opened = self._sealer.open(datagram)
+        message = None if opened is None else messages.decode(opened.plaintext)
+        if opened is None or message is None:
+            self.counts["unopened" if opened is None else "malformed"] += 1
         elif message.sender == self.id:
             self.counts["own"] += 1
         elif isinstance(message, Answer):
             self._answered(message, address)
-        else:
+        elif self._sealer.is_first(opened.nonce):
             self._asked(message, address)
+        else:
+            self.counts["replayed"] += 1
 
     def _asked(self, request: AnyRequest, address: Address) -> None:
         self.counts["requests"] += 1
@@ -187,13 +189,14 @@ class Endpoint:
         loop = asyncio.get_running_loop()
         pending.sendings += 1
         pending.last_sent = loop.time()
+        self._sealer.begin_anew(pending.peer.address)
         self._send(pending.plaintext, pending.peer.address)
         pending.timer = loop.call_later(2 * pending.timeout, self._overdue, message_id)
 
     def _send(self, plaintext: bytes, address: Address) -> None:
         assert self._transport is not None
         try:
-            datagram = self._sealer.seal(plaintext)
+            datagram = self._sealer.seal(plaintext, address)
         except TooLarge as error:
             log.error("message-too-large", detail=error.detail)
             self.counts["too_large"] += 1

@@ -4,21 +4,34 @@ Byte layout of a datagram, at most `MAX_DATAGRAM` bytes:
 
     version    1   1
     key id     1   which key of the keyring sealed it
-    nonce     12   8 bytes drawn at each start of the node, then a big-endian counter of 4 bytes
+    nonce     12   a prefix of 10 random bytes, then a big-endian counter of 2 bytes
     sealed     n   ChaCha20-Poly1305 of the plaintext, with a tag of 16 bytes
 
-Associated data: SEAL_CONTEXT || version || key id || mesh name. The nonce prefix is random per start (and drawn anew
-when the counter is used up), so no nonce repeats under one key, across restarts or between nodes. The receiver keeps a
-replay window per prefix. It is forgotten with the process: a recorded datagram may be replayed once to a node that
-restarted, which is harmless because every message is idempotent and answers are matched by a random id.
+Associated data: SEAL_CONTEXT || version || key id || mesh name.
+
+**Prefixes.** A sender draws one for each destination, and a new one when the counter is used up and whenever that
+destination keeps silent. So no nonce repeats under one key: of 10^9 prefixes drawn, two are equal with a chance of one
+in two million.
+
+**Replays.** A recorded *request* would be answered again, to whatever address it is made to seem to come from. So the
+receiver keeps a window of counters for each prefix, and drops what it has seen, from wherever it comes. Answers need no
+window: each is matched, once, with a random id that only the asked one was sent.
+
+A window can be spoilt: who seals a datagram with another's prefix and the highest counter makes all that follows look
+old. An outsider cannot seal. A member can, but has to know a prefix that another uses *towards a third*, which it is
+never sent: it would have to read that path, and then lose a race for each request, since what stays unanswered is sent
+again under a prefix that nobody has seen yet.
+
+Windows are forgotten with the process, and beyond MAX_SENDERS. A recorded request may then be replayed once more, as it
+may once to each other node; that is harmless, because every request is idempotent.
 """
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Annotated, Any
+from collections.abc import Callable, Hashable
+from typing import Annotated, Any, NamedTuple
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
@@ -32,11 +45,14 @@ MAX_DATAGRAM = 1200
 HEADER_BYTES = 14
 TAG_BYTES = 16
 MAX_PLAINTEXT = MAX_DATAGRAM - HEADER_BYTES - TAG_BYTES
-PREFIX_BYTES = 8
-COUNTER_LIMIT = 2**32
+NONCE_BYTES = 12
+PREFIX_BYTES = 10
+COUNTER_LIMIT = 1 << 8 * (NONCE_BYTES - PREFIX_BYTES)
+MAX_DESTINATIONS = 8192
+"""For which a prefix is kept; the one not written to for longest gets a new one when it is."""
 REPLAY_WINDOW = 1024
-"""Datagrams of one sender that may overtake each other."""
-MAX_SENDERS = 8192
+"""Datagrams under one prefix that may overtake each other."""
+MAX_SENDERS = 16_384
 """Nonce prefixes remembered; the least recently heard is forgotten first."""
 
 KeyId = Annotated[int, Meta(ge=0, le=255)]
@@ -89,14 +105,21 @@ class ReplayWindow:
         return True
 
 
+class Opened(NamedTuple):
+    """What a datagram said, and the nonce under which it was said."""
+
+    plaintext: bytes
+    nonce: bytes
+
+
 class Sealer:
     """Seals and opens datagrams with a keyring. `random` yields n fresh bytes."""
 
     def __init__(self, keyring: Keyring, *, random: Callable[[int], bytes] = os.urandom) -> None:
         self._random = random
         self._window = ReplayWindow()
-        self._counter = COUNTER_LIMIT
-        self._prefix = b""
+        self._nonces: OrderedDict[Hashable, tuple[bytes, int]] = OrderedDict()
+        """By destination: the prefix, and the next counter."""
         self.use(keyring)
 
     def use(self, keyring: Keyring) -> None:
@@ -104,20 +127,32 @@ class Sealer:
         self._keyring = keyring
         self._ciphers = {key_id: ChaCha20Poly1305(key) for key_id, key in keyring.keys.items()}
 
-    def seal(self, plaintext: bytes) -> bytes:
+    def seal(self, plaintext: bytes, destination: Hashable) -> bytes:
         """Raises TooLarge beyond MAX_PLAINTEXT bytes: a datagram that fragments is a datagram lost."""
         if len(plaintext) > MAX_PLAINTEXT:
             raise TooLarge(f"a message of {len(plaintext)} bytes; a datagram carries {MAX_PLAINTEXT}")
-        if self._counter == COUNTER_LIMIT:
-            self._prefix, self._counter = self._random(PREFIX_BYTES), 0
-        nonce = self._prefix + self._counter.to_bytes(4, "big")
-        self._counter += 1
         header = bytes((SEAL_VERSION, self._keyring.current))
+        nonce = self._next_nonce(destination)
         sealed = self._ciphers[self._keyring.current].encrypt(nonce, plaintext, self._associated(header))
         return header + nonce + sealed
 
-    def open(self, datagram: bytes) -> bytes | None:
-        """The plaintext, or None: not of this mesh, of an unknown key or version, altered, or seen before."""
+    def begin_anew(self, destination: Hashable) -> None:
+        """Seal under a new prefix from now on: this destination keeps silent, perhaps since somebody spoilt its window
+        for the present one."""
+        self._nonces.pop(destination, None)
+
+    def _next_nonce(self, destination: Hashable) -> bytes:
+        prefix, counter = self._nonces.get(destination, (b"", COUNTER_LIMIT))
+        if counter == COUNTER_LIMIT:
+            prefix, counter = self._random(PREFIX_BYTES), 0
+        self._nonces[destination] = prefix, counter + 1
+        self._nonces.move_to_end(destination)
+        if len(self._nonces) > MAX_DESTINATIONS:
+            self._nonces.popitem(last=False)
+        return prefix + counter.to_bytes(NONCE_BYTES - PREFIX_BYTES, "big")
+
+    def open(self, datagram: bytes) -> Opened | None:
+        """None: not of this mesh, of an unknown key or version, or altered."""
         if not HEADER_BYTES + TAG_BYTES <= len(datagram) <= MAX_DATAGRAM or datagram[0] != SEAL_VERSION:
             return None
         cipher = self._ciphers.get(datagram[1])
@@ -125,11 +160,13 @@ class Sealer:
             return None
         nonce = datagram[2:HEADER_BYTES]
         try:
-            plaintext = cipher.decrypt(nonce, datagram[HEADER_BYTES:], self._associated(datagram[:2]))
+            return Opened(cipher.decrypt(nonce, datagram[HEADER_BYTES:], self._associated(datagram[:2])), nonce)
         except InvalidTag:
             return None
-        prefix, counter = nonce[:PREFIX_BYTES], int.from_bytes(nonce[PREFIX_BYTES:], "big")
-        return plaintext if self._window.admit(prefix, counter) else None
+
+    def is_first(self, nonce: bytes) -> bool:
+        """True the first time that this is asked of a nonce; False for a replay."""
+        return self._window.admit(nonce[:PREFIX_BYTES], int.from_bytes(nonce[PREFIX_BYTES:], "big"))
 
     def _associated(self, header: bytes) -> bytes:
         return SEAL_CONTEXT + header + self._keyring.mesh.encode()

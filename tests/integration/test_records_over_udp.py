@@ -104,7 +104,7 @@ async def test_garbage_is_answered_with_silence() -> None:
         for size in (0, 1, 14, 30, 500, MAX_DATAGRAM, 4000):
             transport.sendto(os.urandom(size), target)
         sealer = Sealer(KEYRING)
-        transport.sendto(sealer.seal(b"\xc1 not msgpack"), target)
+        transport.sendto(sealer.seal(b"\xc1 not msgpack", target), target)
         await until(lambda: nodes[0].stats().get("datagrams_malformed", 0) == 1)
         await nodes[0].publish(service("od01"))
         assert len(await nodes[1].services("id:od01")) == 1
@@ -132,7 +132,8 @@ MALFORMED = [
 @pytest.mark.parametrize("arguments", MALFORMED, ids=range(len(MALFORMED)))
 async def test_a_member_that_sends_malformed_requests_gets_silence(arguments: object) -> None:
     async with node(0) as victim, bare_socket() as (transport, sock):
-        transport.sendto(Sealer(KEYRING).seal(msgspec.msgpack.encode(arguments)), ("127.0.0.1", victim.udp_port))
+        target = ("127.0.0.1", victim.udp_port)
+        transport.sendto(Sealer(KEYRING).seal(msgspec.msgpack.encode(arguments), target), target)
         await until(lambda: victim.stats().get("datagrams_malformed", 0) == 1)
         assert await victim.services("id:od01") == []
         assert victim.stats()["crashes"] == 0
@@ -144,8 +145,8 @@ async def test_a_member_cannot_plant_a_record_under_a_foreign_name_or_with_a_bro
     broken = signed.envelope[:-1] + bytes([signed.envelope[-1] ^ 1])
     async with node(0) as victim, bare_socket() as (transport, sock):
         request = [3, *HEAD, record_key("id:victim"), [signed.envelope, broken, b"", b"x" * 200]]
-        sealer = Sealer(KEYRING)
-        transport.sendto(sealer.seal(msgspec.msgpack.encode(request)), ("127.0.0.1", victim.udp_port))
+        target = ("127.0.0.1", victim.udp_port)
+        transport.sendto(Sealer(KEYRING).seal(msgspec.msgpack.encode(request), target), target)
         answers = await until(lambda: [m for d in sock.received if isinstance(m := opened(d), list) and m[0] == 19])
         assert answers[0][4] == [2, 2, 2, 2]
         assert victim.stats()["records"] == 0
@@ -157,23 +158,23 @@ async def test_who_cannot_prove_an_id_never_becomes_a_contact() -> None:
         claimed = bytes.fromhex(node_id(raw_public_key(identity(5))))
         sealer = Sealer(KEYRING)
         target = ("127.0.0.1", victim.udp_port)
-        transport.sendto(sealer.seal(msgspec.msgpack.encode([0, b"i" * 8, claimed, False])), target)
+        transport.sendto(sealer.seal(msgspec.msgpack.encode([0, b"i" * 8, claimed, False]), target), target)
         asked = await until(lambda: [m for d in sock.received if isinstance(m := opened(d), list) and m[0] == 0])
         assert asked[0][3] is True, "the victim asks for a proof"
         admission = [2**40, b"a" * 64]
         claims = [[raw_public_key(identity(n)), b"s" * 64, admission] for n in (5, 6)]
         for proof in (None, *claims):
-            transport.sendto(sealer.seal(msgspec.msgpack.encode([16, asked[0][1], claimed, proof])), target)
+            transport.sendto(sealer.seal(msgspec.msgpack.encode([16, asked[0][1], claimed, proof]), target), target)
         await until(lambda: victim.stats().get("datagrams_timeouts", 0) == 1)
         assert victim.stats()["contacts"] == 0
 
 
 def opened(datagram: bytes) -> object:
     """The message as a plain list."""
-    plaintext = Sealer(KEYRING).open(datagram)
-    assert plaintext is not None
-    assert decode(plaintext) is not None
-    return msgspec.msgpack.decode(plaintext)
+    found = Sealer(KEYRING).open(datagram)
+    assert found is not None
+    assert decode(found.plaintext) is not None
+    return msgspec.msgpack.decode(found.plaintext)
 
 
 async def test_records_contacts_and_what_is_ours_survive_a_restart(tmp_path: Path) -> None:

@@ -12,18 +12,26 @@ DURING = Keyring(mesh="m", keys={1: OLD, 2: NEW}, current=2)
 AFTER = Keyring(mesh="m", keys={2: NEW}, current=2)
 
 
-def test_what_one_member_seals_another_opens_once() -> None:
-    datagram = Sealer(BEFORE).seal(b"hello")
-    receiver = Sealer(BEFORE)
-    assert receiver.open(datagram) == b"hello"
-    assert receiver.open(datagram) is None
+def said(sealer: Sealer, datagram: bytes) -> bytes | None:
+    """What it opens to."""
+    opened = sealer.open(datagram)
+    return None if opened is None else opened.plaintext
+
+
+def test_what_one_member_seals_another_opens_and_knows_again() -> None:
+    sender, receiver = Sealer(BEFORE), Sealer(BEFORE)
+    first, second = (receiver.open(sender.seal(b"hello", "p")) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert first.plaintext == second.plaintext == b"hello"
+    assert [receiver.is_first(nonce) for nonce in (first.nonce, second.nonce, first.nonce)] == [True, True, False]
 
 
 def test_the_largest_message_fills_a_datagram_and_a_larger_one_never_leaves() -> None:
     sealer = Sealer(BEFORE)
-    assert len(sealer.seal(b"x" * MAX_PLAINTEXT)) == MAX_DATAGRAM
+    assert len(sealer.seal(b"x" * MAX_PLAINTEXT, "p")) == MAX_DATAGRAM
     with pytest.raises(TooLarge):
-        sealer.seal(b"x" * (MAX_PLAINTEXT + 1))
+        sealer.seal(b"x" * (MAX_PLAINTEXT + 1), "p")
 
 
 @pytest.mark.parametrize(
@@ -36,11 +44,11 @@ def test_the_largest_message_fills_a_datagram_and_a_larger_one_never_leaves() ->
     ids=["other mesh name", "other key", "unknown key id"],
 )
 def test_strangers_cannot_open(keyring: Keyring) -> None:
-    assert Sealer(keyring).open(Sealer(BEFORE).seal(b"hello")) is None
+    assert Sealer(keyring).open(Sealer(BEFORE).seal(b"hello", "p")) is None
 
 
 def test_every_changed_bit_is_noticed() -> None:
-    datagram = Sealer(BEFORE).seal(b"hello")
+    datagram = Sealer(BEFORE).seal(b"hello", "p")
     for at in range(len(datagram)):
         changed = datagram[:at] + bytes([datagram[at] ^ 1]) + datagram[at + 1 :]
         assert Sealer(BEFORE).open(changed) is None, at
@@ -52,26 +60,44 @@ def test_impossible_sizes_do_not_open(size: int) -> None:
 
 
 def test_a_key_is_replaced_without_a_flag_day() -> None:
-    assert Sealer(DURING).open(Sealer(BEFORE).seal(b"a")) == b"a"
-    assert Sealer(DURING).open(Sealer(AFTER).seal(b"b")) == b"b"
-    assert Sealer(AFTER).open(Sealer(BEFORE).seal(b"c")) is None
+    assert said(Sealer(DURING), Sealer(BEFORE).seal(b"a", "p")) == b"a"
+    assert said(Sealer(DURING), Sealer(AFTER).seal(b"b", "p")) == b"b"
+    assert said(Sealer(AFTER), Sealer(BEFORE).seal(b"c", "p")) is None
     rotated = Sealer(BEFORE)
     rotated.use(AFTER)
-    assert Sealer(AFTER).open(rotated.seal(b"d")) == b"d"
+    assert said(Sealer(AFTER), rotated.seal(b"d", "p")) == b"d"
 
 
-def test_nonces_differ_within_and_across_restarts() -> None:
-    nonces = [sealer.seal(b"")[2:14] for sealer in (Sealer(BEFORE), Sealer(BEFORE)) for _ in range(100)]
-    assert len(set(nonces)) == 200
+def nonces(sealer: Sealer, destination: str, count: int) -> list[bytes]:
+    return [sealer.seal(b"", destination)[2:14] for _ in range(count)]
 
 
-def test_a_spent_counter_draws_a_new_prefix() -> None:
-    prefixes = iter([b"first---", b"second--"])
+def test_nonces_differ_within_and_across_restarts_and_destinations() -> None:
+    drawn = [n for sealer in (Sealer(BEFORE), Sealer(BEFORE)) for to in "pq" for n in nonces(sealer, to, 100)]
+    assert len(set(drawn)) == 400
+
+
+def test_a_prefix_is_for_one_destination_until_its_counter_is_spent_or_silence_is_noticed() -> None:
+    prefixes = iter(b"prefix %d  " % n for n in range(4))
     sealer = Sealer(BEFORE, random=lambda n: next(prefixes))
-    assert sealer.seal(b"")[2:14] == b"first---" + bytes(4)
-    sealer._counter = 2**32 - 1
-    assert sealer.seal(b"")[2:14] == b"first---\xff\xff\xff\xff"
-    assert sealer.seal(b"")[2:14] == b"second--" + bytes(4)
+    assert nonces(sealer, "p", 2) == [b"prefix 0  \0\0", b"prefix 0  \0\1"]
+    assert nonces(sealer, "q", 1) == [b"prefix 1  \0\0"]
+    assert nonces(sealer, "p", 2**16 - 2)[-1] == b"prefix 0  \xff\xff"
+    assert nonces(sealer, "p", 2) == [b"prefix 2  \0\0", b"prefix 2  \0\1"]
+    sealer.begin_anew("p")
+    assert nonces(sealer, "p", 1) == [b"prefix 3  \0\0"]
+    assert nonces(sealer, "q", 1) == [b"prefix 1  \0\1"]
+
+
+def test_a_destination_long_forgotten_gets_a_new_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dht.overlay.sealing.MAX_DESTINATIONS", 2)
+    sealer = Sealer(BEFORE)
+    first = nonces(sealer, "p", 1)[0]
+    nonces(sealer, "q", 1)
+    assert nonces(sealer, "p", 1)[0][:10] == first[:10]
+    nonces(sealer, "r", 1)
+    nonces(sealer, "s", 1)
+    assert nonces(sealer, "p", 1)[0][:10] != first[:10]
 
 
 def test_a_keyring_needs_its_current_key() -> None:
