@@ -24,7 +24,7 @@ from agent.runtime import OnProgress, Runtime, Workload
 from agent.workloads import check_labels, check_relaxations, check_variant, environment_of, memory_of, waits_for_message
 from dht.tasks import OwnedTasks
 from protocol import link
-from protocol.instances import InstanceReport, PortBinding, Progress, State
+from protocol.instances import RESTART_S, InstanceReport, PortBinding, Progress, State
 from protocol.problems import (
     BadRequest,
     Conflict,
@@ -36,7 +36,6 @@ from protocol.service import Relaxations
 
 log = structlog.get_logger(__name__)
 
-RESTART_S = 120.0
 _INSTANCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 

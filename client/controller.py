@@ -20,6 +20,8 @@ from client.transfer import DEFAULT_MAX_BYTES, blocks_of, record_headers, save_v
 from protocol.events import NEWS, News
 from protocol.identifiers import check_digest
 from protocol.instances import (
+    RELAY_S,
+    RESTART_S,
     AgentView,
     Brought,
     Category,
@@ -38,7 +40,7 @@ from protocol.problems import BadRequest, ControllerUnreachable, Problem
 DEFAULT_ATTEMPTS = 3
 GRACE_S = 10.0
 """How much longer than the work it asked for a client waits for the answer."""
-COMMAND_TIMEOUT_S = 60.0
+COMMAND_TIMEOUT_S = RESTART_S + 3 * RELAY_S
 TRANSFER_TIMEOUT_S = 3600.0
 EVENTS_SILENT_S = 30.0
 """A controller that has nothing to tell says so every 10 s."""

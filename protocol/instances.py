@@ -14,6 +14,10 @@ from protocol.service import Transport
 PHASES = ("resolve", "place", "fetch", "verify", "build", "start", "ready", "total")
 """What a start consists of, in order: the keys of `timings_ms`, and but for the last the phases of `Progress`."""
 MAX_ALIVE_S = 604_800
+RESTART_S = 120.0
+"""How long an agent tries to restart an instance, which may need its image made again. Whoever passes the answer on
+waits `RELAY_S` longer than the one before it."""
+RELAY_S = 5.0
 TOTAL_HEADER = "X-Total-Count"
 """Of a list that is answered in pages: how many it has in all. The name that tools know: a new one would serve nobody,
 though RFC 6648 would have it without the X."""

@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 from dht.contracts import Directory
 from dht.peer_http import PeerHttp
 from protocol.bounded import read_bounded
-from protocol.instances import AliveTime, InstanceLog, InstanceView, StartAnswer, StartRequest
+from protocol.instances import RELAY_S, RESTART_S, AliveTime, InstanceLog, InstanceView, StartAnswer, StartRequest
 from protocol.problems import Unavailable
 from protocol.records import Digest, NodeId
 from region_controller.hierarchy import MAX_HOPS, Hop
@@ -100,7 +100,8 @@ class RemoteRegions:
         data = msgspec.json.encode(body) if verb == "alive" else b""
         path = f"/peer/instances/{held.instance}/{verb}"
         headers = _on_behalf(token, operator=operator)
-        return await self._at_holder(held, "POST", path, InstanceView, VERB_TIMEOUT_S, headers=headers, data=data)
+        timeout_s = RESTART_S + 2 * RELAY_S if verb == "restart" else VERB_TIMEOUT_S
+        return await self._at_holder(held, "POST", path, InstanceView, timeout_s, headers=headers, data=data)
 
     async def view(self, held: Held) -> InstanceView:
         return await self._at_holder(held, "GET", f"/peer/instances/{held.instance}", InstanceView, VIEW_TIMEOUT_S)

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 from msgspec import Struct
 
-from protocol.instances import InstanceLog, InstanceReport, InstanceView, ServiceRef, State
+from protocol.instances import RELAY_S, RESTART_S, InstanceLog, InstanceReport, InstanceView, ServiceRef, State
 from protocol.link import Extend, OnInstance, ReadLog, Remove, Restart, Stop
 from protocol.problems import Conflict, Problem, UnknownInstance
 from region_controller.handoff import AliveRequest, RemoteRegions, Verb
@@ -197,7 +197,8 @@ class Operations:
     async def _command(self, command: OnInstance) -> InstanceView:
         instance = command.instance
         node, _ = self._find(instance)
-        done = await self._region.links.link(node).call(command, timeout_s=COMMAND_S)
+        timeout_s = RESTART_S + RELAY_S if isinstance(command, Restart) else COMMAND_S
+        done = await self._region.links.link(node).call(command, timeout_s=timeout_s)
         return self._region.view(node, done.report)
 
     async def _by_proxy(
