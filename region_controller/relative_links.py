@@ -114,7 +114,7 @@ class RelativeLinks:
             self.view.answered(answer, target, asked_at=asked_at, now=self._clock())
 
     async def _ask(self, target: Target, question: Exchange) -> ExchangeAnswer:
-        """At the first of its addresses: others are tried when a record or its own summary names them first."""
+        """At one of its addresses: a failure makes the next one its first."""
         data = msgspec.msgpack.encode(question)
         async with self._http.request(
             "POST", target.addresses[0], SUMMARIES_PATH, timeout_s=ASK_WITHIN_S, data=data

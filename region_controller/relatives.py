@@ -61,6 +61,7 @@ class _Relative(Struct):
     met: float = float("-inf")
     rtt_s: float | None = None
     failures: int = 0
+    silent_addresses: int = 0
     retry_at: float = float("-inf")
     probed: float = float("-inf")
     refused: set[str] = msgspec.field(default_factory=set)
@@ -91,11 +92,18 @@ class RelativesView:
         )
 
     def below(self, now: float) -> Load:
-        """The regions under ours: those right below, with what is below them."""
+        """The regions under ours: those right below, with what is below them.
+
+        Two controllers of one region see the same below them: of those the one heard last counts.
+        """
         under = [r for r in self._living(now) if r.region.startswith(self.region + "/")]
         paths = {r.region for r in under}
         tops = [r for r in under if not any(r.region.startswith(path + "/") for path in paths)]
-        return summed(load for r in tops if (s := r.summary) is not None for load in (s.load, s.below))
+        twins: dict[str, Load] = {}
+        for one in sorted(tops, key=lambda r: r.heard):
+            if one.summary is not None:
+                twins[one.region] = one.summary.below
+        return summed([*(s.load for r in tops if (s := r.summary) is not None), *twins.values()])
 
     def question(self, me: Summary, target: Target, now: float) -> Exchange:
         if not target.wants_all:
@@ -193,6 +201,7 @@ class RelativesView:
         if relative := self._relatives.get(node):
             relative.retry_at = now + min(RETRY_MOST_S, RETRY_S * 2.0 ** min(relative.failures, 8)) * jitter
             relative.failures += 1
+            relative.silent_addresses += 1
 
     def refused(self, node: str, digest: str) -> None:
         """It did not take a service: nor will it, until it says something new of itself."""
@@ -286,4 +295,6 @@ def _rank(region: str, node: str) -> tuple[int, str, str]:
 
 
 def _target(relative: _Relative, *, wants_all: bool) -> Target:
-    return Target(relative.node, relative.region, relative.addresses, wants_all)
+    """Its addresses, beginning with the one that answered last: after each failure the next one has its turn."""
+    first = relative.silent_addresses % len(relative.addresses)
+    return Target(relative.node, relative.region, relative.addresses[first:] + relative.addresses[:first], wants_all)

@@ -100,6 +100,30 @@ def test_all_regions_below_are_summed_up_once() -> None:
     assert view.below(0.0).memory_free == 251, "what eu/a sums up is not counted again"
 
 
+def test_what_two_controllers_of_one_region_see_below_them_is_counted_once() -> None:
+    view, below = a_view("eu"), Load(agents=3, memory_free=50, largest_free=40)
+    for name in ("one", "two"):
+        own = Load(agents=1, memory_free=1)
+        view.told(Summary("eu/a", node(name), ("10.0.0.1:1",), 1, 1, own, below), 0.0)
+    assert (view.below(0.0).memory_free, view.below(0.0).agents) == (52, 5)
+
+
+def test_after_a_failure_the_next_address_has_its_turn_and_keeps_it_while_it_answers() -> None:
+    view = a_view("eu/a")
+    view.met("eu", node("eu"), ("192.0.2.1:1", "192.0.2.2:1"), 0.0)
+
+    def first(now: float) -> str:
+        target = view.probe(now)
+        assert target is not None
+        return target.addresses[0]
+
+    assert first(0.0) == "192.0.2.1:1"
+    view.failed(node("eu"), 0.0)
+    assert first(2.0) == "192.0.2.2:1"
+    view.reached(node("eu"), 0.01)
+    assert first(3.0) == "192.0.2.2:1"
+
+
 def test_only_what_is_new_is_told_in_full() -> None:
     view = a_view("eu")
     view.told(a_summary("eu/a"), 0.0)
