@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
@@ -16,6 +17,7 @@ import structlog
 
 from agent.runner import Runner
 from dht.peer_http import PeerHttp
+from dht.quiet import Quiet
 from dht.tasks import OwnedTasks
 from protocol import link
 from protocol.instances import InstanceReport, Progress
@@ -77,6 +79,7 @@ class AgentLink:
         self._resources = resources
         self._reports = reports
         self._subscribe = subscribe
+        self._quiet = Quiet()
         self.controller: str | None = None
         """Address of the controller that the agent is linked to now."""
 
@@ -100,7 +103,8 @@ class AgentLink:
             try:
                 await self._session(address)
             except Problem as problem:
-                log.info("link-lost", controller=address, detail=problem.detail)
+                if self.controller is not None or self._quiet.may_say(f"{address} {problem.detail}", time.monotonic()):
+                    log.info("link-lost", controller=address, detail=problem.detail)
                 if self.controller is None and isinstance(problem, Unavailable):  # a refusal is an answer
                     self._locator.failed(address)
             if self.controller is not None:

@@ -100,8 +100,13 @@ def issue(
 
 def renewal_due(certificate: x509.Certificate, now: float) -> bool:
     """True in the last third of the certificate's life: a month is left to reach the founding node."""
-    begins, ends = certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
+    begins, ends = validity(certificate)
     return now > begins + (ends - begins) * 2 / 3
+
+
+def validity(certificate: x509.Certificate) -> tuple[float, float]:
+    """From when until when it is good, Unix s."""
+    return certificate.not_valid_before_utc.timestamp(), certificate.not_valid_after_utc.timestamp()
 
 
 def parse_certificate(data: bytes) -> x509.Certificate:

@@ -18,7 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Struct
 
-from bootstrap.certificates import check_issued, check_roles, fingerprint, parse_certificate
+from bootstrap.certificates import check_issued, check_roles, fingerprint, parse_certificate, validity
 from bootstrap.enrolment import (
     ENROL_PATH,
     MAX_MESSAGE,
@@ -35,6 +35,7 @@ from bootstrap.identity import (
     Identity,
     discard_unfinished,
     has_identity,
+    renew_identity,
     save_identity,
     unfinished_node_key,
 )
@@ -89,12 +90,13 @@ async def join(
 ) -> JoinResult:
     """Become a member of the mesh that the token names. `roles` None: all that the invitation allows.
 
+    A member whose certificate ended joins its own mesh again with the keys that it has.
+
     Raises JoinRefused with `code` expired, spent, clock, unreachable, mesh, region, state, role or token, and a fix;
     TooManyRequests if this address failed too often. `<data-dir>/identity` exists afterwards, or nothing of it does.
     """
     token = decode_token(token_text)
-    if has_identity(data_dir):
-        raise JoinRefused(f"{data_dir} holds the identity of a node already", fix=OLD_STATE_FIX, code="state")
+    lapsed = _lapsed(data_dir, token, now()) if has_identity(data_dir) else None
     asked = _asked_roles(roles)
     found = await _find(token, now)
     if now() > token.expires:
@@ -103,7 +105,7 @@ async def join(
             fix="Ask for a new one: `cornerstore bootstrap invite --ttl 1h`.",
             code="expired",
         )
-    key = unfinished_node_key(data_dir)
+    key = lapsed.node_key if lapsed is not None else unfinished_node_key(data_dir)
     request = EnrolRequest(
         invite=token.invite,
         secret=token.secret,
@@ -114,7 +116,7 @@ async def join(
         now=now(),
     )
     answer = await _enrol(found, request, data_dir)
-    identity = _keep(token, found.root, key, answer, data_dir)
+    identity = _keep(token, found.root, key, answer, data_dir, lapsed)
     _log.info("mesh-joined", mesh=identity.mesh, region=identity.region, node=identity.node)
     return JoinResult(
         mesh=identity.mesh,
@@ -124,6 +126,15 @@ async def join(
         bootstrap=answer.bootstrap,
         peers=answer.peers,
     )
+
+
+def _lapsed(data_dir: Path, token: Token, now: float) -> Identity:
+    """The identity of a member of the token's mesh whose certificate ended. Raises JoinRefused if it is another."""
+    held = Identity.load(data_dir)
+    until = validity(held.certificate)[1]
+    if fingerprint(held.root) != token.fingerprint or now < until or held.root_key is not None:
+        raise JoinRefused(f"{data_dir} holds the identity of a node already", fix=OLD_STATE_FIX, code="state")
+    return held
 
 
 def _asked_roles(roles: Sequence[str] | None) -> tuple[Role, ...] | None:
@@ -196,7 +207,12 @@ async def _enrol(found: _Found, request: EnrolRequest, data_dir: Path) -> EnrolA
 
 
 def _keep(
-    token: Token, root: x509.Certificate, key: Ed25519PrivateKey, answer: EnrolAnswer, data_dir: Path
+    token: Token,
+    root: x509.Certificate,
+    key: Ed25519PrivateKey,
+    answer: EnrolAnswer,
+    data_dir: Path,
+    lapsed: Identity | None,
 ) -> Identity:
     try:
         certificate = parse_certificate(answer.certificate.encode())
@@ -207,6 +223,8 @@ def _keep(
         raise _not_ours("it is for another node, mesh or region")
     if answer.keyring.mesh != token.mesh:
         raise _not_ours("the keyring beside it is of another mesh")
+    if lapsed is not None:
+        return renew_identity(lapsed, certificate=certificate, keyring=answer.keyring)
     return save_identity(data_dir, key=key, certificate=certificate, root=root, keyring=answer.keyring)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import accumulate
 
 from aiohttp import web
@@ -21,15 +21,27 @@ from region_controller.stats import BUCKETS_S
 class _Collector:
     """Reads the parts' own counters; nothing is counted twice."""
 
-    def __init__(self, directory: NetworkDirectory, content: Exchange, controller: Controller) -> None:
+    def __init__(
+        self,
+        directory: NetworkDirectory,
+        content: Exchange,
+        controller: Controller,
+        certificate_ends: Callable[[], float],
+    ) -> None:
         self._directory = directory
         self._content = content
         self._controller = controller
+        self._certificate_ends = certificate_ends
 
     def collect(self) -> Iterable[Metric]:
         yield from self._records()
         yield from self._blobs()
         yield from self._starts()
+        yield GaugeMetricFamily(
+            "cornerstore_certificate_end_seconds",
+            "When the node's certificate ends, in Unix seconds.",
+            value=self._certificate_ends(),
+        )
         yield GaugeMetricFamily("cornerstore_tasks", "Tasks of the node's event loop.", value=len(asyncio.all_tasks()))
 
     def _records(self) -> Iterable[Metric]:
@@ -80,10 +92,16 @@ class _Collector:
         yield memory
 
 
-def metrics_routes(*, directory: NetworkDirectory, content: Exchange, controller: Controller) -> list[web.RouteDef]:
+def metrics_routes(
+    *,
+    directory: NetworkDirectory,
+    content: Exchange,
+    controller: Controller,
+    certificate_ends: Callable[[], float],
+) -> list[web.RouteDef]:
     registry = CollectorRegistry()
     ProcessCollector(namespace="cornerstore", registry=registry)
-    registry.register(_Collector(directory, content, controller))
+    registry.register(_Collector(directory, content, controller, certificate_ends))
 
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

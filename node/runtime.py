@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -46,16 +47,17 @@ from dht.swarm.content_routes import content_routes
 from dht.swarm.content_server import serving_content
 from dht.swarm.exchange import ContentConfig, Exchange, running_content
 from dht.tasks import running_loops
+from node.ballast import disk_warning, keep_ballast, release_ballast
 from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
 from node.discovery import ControllerBrowser, announced, lan_address, watched_for_namesakes
-from node.membership import keep_certificate
+from node.membership import Membership
 from node.metrics import metrics_routes
 from node.neighbours import met_neighbours
 from node.page import page_routes
 from node.running import Running, shown, sole_node
 from node.web import bind, members_only, serving
 from protocol.peers import PeerIdentity
-from protocol.problems import ConfigError
+from protocol.problems import ConfigError, Problem
 from protocol.service import Relaxations
 from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
 
@@ -80,6 +82,7 @@ async def running_node(config: NodeConfig, data_dir: Path) -> AsyncIterator[Node
     identity = _checked(Identity.load(data_dir), config)
     async with AsyncExitStack() as stack:
         stack.enter_context(sole_node(data_dir))
+        release_ballast(data_dir)
         parts = _Parts(stack, config, data_dir, identity)
         await parts.store()
         controller = await parts.controller() if "controller" in config.roles else None
@@ -91,6 +94,7 @@ async def running_node(config: NodeConfig, data_dir: Path) -> AsyncIterator[Node
         agent = await parts.agent() if "agent" in config.roles else None
         running = Running(identity.node, os.getpid(), parts.rest, parts.peer, parts.dht)
         stack.enter_context(shown(data_dir, running))
+        await stack.enter_async_context(running_loops({"keep-ballast": keep_ballast(data_dir)}))
         log.info("node-running", region=config.region, roles=config.roles, rest=parts.rest, peer=parts.peer)
         yield Node(config, running, parts.directory, parts.content, controller, agent)
         log.info("node-stopping", region=config.region)
@@ -151,6 +155,12 @@ class _Parts:
             )
         )
         self._parser = await enter(Parser(_limits(self._max_archive_bytes)))
+        self._membership = Membership(self._identity, self._use_renewed, directory=self.directory, http=self._http)
+
+    def _warnings(self) -> list[Problem]:
+        """What an operator should know of this node now."""
+        found = [self._membership.warning(time.time()), disk_warning(self._data_dir)]
+        return [problem for problem in found if problem is not None]
 
     async def controller(self) -> Controller:
         """The region's controller and its listener for phones."""
@@ -177,11 +187,17 @@ class _Parts:
                 describe=self._parser.describe,
                 publisher_key=self._identity.publisher_key,
                 operator_token=self._identity.operator_token,
+                warnings=self._warnings,
             )
         )
         routes = [
             *client_routes(controller),
-            *metrics_routes(directory=self.directory, content=self.content, controller=controller),
+            *metrics_routes(
+                directory=self.directory,
+                content=self.content,
+                controller=controller,
+                certificate_ends=lambda: self._membership.ends,
+            ),
             *page_routes(self._config, self.rest),
         ]
         await self._stack.enter_async_context(serving(rest_socket, routes))
@@ -201,13 +217,7 @@ class _Parts:
         await enter(serving(self._peer_socket, routes, middlewares=[members], tls=tls, take_content=content.take))
         if controller is not None:  # requests and links under way would hold the drain, and end without an answer
             self._stack.push_async_callback(controller.drain)
-        renewal = keep_certificate(
-            self._identity,
-            self._use_renewed,
-            directory=self.directory,
-            http=self._http,
-        )
-        await self._stack.enter_async_context(running_loops({"renew-certificate": renewal}))
+        await enter(running_loops({"renew-certificate": self._membership.keep()}))
 
     def _use_renewed(self, identity: Identity) -> None:
         for context in (self._client_tls, self._server_tls):

@@ -247,13 +247,15 @@ class RegionView(Struct, frozen=True, kw_only=True):
 
 
 class Health(Struct, frozen=True, kw_only=True):
-    """`GET /v1/healthz`. `agents`: how many are connected."""
+    """`GET /v1/healthz`. `status`: `ok`, or `warning` where there are `warnings`: what an operator should know, each
+    with its fix. It serves either way. `agents`: how many are connected."""
 
     status: str
     region: str
     node: str
     mesh: str
     agents: int
+    warnings: tuple[str, ...] = ()
 
 
 class Category(Struct, frozen=True):

@@ -8,7 +8,7 @@ import hmac
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
 import structlog
@@ -78,11 +78,13 @@ class Controller:
         describe: Describe,
         publisher_key: Ed25519PrivateKey,
         operator_token: str,
+        warnings: Callable[[], Sequence[Problem]],
         clock: Callable[[], float],
     ) -> None:
         self.config = config
         self.identity = identity
         self._clock = clock
+        self._warnings = warnings
         self._directory = directory
         self._operator_token = operator_token.encode()
         self._tasks = tasks
@@ -172,7 +174,15 @@ class Controller:
     def health(self) -> Health:
         agents, _, _ = self._region.members.capacity()
         me = self.identity
-        return Health(status="ok", region=self.config.region, node=me.node, mesh=me.mesh, agents=agents)
+        warnings = tuple(f"{problem.detail}. {problem.fix}" for problem in self._warnings())
+        return Health(
+            status="warning" if warnings else "ok",
+            region=self.config.region,
+            node=me.node,
+            mesh=me.mesh,
+            agents=agents,
+            warnings=warnings,
+        )
 
     def agents(self) -> list[AgentView]:
         return self._region.members.views(self._clock())
@@ -306,6 +316,7 @@ async def running_controller(
     describe: Describe,
     publisher_key: Ed25519PrivateKey,
     operator_token: str,
+    warnings: Callable[[], Sequence[Problem]] = tuple,
     clock: Callable[[], float] = time.time,
 ) -> AsyncIterator[Controller]:
     """A controller with its loops. Serve `api.client_routes` and `api.peer_routes` to make it reachable.
@@ -326,6 +337,7 @@ async def running_controller(
             describe=describe,
             publisher_key=publisher_key,
             operator_token=operator_token,
+            warnings=warnings,
             clock=clock,
         )
         controller.recall()

@@ -16,6 +16,7 @@ import structlog
 
 from dht.blobs.index import BlobIndex, Gone
 from dht.blobs.packs import Packs, Place, is_digest_of
+from dht.blobs.salvage import salvage
 from dht.quiet import Quiet
 from protocol.manifest import Manifest
 from protocol.problems import Conflict, ContentNotFound, CorruptContent
@@ -189,7 +190,10 @@ class Chunks:
     def reconcile(self) -> None:
         """Bring index and packs together after a start, in a transaction of the caller's: packs and parts of packs that
         nothing uses go, blobs that lack a chunk are partial."""
+        if not self._index.blobs():
+            salvage(self.packs, self._index)
         self.packs.open(self._index.packs())
+        self.present_bytes = 0
         absent: list[str] = []
         for pack, homes in itertools.groupby(self._index.homes(), key=lambda home: home[1].pack):
             places: list[Place] = []

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dht.blobs.packs import Place
-from dht.database import database_problem, open_problem, transaction
+from dht.database import database_problem, open_problem, sound, transaction
 from protocol.manifest import Chunk, Manifest
 
 _SCHEMA = """
@@ -43,26 +43,48 @@ class Gone(NamedTuple):
 @contextmanager
 def opened_index(path: Path) -> Iterator[BlobIndex]:
     """Raises ConfigError if another process has it open, DiskFull."""
+    with closing(BlobIndex(path)) as index:
+        yield index
+
+
+def _connected(path: Path) -> sqlite3.Connection:
+    def prepare(db: sqlite3.Connection) -> None:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.executescript(_SCHEMA)
+
     try:
-        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-    except sqlite3.Error as error:
+        return sound(path, lambda: sqlite3.connect(path, check_same_thread=False, isolation_level=None), prepare)
+    except (sqlite3.Error, OSError) as error:
         raise open_problem(error, path) from error
-    with closing(db):
-        try:
-            db.execute("PRAGMA locking_mode = EXCLUSIVE")
-            db.execute("PRAGMA journal_mode = WAL")
-            db.executescript(_SCHEMA)
-        except sqlite3.Error as error:
-            raise open_problem(error, path) from error
-        yield BlobIndex(path, db)
 
 
 class BlobIndex:
     """Use `opened_index`. Changes belong in a `transaction`, which raises DiskFull and then changes nothing."""
 
-    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._db = db
+        self._open()
+
+    def _open(self) -> None:
+        self._db = _connected(self._path)
+        self._inode = self._path.stat().st_ino
+
+    def close(self) -> None:
+        self._db.close()
+
+    @property
+    def is_taken_away(self) -> bool:
+        """Somebody removed or replaced the file."""
+        try:
+            return self._path.stat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
+    def begin_anew(self) -> None:
+        """An empty file in place of the one that was taken away. Raises what `opened_index` does."""
+        self.close()
+        self._open()
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[None]:

@@ -38,7 +38,7 @@ TRUST_S = 600.0
 _libc = ctypes.CDLL(None, use_errno=True)
 _PUNCH_HOLE_KEEP_SIZE = 0x02 | 0x01
 """linux/falloc.h"""
-_KEPT = b"\1"
+KEPT = b"\1"
 _BLOCK = 4096
 _UNSUPPORTED = {errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS}
 
@@ -109,6 +109,10 @@ class Packs:
 
     # --- packs ----------------------------------------------------------------------------------------------------
 
+    def numbers(self) -> list[int]:
+        """Of all data files there are."""
+        return sorted(int(entry.name) for entry in os.scandir(self._folder) if entry.name.isdigit())
+
     def open(self, live: Mapping[int, tuple[int, int]]) -> None:
         """Learn what was kept before. `live`: slots, and bytes that its file must have, by pack; other files go."""
         wanted = {str(pack) for pack in live} | {f"{pack}.kept" for pack in live}
@@ -128,7 +132,7 @@ class Packs:
         except FileNotFoundError:
             return found
         if status.st_size >= end:
-            found.kept[: len(kept)] = bytes(byte == _KEPT[0] for byte in kept)
+            found.kept[: len(kept)] = bytes(byte == KEPT[0] for byte in kept)
             found.left(status)
         return found
 
@@ -142,9 +146,13 @@ class Packs:
         """Make the pack's files, and take the room that these places need, so that writing them cannot fail for want
         of it where the file system can promise that. Raises OSError."""
         known = self._packs.setdefault(pack, _Pack())
+        places = tuple(places)
         descriptor = self._open(pack)
         try:
-            os.close(os.open(f"{self.path(pack)}.kept", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600))
+            with _opened(f"{self.path(pack)}.kept", os.O_CREAT | os.O_WRONLY) as kept:
+                slots = max((place.slot + 1 for place in places), default=0)
+                if os.fstat(kept).st_size < slots:
+                    os.ftruncate(kept, slots)
             if os.fstat(descriptor).st_size < size:
                 os.ftruncate(descriptor, size)
             for offset, length in _runs(_sorted(places)):
@@ -200,7 +208,7 @@ class Packs:
     def has(self, place: Place) -> bool:
         """The chunk was written there. Touches no disk."""
         pack = self._packs.get(place.pack)
-        return pack is not None and place.slot < len(pack.kept) and pack.kept[place.slot] == _KEPT[0]
+        return pack is not None and place.slot < len(pack.kept) and pack.kept[place.slot] == KEPT[0]
 
     def write(self, place: Place, data: bytes | memoryview) -> None:
         """Verified bytes. They count once `keep` was called. Raises OSError; FileNotFoundError if the pack has gone."""
@@ -210,13 +218,13 @@ class Packs:
         with _opened(self.path(place.pack), os.O_WRONLY) as file, self._writing(pack, file):
             _write_at(file, data, place.offset)
         with _opened(f"{self.path(place.pack)}.kept", os.O_WRONLY) as kept:
-            _write_at(kept, _KEPT, place.slot)
+            _write_at(kept, KEPT, place.slot)
 
     def keep(self, place: Place) -> None:
         """What was written there counts from now on. The pack is there."""
         pack = self._packs[place.pack]
         pack.reach(place.slot)
-        pack.kept[place.slot] = _KEPT[0]
+        pack.kept[place.slot] = KEPT[0]
         pack.trusted_until[place.slot] = self._clock() + TRUST_S
 
     def drop(self, places: Sequence[Place]) -> None:
@@ -371,8 +379,8 @@ def _write_at(descriptor: int, data: bytes | memoryview, offset: int) -> None:
 
 @contextmanager
 def _opened(path: str, flags: int) -> Iterator[int]:
-    """A file that is there. Opened for each chunk: that costs a hundredth of hashing it, and nobody has to close it."""
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
+    """Opened for each chunk: that costs a hundredth of hashing it, and nobody has to close it."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
     try:
         yield descriptor
     finally:

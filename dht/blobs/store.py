@@ -59,9 +59,7 @@ def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
             fix="Remove that folder, then publish again what was published here. All else is fetched when needed.",
         )
     with disk_errors():
-        (root / "packs").mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(root / "scratch", ignore_errors=True)
-        (root / "scratch").mkdir()
+        _make_folders(root)
     with opened_index(root / "content.sqlite") as index:
         store = BlobStore(root, index, quota_bytes)
         store.reconcile()
@@ -73,6 +71,12 @@ def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
                 store.save_order()
             except DiskUnusable as problem:  # costs a choice of what to evict, or reading again; hides no error
                 log.warning("store-not-settled", why=problem.detail)
+
+
+def _make_folders(root: Path) -> None:
+    (root / "packs").mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(root / "scratch", ignore_errors=True)
+    (root / "scratch").mkdir()
 
 
 class BlobStore:
@@ -92,6 +96,8 @@ class BlobStore:
         self._chunks = Chunks(Packs(root), index, self._lock, on_damage=self._whole.difference_update)
         self._copies = itertools.count()
         self._evicted_for_copies: list[str] = []
+        self._taken_away: list[str] = []
+        """Blobs that went with the folder, of which `begin` has not told yet."""
 
     # --- what is here ---------------------------------------------------------------------------------------------
 
@@ -148,6 +154,8 @@ class BlobStore:
     @contextmanager
     def intake(self, size: int) -> Iterator[Intake]:
         """For a file of about this size whose digest nobody knows yet; `begin` adopts what it took. Raises DiskFull."""
+        with self._lock, disk_errors():
+            self._mend()
         with disk_errors(), opened_intake(size, self._room, self._chunks, self._index, self._lock) as intake:
             yield intake
 
@@ -159,6 +167,7 @@ class BlobStore:
         """
         blob = manifest.digest
         with self._lock, disk_errors():
+            self._mend()
             if self.has(blob) and self._index.manifest(blob) == manifest:
                 self.touch(blob)
                 return Begun((), ())
@@ -182,7 +191,8 @@ class BlobStore:
                 if not known:
                     self._forget(blob)
                 raise
-            return Begun(missing, evicted.blobs)
+            gone, self._taken_away = self._taken_away, []
+            return Begun(missing, (*evicted.blobs, *(digest for digest in gone if digest != blob)))
 
     def put(self, digest: str, data: bytes | memoryview) -> bool:
         """Keep a chunk that a begun blob uses; False if it was here already or nobody wants it any more.
@@ -337,7 +347,9 @@ class BlobStore:
         with self._lock, disk_errors(), self._index.transaction():
             self._chunks.reconcile()
         known = self._index.blobs()
-        self._whole.update(digest for digest, whole, _ in known if whole)
+        whole = {digest for digest, is_whole, _ in known if is_whole}
+        self._whole.intersection_update(whole)
+        self._whole.update(whole)
         self._use.restore({digest: used for digest, _, used in known})
 
     def save_order(self) -> None:
@@ -346,6 +358,25 @@ class BlobStore:
             self._index.set_order(self._use.order())
 
     # --- inside; the lock is held ---------------------------------------------------------------------------------
+
+    def _mend(self) -> None:
+        """Go on if somebody took the folder, or parts of it, away under the running node."""
+        if not self._index.is_taken_away and (self._root / "packs").is_dir() and (self._root / "scratch").is_dir():
+            return
+        before = self._whole.copy()
+        _make_folders(self._root)
+        if self._index.is_taken_away:
+            self._index.begin_anew()
+        self._unsettled.clear()
+        self.reconcile()
+        lost = before - self._whole
+        self._taken_away += lost
+        log.error(
+            "content-taken-away",
+            folder=str(self._root),
+            lost=len(lost),
+            fix="Publish again what was published on this node; all else is fetched when it is needed.",
+        )
 
     def _evict(self, evicted: Evicted, *, arriving: str) -> None:
         """The index has forgotten them."""

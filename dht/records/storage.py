@@ -18,7 +18,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from dht.database import database_problem, transaction
+from dht.database import database_problem, sound, transaction
 from dht.seats import OWN, Occupancy
 from protocol.problems import ConfigError
 
@@ -84,7 +84,7 @@ class KnownContact(NamedTuple):
 
 
 class Storage:
-    """Open with `opened_storage`. Raises ConfigError for a damaged file, DiskFull, Unavailable while it is locked."""
+    """Open with `opened_storage`. Raises ConfigError if the file is damaged by now, DiskFull, Unavailable if locked."""
 
     def __init__(self, connection: sqlite3.Connection, database: Path | None) -> None:
         self._db = connection
@@ -271,13 +271,25 @@ class Storage:
 @contextmanager
 def opened_storage(database: Path | None) -> Iterator[Storage]:
     """The storage in the file `database` (made if absent), or in memory for None."""
-    with translated(database), closing(connected(database)) as connection:
-        connection.execute("PRAGMA journal_mode = WAL").fetchall()
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute("PRAGMA wal_autocheckpoint = 0")
-        connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}").fetchall()
-        connection.executescript(_SCHEMA)
+    with translated(database), closing(_opened(database)) as connection:
         yield Storage(connection, database)
+
+
+def _opened(database: Path | None) -> sqlite3.Connection:
+    """A damaged file is set aside: the mesh still holds the records."""
+    if database is not None:
+        return sound(database, lambda: connected(database), _prepare)
+    connection = connected(None)
+    _prepare(connection)
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL").fetchall()
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA wal_autocheckpoint = 0")
+    connection.execute(f"PRAGMA journal_size_limit = {MAX_LOG_BYTES}").fetchall()
+    connection.executescript(_SCHEMA)
 
 
 def connected(database: Path | None) -> sqlite3.Connection:
@@ -294,7 +306,7 @@ def translated(database: Path | None) -> Iterator[None]:
         problem = database_problem(error, database)
         if isinstance(problem, ConfigError):
             problem.fix = (
-                "Move the file away and start again: the mesh still holds the records, only what was published "
-                "while nobody else was in reach must be published anew."
+                "Start the node again, which sets a damaged file aside: the mesh still holds the records, only what "
+                "was published while nobody else was in reach must be published anew."
             )
         raise problem from error

@@ -214,6 +214,7 @@ def status() -> None:
                 "instances": ", ".join(f"{count} {state}" for state, count in states.items()) or "none",
             }
         ),
+        *(styled(warning, "yellow") for warning in health.warnings),
         region_tree(health.mesh, regions_, agents_, instances),
     )
 

@@ -9,13 +9,19 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from bootstrap import Identity, client_context, create_mesh, renew, renew_own, renewal_due, use_renewed
+from bootstrap import Identity, client_context, create_mesh, join, renew, renew_own, renewal_due, use_renewed
 from bootstrap.certificates import issue
 from bootstrap.identity import save_identity
 from bootstrap.tls import joining_context
 from dht.peer_http import PeerHttp
+from dht.records.memory_directory import MemoryDirectory, MemoryMesh
+from dht.tasks import running_loops
+from node import membership
+from node.membership import Membership
 from protocol.problems import JoinRefused, KeyNeeded
-from tests.integration.test_join import ask, node_of
+from protocol.records import raw_public_key
+from tests.integration.test_join import ask, invite, node_of, peer
+from tests.waiting import until
 
 DAY_S = 86_400
 
@@ -70,3 +76,32 @@ def test_the_founder_renews_its_own(founder: Identity) -> None:
     assert renewed.member == founder.member
     assert not renewal_due(renewed.certificate, later)
     assert renewed.root_key is not None
+
+
+async def test_a_lapsed_member_joins_again_with_its_keys_and_its_running_node_goes_on(
+    founder: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lapsed = member_since(founder, tmp_path / "lapsed", days=91)
+    monkeypatch.setattr(membership, "LOOK_EVERY_S", 0.02)
+    taken_up: list[Identity] = []
+    nowhere = MemoryDirectory(MemoryMesh(), lapsed.node_key)
+    async with node_of(founder) as address, peer(client_context(lapsed)) as http:
+        node = Membership(lapsed, taken_up.append, directory=nowhere, http=http)
+        warning = node.warning(time.time())
+        assert warning is not None
+        assert "bootstrap join" in warning.fix
+        async with running_loops({"renew-certificate": node.keep()}):
+            await join(invite(founder, address, roles=("agent",)), data_dir=tmp_path / "lapsed")
+            await until(lambda: taken_up)
+        assert node.warning(time.time()) is None
+        assert (taken_up[0].member, taken_up[0].operator_token) == (lapsed.member, lapsed.operator_token)
+        assert raw_public_key(taken_up[0].publisher_key) == raw_public_key(lapsed.publisher_key)
+        assert await ask(client_context(taken_up[0]), address) == lapsed.member
+
+
+async def test_a_lapsed_member_of_another_mesh_keeps_its_state(founder: Identity, tmp_path: Path) -> None:
+    other = create_mesh(tmp_path / "other", mesh="corner", region="eu", roles=["controller"], now=time.time())
+    lapsed = member_since(other, tmp_path / "lapsed", days=91)
+    with pytest.raises(JoinRefused, match="holds the identity"):
+        await join(invite(founder, "127.0.0.1:1"), data_dir=tmp_path / "lapsed")
+    assert Identity.load(tmp_path / "lapsed").member == lapsed.member

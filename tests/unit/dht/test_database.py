@@ -5,8 +5,10 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
 from dht.database import database_problem, open_problem, opened_database, transaction
 from protocol.problems import ConfigError, DiskFull, DiskUnusable, Unavailable
@@ -57,12 +59,38 @@ def test_a_database_that_rolled_back_by_itself_keeps_the_first_error(db: sqlite3
         fail()
 
 
-@pytest.mark.parametrize("damage", [b"this is no database " * 100, None])
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, damage: bytes | None) -> None:
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     path = tmp_path / "state.sqlite"
-    path.mkdir() if damage is None else path.write_bytes(damage)
+    path.mkdir()
     with pytest.raises(ConfigError, match=r"state\.sqlite cannot be opened"), opened_database(path, ""):
         pass
+
+
+@pytest.mark.parametrize("keeps", [0, 4096])
+def test_a_damaged_file_is_set_aside_and_begun_anew(tmp_path: Path, keeps: int) -> None:
+    """All of it is no database, or all but its first page."""
+    path, schema = tmp_path / "state.sqlite", "CREATE TABLE IF NOT EXISTS one (value BLOB)"
+    with opened_database(path, schema) as db:
+        db.execute("INSERT INTO one VALUES (zeroblob(100000))")
+    sound = path.read_bytes()
+    damaged = sound[:keeps] + b"\xa5" * (len(sound) - keeps)
+    path.write_bytes(damaged)
+    with capture_logs() as logs, opened_database(path, schema) as db:
+        assert count(db) == 0
+        db.execute("INSERT INTO one VALUES (1)")
+    assert [(entry["event"], entry["kept_as"]) for entry in logs] == [("database-damaged", "state.sqlite.damaged")]
+    assert path.with_name("state.sqlite.damaged").read_bytes() == damaged
+    with capture_logs() as logs, opened_database(path, schema) as db:
+        assert (count(db), logs) == (1, [])
+
+
+def test_a_disk_without_room_is_told_apart_from_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite says "disk I/O error" where it finds no room for its shared memory."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = sqlite3.SQLITE_IOERR_SHMSIZE
+    assert type(open_problem(error, tmp_path / "state.sqlite")) is DiskUnusable
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=4096))
+    assert type(open_problem(error, tmp_path / "state.sqlite")) is DiskFull
 
 
 def test_an_error_means_what_its_code_says(tmp_path: Path) -> None:

@@ -79,12 +79,14 @@ def test_checkpoint_folds_the_log_into_the_database(tmp_path: Path) -> None:
         assert database.stat().st_size > before
 
 
-def test_a_damaged_file_is_a_clear_error(tmp_path: Path) -> None:
+def test_a_damaged_file_is_begun_anew(tmp_path: Path) -> None:
     database = tmp_path / "state.sqlite"
     database.write_bytes(b"this is no database" * 1000)
-    with pytest.raises(ConfigError, match=r"state\.sqlite cannot be used") as caught, opened_storage(database):
-        raise AssertionError("opened")
-    assert "Move the file away" in caught.value.fix
+    with opened_storage(database) as storage:
+        storage.put([row(b"a")])
+        assert storage.on_disk
+    with opened_storage(database) as storage:
+        assert len(storage.at(row(b"a").key)) == 1
 
 
 def test_a_missing_folder_is_a_clear_error(tmp_path: Path) -> None:
