@@ -125,6 +125,10 @@ class _ClientHandlers:
         caller = Caller(_bearer(request), self._operator(request))
         return _answer(await self._controller.act(verb, request.match_info["instance"], caller, body))
 
+    async def invoke_instance(self, request: web.Request) -> web.StreamResponse:
+        caller = Caller(_bearer(request), self._operator(request))
+        return await self._controller.relay.serve(request, request.match_info["instance"], caller)
+
     async def search_services(self, request: web.Request) -> web.Response:
         query = request.query
         asked = _page_request(request)

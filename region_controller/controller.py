@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
 
+import aiohttp
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -42,6 +43,7 @@ from region_controller.operations import Caller, Operations
 from region_controller.publishing import Describe, Publishing
 from region_controller.region import ControllerConfig, Region
 from region_controller.relative_links import RelativeLinks
+from region_controller.relay import Relay
 from region_controller.starts import Starts
 from region_controller.stats import ControllerStats
 from region_controller.summaries import Load
@@ -75,6 +77,7 @@ class Controller:
         directory: Directory,
         content: Content,
         http: PeerHttp,
+        services: aiohttp.ClientSession,
         describe: Describe,
         publisher_key: Ed25519PrivateKey,
         operator_token: str,
@@ -104,6 +107,7 @@ class Controller:
         )
         remote = RemoteRegions(http, directory)
         self._operations = Operations(self._region, remote)
+        self.relay = Relay(self._operations, services)
         self._starts = Starts(self._region, self.catalogue, remote, self._region_records)
         self.links = self._region.links
         self.relatives = RelativeLinks(
@@ -334,6 +338,7 @@ async def running_controller(
             directory=directory,
             content=content,
             http=http,
+            services=await stack.enter_async_context(_to_services()),
             describe=describe,
             publisher_key=publisher_key,
             operator_token=operator_token,
@@ -353,6 +358,11 @@ async def running_controller(
         }
         await stack.enter_async_context(running_loops(loops))
         yield controller
+
+
+def _to_services() -> aiohttp.ClientSession:
+    """A connection for each call: services close idle ones when they like, and a call must not be sent twice."""
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), auto_decompress=False)
 
 
 def category_tree(counts: Counter[str], category: str = "/") -> Category:

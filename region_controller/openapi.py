@@ -163,6 +163,18 @@ OPERATIONS: tuple[Operation, ...] = (
         problems=(400, 401, 403, 404, 409, 413, 503),
     ),
     Operation(
+        name="invoke_instance",
+        method="POST",
+        path="/v1/instances/{instance}/invoke",
+        summary="Call the service through its controller, for clients that cannot open its own address. The answer is "
+        "the service's, with its status and the header `Cornerstore-Relayed`. At most 64 MiB each way.",
+        body="application/octet-stream",
+        answers={200: "application/octet-stream"},
+        parameters=(Parameter("path", "of the service, percent-encoded, with its query; / if absent"),),
+        auth="lease",
+        problems=(400, 401, 403, 404, 409, 413, 429, 502, 503, 504),
+    ),
+    Operation(
         name="search_services",
         method="GET",
         path="/v1/services",

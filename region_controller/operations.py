@@ -83,6 +83,20 @@ class Operations:
         done = await self._region.links.link(node).call(ReadLog(_id(), instance, lines), timeout_s=LOG_S)
         return InstanceLog(instance, done.lines)
 
+    async def reached_at(self, instance: str, caller: Caller) -> str:
+        """The URL of an instance, for who holds it. One that nobody hears of now may run all the same.
+
+        Raises UnknownInstance, KeyNeeded, Forbidden, Conflict.
+        """
+        if self._region.failures.find(instance, self._region.clock()) is None:
+            self._authorise(instance, caller)
+        view = await self.instance(instance)
+        if view.state in (State.STOPPED, State.FAILED, State.REMOVED):
+            raise Conflict(f"instance {instance} is {view.state}: it cannot be called", fix="Start the service again.")
+        if view.url is None:
+            raise Conflict(f"instance {instance} of {view.service.id} has no TCP port to call")
+        return view.url
+
     def _view(self, instance: str) -> InstanceView:
         return self._region.view(*self._find(instance))
 

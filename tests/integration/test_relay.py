@@ -1,0 +1,139 @@
+"""Services called through their controller: what a browser page may do, and what a service must not do to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from protocol.instances import PortBinding
+from region_controller import relay
+from region_controller.relay import RELAYED
+from tests.fake_agent import FakeAgent
+from tests.one_region import Site, a_service, node_of, running_site
+from tests.waiting import until
+
+HOSTILE = "<script>fetch('/v1/instances')</script>"
+
+
+async def echo(request: web.Request) -> web.Response:
+    """What came, and how; it has no idea of CORS."""
+    body = await request.read()
+    said = {
+        "bytes": len(body),
+        "length": request.headers.get("Content-Length"),
+        "type": request.content_type,
+        "accept": request.headers["Accept"],
+        "query": request.query_string,
+        "token": request.headers.get("Authorization"),
+    }
+    return web.json_response(said, headers={"Set-Cookie": "a=b", "Access-Control-Allow-Origin": "*"})
+
+
+async def refuse(_: web.Request) -> web.Response:
+    return web.Response(status=415, text=HOSTILE, content_type="text/html")
+
+
+async def move(_: web.Request) -> web.Response:
+    return web.Response(status=302, headers={"Location": "http://127.0.0.1:1/"})
+
+
+async def flood(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    for _ in range(3):
+        await response.write(b"x" * 1000)
+    return response
+
+
+@asynccontextmanager
+async def a_started_service(folder: Path) -> AsyncIterator[tuple[Site, FakeAgent, str, dict[str, str]]]:
+    """The site, the agent, the instance, and the headers of who holds it."""
+    app = web.Application()
+    for path, handler in (("/echo", echo), ("/refuse", refuse), ("/move", move), ("/flood", flood)):
+        app.router.add_post(path, handler)
+    agent = FakeAgent(node_of("agent"), "eu/de")
+    async with TestServer(app, host="127.0.0.1") as service, running_site(folder) as site, agent.linked(site.peer):
+        await site.publish(a_service())
+        async with site.phone.post("/v1/instances", json={"service": "svc"}) as response:
+            answer = await response.json()
+        await agent.report(answer["instance"], ports=(PortBinding(8080, service.port or 0),))
+        await until(lambda: site.controller.instances()[0].port == service.port)
+        yield site, agent, answer["instance"], {"Authorization": f"Bearer {answer['lease']['token']}"}
+
+
+async def invoke(site: Site, instance: str, path: str, **options: Any) -> tuple[int, bytes, Any]:
+    """Status, body, headers."""
+    async with site.phone.post(
+        f"/v1/instances/{instance}/invoke", params={"path": path}, **{"data": b"hello", **options}
+    ) as response:
+        return response.status, await response.read(), response.headers
+
+
+async def test_it_passes_on_the_body_and_nothing_that_a_browser_would_run(tmp_path: Path) -> None:
+    async with a_started_service(tmp_path) as (site, _, instance, holds):
+        asked = {**holds, "Content-Type": "image/jpeg", "Accept": "application/json"}
+        status, body, headers = await invoke(site, instance, "/echo?a=1", headers=asked)
+        assert status == 200
+        assert headers[RELAYED] == instance
+        assert b'"bytes": 5, "length": "5", "type": "image/jpeg", "accept": "application/json", "query": "a=1"' in body
+        assert b'"token": null' in body, "the lease is the controller's business"
+        assert not {"Set-Cookie", "Access-Control-Allow-Origin"} & set(headers)
+
+        status, body, headers = await invoke(site, instance, "/refuse", headers=holds)
+        assert (status, body.decode()) == (415, HOSTILE)
+        assert headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
+        assert (headers["X-Content-Type-Options"], headers["Content-Disposition"]) == ("nosniff", "attachment")
+
+
+async def test_only_for_who_holds_it_and_only_what_is_running(tmp_path: Path) -> None:
+    async with a_started_service(tmp_path) as (site, _, instance, holds):
+        assert (await invoke(site, instance, "/echo"))[0] == 401
+        assert (await invoke(site, instance, "/echo", headers={"Authorization": "Bearer wrong"}))[0] == 403
+        assert (await invoke(site, "0" * 16, "/echo", headers=holds))[0] == 404
+        for path in ("echo", "http://127.0.0.1/", "/a b", "/a#b", "/a\r\nX: y", "/ü"):
+            assert (await invoke(site, instance, path, headers=holds))[0] == 400, path
+        async with site.phone.post(f"/v1/instances/{instance}/stop", headers=holds) as response:
+            assert response.status == 200
+        status, body, _ = await invoke(site, instance, "/echo", headers=holds)
+        assert (status, b"it cannot be called" in body) == (409, True)
+
+
+async def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "MAX_SENT", 1000)
+    monkeypatch.setattr(relay, "MAX_REPLY", 2500)
+
+    async def chunked() -> AsyncIterator[bytes]:
+        yield b"hello"
+
+    async with a_started_service(tmp_path) as (site, _, instance, holds):
+        assert (await invoke(site, instance, "/echo", headers=holds, data=b"x" * 1001))[0] == 413
+        assert (await invoke(site, instance, "/echo", headers=holds, data=chunked()))[0] == 400
+        status, body, headers = await invoke(site, instance, "/move", headers=holds)
+        assert (status, b"redirect" in body, RELAYED in headers) == (502, True, False)
+        with pytest.raises(Exception, match=r"(?i)payload|closed|reset|disconnect"):
+            await invoke(site, instance, "/flood", headers=holds)
+
+
+async def test_a_service_that_is_gone_is_a_problem_of_the_controller(tmp_path: Path) -> None:
+    async with a_started_service(tmp_path) as (site, agent, instance, holds):
+        await agent.report(instance, ports=(PortBinding(8080, 1),))
+        await until(lambda: site.controller.instances()[0].port == 1)
+        status, body, headers = await invoke(site, instance, "/echo", headers=holds)
+        assert (status, headers.get(RELAYED)) == (503, None)
+        assert b"connection refused" in body
+
+
+async def test_only_so_many_at_once(tmp_path: Path) -> None:
+    async with a_started_service(tmp_path) as (site, _, instance, holds):
+        answered = await asyncio.gather(
+            *(invoke(site, instance, "/echo", headers=holds) for _ in range(2 * relay.MAX_CALLS))
+        )
+        assert {status for status, *_ in answered} <= {200, 429}
+        assert sum(status == 200 for status, *_ in answered) >= relay.MAX_CALLS
