@@ -4,8 +4,8 @@ Where something is missing, a test is skipped with a reason that names it and th
 CORNERSTORE_REQUIRE_ALL=1 it fails instead, as does every other skip.
 
 `make test` runs several tests at the same time (pytest-xdist). Those that share the engine or the loopback
-interface's multicast (`-m lan`) run one after the other, and so do those with several hosts, each a crowd of processes;
-any other test must be safe beside any other.
+interface's multicast (`-m lan`) run one after the other, and so do those with several hosts, each a crowd of processes,
+and those with a browser, which they share; any other test must be safe beside any other.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def missing_netns() -> str:
 
 @functools.cache
 def missing_browser() -> str:
-    return "" if shutil.which("chromium") else "Chromium is missing: apt-get install chromium"
+    return "" if shutil.which("chromium") else "Chromium is missing: run make setup as root"
 
 
 NEEDS: dict[str, Callable[[], str]] = {"docker": missing_engine, "netns": missing_netns, "browser": missing_browser}
@@ -75,7 +75,7 @@ NEEDS: dict[str, Callable[[], str]] = {"docker": missing_engine, "netns": missin
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whom `--dist loadgroup` keeps in one worker process."""
     for item in items:
-        for marker, group in (("netns", "hosts"), ("docker", "machine"), ("lan", "machine")):
+        for marker, group in (("netns", "hosts"), ("docker", "machine"), ("lan", "machine"), ("browser", "phone")):
             if item.get_closest_marker(marker) is not None:
                 item.add_marker(pytest.mark.xdist_group(group))
                 break

@@ -19,7 +19,8 @@ PATH = "/peer/agent-link"
 
 
 class FakeAgent:
-    """`gate` cleared: starts wait for it. `failures`: raised by the next starts, one each."""
+    """`gate` cleared: starts wait for it. `failures`: raised by the next starts, one each. `service`: the port binding
+    of every instance, for tests in which something really listens there."""
 
     def __init__(self, node: str, region: str, *, memory: int = 1000, mesh: str = "demo", **labels: str) -> None:
         self.node, self.region, self.mesh, self.memory = node, region, mesh, memory
@@ -28,6 +29,7 @@ class FakeAgent:
         self.commands: list[link.Command] = []
         self.failures: list[Problem] = []
         self.built: set[str] = set()
+        self.service: PortBinding | None = None
         self.gate = asyncio.Event()
         self.gate.set()
         self.clock = time.time
@@ -139,7 +141,7 @@ class FakeAgent:
             state=State.STARTING,
             mem=100,
             host="127.0.0.1",
-            ports=(PortBinding(8000, 40000 + len(self.commands)),),
+            ports=(self.service or PortBinding(8000, 40000 + len(self.commands)),),
             alive_time=alive_time,
         )
         if self.resources.memory_free < report.mem:

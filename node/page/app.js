@@ -1,0 +1,153 @@
+// The page at work: events change the state (`state.js`), and what changed is drawn (`drawing.js`).
+
+import { Camera } from "./camera.js";
+import * as controller from "./controller.js";
+import { draw, drawTime, video } from "./drawing.js";
+import { Errand } from "./errand.js";
+import { Link } from "./link.js";
+import { prepared } from "./photo.js";
+import { START, next } from "./state.js";
+import { checked } from "./text.js";
+import { leaseAfter, problemOf } from "./troubles.js";
+import { grouped } from "./words.js";
+
+const KEEP_S = 300;
+const TICK_MS = 500;
+const ASK_AGAIN_S = 5;
+
+const link = new Link(happen);
+let state = START;
+let errand = null;
+let camera = null;
+
+function happen(event) {
+  const before = state;
+  state = next(state, event);
+  if (state !== before) draw(before, state, act);
+}
+
+// --- what buttons do -------------------------------------------------------------------------------------------------
+
+const act = {
+  reload: () => list(),
+  more: () => list(state.list.next),
+  retry_link: () => link.look(),
+  photo: (file) => choose(() => photo(file, file.size)),
+  text: (file) => choose(async () => ({ file: await checked(file), name: file.name })),
+  file: (file) => choose(async () => ({ file, name: file.name })),
+  paste: (event) => {
+    event.preventDefault();
+    const text = new Blob([event.target.elements.pasted.value], { type: "text/plain" });
+    choose(async () => ({ file: await checked(text), name: "Your text" }));
+  },
+  open_camera: openCamera,
+  shutter: () => choose(async () => photo(await camera.shot())).finally(closeCamera),
+  close_camera: closeCamera,
+  cancel: () => {
+    errand?.cancel();
+    happen({ type: "failed", problem: { type: "cancelled" }, now: Date.now() });
+  },
+  again: run,
+  give_up: () => happen({ type: "give-up" }),
+  extend: () => onLease(controller.extend, KEEP_S),
+  stop: () => onLease(controller.stop),
+};
+
+const photo = async (file, from_bytes = 0) => ({ ...(await prepared(file)), from_bytes });
+
+/** `read` answers what was chosen: `file`, and `name` or `width` and `height`. Then the errand begins by itself. */
+async function choose(read) {
+  const task = state.task;
+  let input;
+  try {
+    input = await read();
+  } catch (error) {
+    happen({ type: "refused", problem: problemOf(error) });
+    return;
+  }
+  if (state.task?.meaning !== task.meaning) return; // the person went elsewhere meanwhile
+  if (task.input?.url) URL.revokeObjectURL(task.input.url);
+  happen({ type: "chosen", input: { ...input, url: input.width ? URL.createObjectURL(input.file) : "" } });
+  closeCamera();
+  await run();
+}
+
+async function run() {
+  errand?.cancel();
+  const mine = (errand = new Errand(link, happen));
+  await mine.run(state.task);
+  if (errand === mine) errand = null;
+}
+
+async function openCamera() {
+  happen({ type: "camera" });
+  try {
+    camera = await Camera.open(video);
+    if (state.task?.step === "camera") document.getElementById("shutter").focus();
+    else closeCamera();
+  } catch (error) {
+    happen({ type: "refused", problem: problemOf(error) });
+  }
+}
+
+function closeCamera() {
+  camera?.close();
+  camera = null;
+  happen({ type: "camera-closed" });
+}
+
+async function onLease(call, ...values) {
+  const note = (text) => happen({ type: "lease", lease: { note: text } });
+  try {
+    happen({ type: "lease", lease: leaseAfter(await call(state.task.answer, ...values)) });
+  } catch (error) {
+    note(`That did not work: ${problemOf(error).detail || "the store does not answer."}`);
+  }
+}
+
+// --- what happens by itself ------------------------------------------------------------------------------------------
+
+async function list(path) {
+  try {
+    happen({ type: "listed", fresh: !path, ...(await controller.services(path)) });
+    route();
+  } catch (error) {
+    if (error.lost) link.lost();
+    happen({ type: "not-listed", problem: problemOf(error) });
+  }
+}
+
+/** Shows what the address names, so that the phone's back button leads to the front page. */
+function route() {
+  const key = decodeURIComponent(location.hash.slice(1));
+  if (key === (state.task?.meaning.key ?? "")) return;
+  errand?.cancel();
+  closeCamera();
+  const tasks = grouped(state.list.services).flatMap((group) => group.tasks);
+  const meaning = tasks.find((task) => task.key === key);
+  happen(meaning ? { type: "opened", meaning } : { type: "closed" });
+  document.getElementById(meaning ? "task-title" : "welcome").focus();
+  scrollTo(0, 0);
+}
+
+function tick() {
+  const { task } = state;
+  if (task?.step === "failed" && task.problem.retry_at && Date.now() >= task.problem.retry_at) run();
+  if (task?.lease?.expires_at && !task.lease.over && controller.controllerNow() > task.lease.expires_at)
+    lookAfter(task);
+  drawTime(state, act);
+}
+
+/** A lease's time is over by our count: the instance may live on, since being used prolongs its life. */
+async function lookAfter({ answer }) {
+  happen({ type: "lease", lease: { expires_at: controller.controllerNow() + ASK_AGAIN_S } });
+  const view = await controller.instance(answer.instance).catch(() => null); // asked again in a moment
+  if (view && state.task?.answer === answer) happen({ type: "lease", lease: leaseAfter(view) });
+}
+
+addEventListener("hashchange", route);
+addEventListener("visibilitychange", () => document.hidden || link.look());
+addEventListener("online", () => link.look());
+link.when_back(() => state.list.loaded || list());
+setInterval(tick, TICK_MS);
+link.look();
