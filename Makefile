@@ -11,7 +11,7 @@ SERVICES := $(patsubst services/%/TOSCA-Metadata/TOSCA.meta,build/%.csar,$(wildc
 help: ## show this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## /  make \1\t/' | expand -t 22
 
-setup: ## make .venv with pinned packages; as root also install Docker and network tools
+setup: ## make .venv with pinned packages; as root also install Docker, network tools and Chromium
 	@scripts/setup
 
 lock: setup ## pin the newest allowed versions in requirements.lock

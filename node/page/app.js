@@ -9,7 +9,7 @@ import { prepared } from "./photo.js";
 import { START, next } from "./state.js";
 import { checked } from "./text.js";
 import { leaseAfter, problemOf } from "./troubles.js";
-import { grouped } from "./words.js";
+import { KNOWN_CATEGORIES, grouped } from "./words.js";
 
 const KEEP_S = 300;
 const TICK_MS = 500;
@@ -107,22 +107,34 @@ async function onLease(call, ...values) {
 
 // --- what happens by itself ------------------------------------------------------------------------------------------
 
+/** The first page of the services, or the one at `path`. A large mesh has many; what the page knows well is not missed. */
 async function list(path) {
   try {
-    happen({ type: "listed", fresh: !path, ...(await controller.services(path)) });
+    const page = await controller.services(path);
+    happen({ type: "listed", fresh: !path, ...page });
+    if (!path && page.next) await Promise.all(KNOWN_CATEGORIES.map(seek));
     route();
   } catch (error) {
     if (error.lost) link.lost();
+    if (path && error.problem?.type?.endsWith("/bad-cursor")) return list(); // the controller began anew: so do we
     happen({ type: "not-listed", problem: problemOf(error) });
   }
 }
 
-/** Shows what the address names, so that the phone's back button leads to the front page. */
-function route() {
+/** Services of a category that may stand on a page that was not asked for. */
+async function seek(category) {
+  if (state.list.services.some((service) => service.category === category)) return;
+  const { services } = await controller.services(`/v1/services?limit=10&category=${encodeURIComponent(category)}`);
+  happen({ type: "listed", services, next: state.list.next });
+}
+
+/** Shows what the address names, so that the phone's back button leads to the front page, and a bookmark to a task. */
+async function route() {
   const key = decodeURIComponent(location.hash.slice(1));
   if (key === (state.task?.meaning.key ?? "")) return;
   errand?.cancel();
   closeCamera();
+  if (key) await seek(key.split(" ")[0]).catch(() => null); // then it is as unknown as before
   const tasks = grouped(state.list.services).flatMap((group) => group.tasks);
   const meaning = tasks.find((task) => task.key === key);
   happen(meaning ? { type: "opened", meaning } : { type: "closed" });

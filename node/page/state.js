@@ -45,7 +45,7 @@ export function next(state, event) {
   }
 }
 
-function listed(list, { services, next: more, fresh }) {
+function listed(list, { services, next: more, fresh = false }) {
   const known = fresh ? [] : list.services;
   return { services: [...known, ...services], next: more, loaded: true, problem: null };
 }

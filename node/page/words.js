@@ -22,6 +22,8 @@ const KNOWN = {
   },
 };
 
+export const KNOWN_CATEGORIES = Object.keys(KNOWN);
+
 const GROUPS = { image: "Pictures", text: "Texts", sound: "Sounds", audio: "Sounds", video: "Videos", gaming: "Games" };
 
 /** A service in words: what to do with it, and what it takes ("photo", "text" or "file"). */
@@ -36,7 +38,7 @@ export function meaningOf(service) {
   return { ...known, category, inputs, outputs, takes: kindOf(inputs), key: keyOf(service) };
 }
 
-/** Services of one category, inputs and outputs are one thing to ask for, whoever published them. */
+/** What identifies a meaning: services of one category, inputs and outputs are one thing to ask for, whoever published them. */
 export const keyOf = ({ category, inputs, outputs }) => `${category} ${inputs.join()} ${outputs.join()}`;
 
 function kindOf(inputs) {
@@ -48,9 +50,8 @@ function kindOf(inputs) {
 export function grouped(services) {
   const meanings = new Map();
   for (const service of services) {
-    const meaning = meanings.get(keyOf(service)) ?? { ...meaningOf(service), offers: 0 };
-    meaning.offers += 1;
-    meanings.set(meaning.key, meaning);
+    const meaning = meaningOf(service);
+    if (!meanings.has(meaning.key)) meanings.set(meaning.key, meaning);
   }
   const groups = new Map();
   for (const meaning of [...meanings.values()].sort(byFamiliarity)) {
@@ -62,7 +63,7 @@ export function grouped(services) {
 }
 
 function byFamiliarity(one, other) {
-  const known = (meaning) => Object.keys(KNOWN).indexOf(meaning.category) >>> 0; // -1 becomes the last
+  const known = (meaning) => KNOWN_CATEGORIES.indexOf(meaning.category) >>> 0; // -1 becomes the last
   return known(one) - known(other) || one.title.localeCompare(other.title);
 }
 
@@ -137,7 +138,9 @@ export function duration(ms) {
 export function clock(seconds) {
   const whole = Math.max(0, Math.ceil(seconds));
   if (whole < 60) return `${whole}\u00a0s`;
-  return whole < 3600 ? `${Math.floor(whole / 60)}\u00a0min ${whole % 60}\u00a0s` : `${Math.floor(whole / 3600)}\u00a0h`;
+  return whole < 3600
+    ? `${Math.floor(whole / 60)}\u00a0min ${whole % 60}\u00a0s`
+    : `${Math.floor(whole / 3600)}\u00a0h`;
 }
 
 // --- what went wrong -------------------------------------------------------------------------------------------------

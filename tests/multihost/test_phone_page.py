@@ -1,4 +1,4 @@
-"""The page on a phone in a site's LAN, with the uplink cut: a real node and a real browser, each on a host of its own."""
+"""The page on a phone in a site's LAN, with the uplink cut: a real node and a real browser, on hosts of their own."""
 
 from __future__ import annotations
 
@@ -48,6 +48,4 @@ async def test_words_are_counted_for_a_phone_whose_site_is_cut_off(tmp_path: Pat
                 await expect(how).to_contain_text("Cold")
                 await expect(how).to_contain_text(f"On {node.address} in eu/a")
                 await expect(how).to_contain_text("sent 650\xa0KB. Without the store")
-                assert not await page.evaluate("() => isSecureContext"), (
-                    "as on most real phones"
-                )
+                assert not await page.evaluate("() => isSecureContext"), "as on most real phones"

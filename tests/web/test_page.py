@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
+import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
-import pytest_asyncio
 from aiohttp import web
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Page, expect
@@ -17,25 +17,14 @@ from dht.records.memory_directory import MemoryMesh
 from protocol.problems import BuildFailed
 from tests.one_region import a_service, running_site
 from tests.waiting import until
-from tests.web.stage import Region, a_phone, a_region, camera_file, png, running_browser
+from tests.web.stage import Region, a_phone, a_region, png
 
-pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [pytest.mark.browser, pytest.mark.asyncio(loop_scope="package")]
 
 PHOTO = {"name": "photo.png", "mimeType": "image/png", "buffer": png(64, 48)}
 OBJECTS = a_service("od01", name="objects", category="/image/object_detection", inputs=["image"], outputs=["image"])
 FACES = a_service("fd01", name="faces", category="/image/face_detection", inputs=["image"], outputs=["image"])
 WORDS = a_service("wc01", name="words", category="/text/word_count", inputs=["text"], outputs=["integer"])
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
-    camera = camera_file(tmp_path_factory.mktemp("camera"))
-    async with running_browser(
-        "--use-fake-device-for-media-stream",
-        "--use-fake-ui-for-media-stream",
-        f"--use-file-for-fake-video-capture={camera}",
-    ) as running:
-        yield running
 
 
 async def offer(region: Region, *services: Any) -> None:
@@ -196,6 +185,19 @@ async def test_a_controller_that_goes_away_is_waited_for(browser: Browser, tmp_p
         await expect(page.locator(".number")).to_have_text("2 words")
         await expect(page.get_by_role("alert")).to_be_empty()
         assert len(region.agent.starts) == 1
+
+
+async def test_a_large_mesh_comes_in_pages_and_what_the_page_knows_well_first(browser: Browser, tmp_path: Path) -> None:
+    async with a_region(tmp_path) as region, a_phone(browser) as page:
+        now = int(time.time() * 1000)
+        await offer(region, msgspec.structs.replace(OBJECTS, seq=now - 1000))  # the newest come first
+        await offer(region, *(a_service(f"s{n}", category=f"/sound/s{n}", seq=now + n) for n in range(101)))
+        await page.goto(region.url)
+        await expect(page.locator(".card").first).to_contain_text("Find objects in a photo")
+        await expect(page.locator(".card")).to_have_count(101)
+        await page.get_by_role("button", name="Show more").tap()
+        await expect(page.locator(".card")).to_have_count(102)
+        await expect(page.get_by_role("button", name="Show more")).to_have_count(0)
 
 
 async def test_extend_stop_and_a_hand_off_are_told(browser: Browser, tmp_path: Path) -> None:
