@@ -13,12 +13,17 @@ from client.controller import ControllerClient
 from node.config import NodeConfig
 from node.local_mesh import Site, up
 
-WORD_COUNT = Path(__file__).resolve().parent.parent / "services" / "word_count"
+SERVICES = Path(__file__).resolve().parent.parent / "services"
+WORD_COUNT = SERVICES / "word_count"
+WORD_COUNT_MODULE = SERVICES / "word_count_wasm"
+"""`wc02`; needs no engine."""
 
 
 @asynccontextmanager
-async def one_site(*, pause_after_s: float = 0.0) -> AsyncIterator[tuple[Site, ControllerClient]]:
-    """A mesh of one site on loopback, `wc01` published, nothing built yet. `pause_after_s`: see the agent's."""
+async def one_site(
+    service: Path = WORD_COUNT, *, pause_after_s: float = 0.0
+) -> AsyncIterator[tuple[Site, ControllerClient]]:
+    """A mesh of one site on loopback, `service` published, nothing built yet. `pause_after_s`: see the agent's."""
     with tempfile.TemporaryDirectory(prefix="cornerstore-bench-") as folder:
         site = Site("bench", "bench", Path(folder) / "site")
         await site.found("bench")
@@ -27,5 +32,5 @@ async def one_site(*, pause_after_s: float = 0.0) -> AsyncIterator[tuple[Site, C
         controller = replace(config.controller, starts_per_client_s=0.0)  # one client asks as fast as it can
         replace(config, agent=agent, controller=controller).save(site.data_dir)
         async with up(site), ControllerClient(site.running.rest) as client:
-            await site.cornerstore("--controller", site.running.rest, "publish", str(WORD_COUNT))
+            await site.cornerstore("--controller", site.running.rest, "publish", str(service))
             yield site, client
