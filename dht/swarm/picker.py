@@ -257,12 +257,14 @@ class Picker:
         best_first = sorted(self.active, key=lambda name: (not self._providers[name].near, -self._providers[name].rate))
         if any(until > now for until in self._expected.values()):
             best_first = [name for name in best_first if self._providers[name].near]
-        depths = {name: self._requests_at_once(self._providers[name]) for name in best_first}
+        rates = [self._providers[name].rate for name in self.active]
+        depths = {name: self._requests_at_once(self._providers[name], rates) for name in best_first}
+        parts = self._limits.pipelining.parts(rates)
         for _ in range(max(depths.values(), default=0)):
-            for name, depth in depths.items():
+            for name in best_first:
                 provider = self._providers[name]
-                if len(provider.requests) < depth and provider.rest_until <= now:
-                    pieces = self._pick(provider, now) or self._pick_endgame(name, now)
+                if len(provider.requests) < depths[name] and provider.rest_until <= now:
+                    pieces = self._pick(provider, now, parts) or self._pick_endgame(name, now)
                     if pieces:
                         effects.append(self._ask(name, pieces, now))
         return effects
@@ -280,11 +282,11 @@ class Picker:
                 if any(self._providers[n].offers(piece) for n in rivals for piece in request.open):
                     self.drop(request.provider, "slow")
 
-    def _requests_at_once(self, provider: Provider) -> int:
-        rates = [self._providers[name].rate for name in self.active]
+    def _requests_at_once(self, provider: Provider, rates: Sequence[float]) -> int:
         return min(self._limits.pipelining.requests_at_once(provider.rate, rates), provider.depth)
 
-    def _pick(self, provider: Provider, now: float) -> list[int]:
+    def _pick(self, provider: Provider, now: float, parts: int) -> list[int]:
+        """What to ask it for now."""
         candidates = list(islice(self._offered(provider, now), self._limits.window))
         in_order = self._is_asked_in_order(provider)
         candidates.sort(
@@ -297,7 +299,7 @@ class Picker:
             (self._pieces.lengths[piece] for piece in candidates),
             provider.rate,
             free=len(self._pieces.free),
-            providers=len(self.active),
+            parts=parts,
         )
         return candidates[:count]
 

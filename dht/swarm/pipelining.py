@@ -6,10 +6,12 @@ price of its own (a message, a turn of the event loop, two switches of threads).
 
 * Many providers (more than `few`) have one request each: the others fill the pauses.
 * A provider as fast as `fast_rate` has one request if there is another as fast: then the network is not what one waits
-  for, and more connections only share this machine's processors.
+  for, and more connections only share this machine's processors. One of several has one request, too, until it has
+  shown how fast it is.
 * A request is what the provider sends in `batch_s` at the rate that it has shown; `first_batch` bytes before it has.
-* It is at most a fair share, half of what is left by all requests that may be under way, so that all providers come to
-  the end together. But it takes at least `least_s`, below which the price of a request would be felt.
+* It is at most a fair share, half of what is left in as many parts as the providers could have requests, so that all
+  come to the end together. (That many providers have one each makes their parts no larger: what one asked for last
+  soon has others to offer it.) But it takes at least `least_s`, below which the price of a request would be felt.
 
 Times are in s, rates in bytes/s, sizes in bytes.
 """
@@ -30,7 +32,7 @@ class Pipelining:
     batch_s: float = 0.5
     first_batch: int = 1 << 20
     max_batch: int = 8 << 20
-    least_s: float = 0.005
+    least_s: float = 0.02
     max_pieces: int = 64
     """As many as one request may name."""
 
@@ -42,12 +44,19 @@ class Pipelining:
         rates = list(rates)
         is_one_of_many = len(rates) > self.few
         is_one_of_fast = self.is_fast(rate) and sum(map(self.is_fast, rates)) > 1
-        return 1 if is_one_of_many or is_one_of_fast else self.depth
+        is_unknown = not rate and len(rates) > 1
+        return 1 if is_one_of_many or is_one_of_fast or is_unknown else self.depth
 
-    def batch(self, lengths: Iterable[int], rate: float, *, free: int, providers: int) -> int:
+    def parts(self, rates: Iterable[float]) -> int:
+        """Of what is left, for providers that have shown these rates."""
+        rates = list(rates)
+        fast = sum(map(self.is_fast, rates))
+        return self.depth * len(rates) if fast < 2 else fast + self.depth * (len(rates) - fast)
+
+    def batch(self, lengths: Iterable[int], rate: float, *, free: int, parts: int) -> int:
         """How many of the next pieces, which have these `lengths`, to ask for in one request: at least one if there is
-        any. `free`: pieces that are asked of nobody yet, by so many `providers`."""
-        fair = max(1, free // (2 * self.depth * providers))
+        any. `free`: pieces that are asked of nobody yet, to be divided in so many `parts`."""
+        fair = max(1, free // (2 * parts))
         least = rate * self.least_s
         most = min(int(rate * self.batch_s) or self.first_batch, self.max_batch)
         count = size = 0

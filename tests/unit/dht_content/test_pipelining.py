@@ -17,6 +17,7 @@ RULES = Pipelining(depth=2, few=4, fast_rate=24 * MB)
     ("rate", "others", "expected"),
     [
         (UNKNOWN, [], 2),
+        (UNKNOWN, [SLOW], 1),
         (FAST, [], 2),
         (SLOW, [SLOW] * 3, 2),
         (SLOW, [SLOW] * 4, 1),
@@ -24,16 +25,23 @@ RULES = Pipelining(depth=2, few=4, fast_rate=24 * MB)
         (FAST, [FAST], 1),
         (SLOW, [FAST, FAST], 2),
     ],
-    ids=["alone", "fast and alone", "one of few", "one of many", "the fast one", "one of two fast", "the slow one"],
+    ids=[
+        "alone",
+        "not known yet",
+        "fast and alone",
+        "one of few",
+        "one of many",
+        "the fast one",
+        "one of two fast",
+        "the slow one",
+    ],
 )
 def test_requests_at_once(rate: float, others: list[float], expected: int) -> None:
     assert RULES.requests_at_once(rate, [rate, *others]) == expected
 
 
-def pieces(
-    rate: float, *, free: int = 10_000, providers: int = 1, rules: Pipelining = RULES, length: int = 64 * KB
-) -> int:
-    return rules.batch(repeat(length, free), rate, free=free, providers=providers)
+def pieces(rate: float, *, free: int = 10_000, parts: int = 1, rules: Pipelining = RULES, length: int = 64 * KB) -> int:
+    return rules.batch(repeat(length, free), rate, free=free, parts=parts)
 
 
 def test_one_that_has_shown_nothing_is_asked_for_a_first_batch() -> None:
@@ -48,18 +56,26 @@ def test_a_request_lasts_half_a_second_within_bounds() -> None:
 
 
 def test_towards_the_end_all_get_a_share() -> None:
-    assert pieces(2 * MB, free=40) == 10
-    assert pieces(2 * MB, free=40, providers=5) == 2
+    assert pieces(2 * MB, free=40, parts=2) == 10
+    assert pieces(2 * MB, free=40, parts=10) == 2
     assert pieces(2 * MB, free=1) == 1
     assert pieces(2 * MB, free=0) == 0
 
 
 def test_but_none_that_is_too_small_to_be_worth_a_request() -> None:
-    assert pieces(100 * MB, free=8) == 8, "5 ms at this rate are half a megabyte"
-    assert pieces(100 * MB, free=16, rules=Pipelining(least_s=0.0)) == 4
+    assert pieces(100 * MB, free=8) == 8, "20 ms at this rate are 2 MB"
+    assert pieces(100 * MB, free=16, parts=2, rules=Pipelining(least_s=0.0)) == 4
 
 
 def test_pieces_of_unequal_lengths_are_counted_in_bytes() -> None:
     lengths = [MB // 2, MB // 4, MB // 4, 1]
-    assert RULES.batch(lengths, UNKNOWN, free=1000, providers=1) == 3
-    assert RULES.batch([3 * MB, 1], UNKNOWN, free=1000, providers=1) == 1, "one larger than a batch goes alone"
+    assert RULES.batch(lengths, UNKNOWN, free=1000, parts=1) == 3
+    assert RULES.batch([3 * MB, 1], UNKNOWN, free=1000, parts=1) == 1, "one larger than a batch goes alone"
+
+
+@pytest.mark.parametrize(
+    ("rates", "expected"),
+    [([SLOW], 2), ([FAST], 2), ([SLOW, FAST], 4), ([FAST, FAST], 2), ([FAST, FAST, FAST, SLOW], 5), ([SLOW] * 12, 24)],
+)
+def test_parts_of_what_is_left(rates: list[float], expected: int) -> None:
+    assert RULES.parts(rates) == expected
