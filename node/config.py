@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from node.connections import MAX_CONNECTIONS, MAX_OF_ONE_ADDRESS
 from node.files import replace_file
 from protocol.identifiers import check_region
 from protocol.peers import Role
@@ -35,6 +36,7 @@ class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     A port that is not named falls back to a free one when its default is taken; a named one must be free.
     `advertise`: further addresses (host:port of the node-to-node listener), such as a port forward on a router.
+    `max_connections`, `max_connections_per_address`: of each of the two TCP listeners.
     """
 
     host: str = ""
@@ -43,6 +45,8 @@ class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     dht_port: Port | None = None
     mdns: bool = True
     advertise: Annotated[tuple[Address, ...], Meta(max_length=3)] = ()
+    max_connections: Annotated[int, Meta(ge=1, le=65536)] = MAX_CONNECTIONS
+    max_connections_per_address: Annotated[int, Meta(ge=1, le=65536)] = MAX_OF_ONE_ADDRESS
 
 
 class Mesh(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from itertools import accumulate
 
 from aiohttp import web
@@ -14,6 +14,8 @@ from prometheus_client.utils import floatToGoString
 
 from dht.records.directory import NetworkDirectory
 from dht.swarm.exchange import Exchange
+from node.connections import Connections
+from node.door import Guest
 from region_controller import Controller
 from region_controller.stats import BUCKETS_S
 
@@ -27,11 +29,13 @@ class _Collector:
         content: Exchange,
         controller: Controller,
         certificate_ends: Callable[[], float],
+        listeners: Mapping[str, Connections[Guest]],
     ) -> None:
         self._directory = directory
         self._content = content
         self._controller = controller
         self._certificate_ends = certificate_ends
+        self._listeners = listeners
 
     def collect(self) -> Iterable[Metric]:
         yield from self._records()
@@ -42,6 +46,7 @@ class _Collector:
             "When the node's certificate ends, in Unix seconds.",
             value=self._certificate_ends(),
         )
+        yield from self._connections()
         yield GaugeMetricFamily("cornerstore_tasks", "Tasks of the node's event loop.", value=len(asyncio.all_tasks()))
 
     def _records(self) -> Iterable[Metric]:
@@ -66,6 +71,20 @@ class _Collector:
             for (peer, cause), size in table.items():
                 counter.add_metric([peer, cause], size)
             yield counter
+
+    def _connections(self) -> Iterable[Metric]:
+        open_ = GaugeMetricFamily("cornerstore_connections", "Connections for HTTP that are open.", labels=["listener"])
+        refused = CounterMetricFamily(
+            "cornerstore_connections_refused", "Connections that were too many.", labels=["listener"]
+        )
+        made_room = CounterMetricFamily(
+            "cornerstore_connections_made_room", "Idle connections closed because others came.", labels=["listener"]
+        )
+        for name, connections in self._listeners.items():
+            open_.add_metric([name], len(connections))
+            refused.add_metric([name], connections.refused)
+            made_room.add_metric([name], connections.made_room)
+        yield from (open_, refused, made_room)
 
     def _starts(self) -> Iterable[Metric]:
         stats = self._controller.stats()
@@ -98,10 +117,12 @@ def metrics_routes(
     content: Exchange,
     controller: Controller,
     certificate_ends: Callable[[], float],
+    listeners: Mapping[str, Connections[Guest]],
 ) -> list[web.RouteDef]:
+    """`listeners`: their connections, by name."""
     registry = CollectorRegistry()
     ProcessCollector(namespace="cornerstore", registry=registry)
-    registry.register(_Collector(directory, content, controller, certificate_ends))
+    registry.register(_Collector(directory, content, controller, certificate_ends, listeners))
 
     async def metrics(_request: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -7,6 +7,7 @@ go of its link (containers stay up), the mDNS name is withdrawn, the listeners d
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import ssl
 import time
@@ -48,8 +49,10 @@ from dht.swarm.content_server import serving_content
 from dht.swarm.exchange import ContentConfig, Exchange, running_content
 from dht.tasks import running_loops
 from node.ballast import disk_warning, keep_ballast, release_ballast
-from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, NodeConfig
+from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, Network, NodeConfig
+from node.connections import Connections, allowed
 from node.discovery import ControllerBrowser, announced, lan_address, watched_for_namesakes
+from node.door import Guest
 from node.membership import Membership
 from node.metrics import metrics_routes
 from node.neighbours import met_neighbours
@@ -113,6 +116,7 @@ class _Parts:
         self._data_dir = data_dir
         self._identity = identity
         self._host = config.network.host or lan_address()
+        self._phones, self._peers = _connections(config.network), _connections(config.network)
         self._peer_socket = self._bound(config.network.peer_port, DEFAULT_PEER_PORT)
         self.peer = _address(self._peer_socket)
 
@@ -197,10 +201,11 @@ class _Parts:
                 content=self.content,
                 controller=controller,
                 certificate_ends=lambda: self._membership.ends,
+                listeners={"phones": self._phones, "peers": self._peers},
             ),
             *page_routes(self._config, self.rest),
         ]
-        await self._stack.enter_async_context(serving(rest_socket, routes))
+        await self._stack.enter_async_context(serving(rest_socket, routes, connections=self._phones))
         return controller
 
     async def serve_peers(self, controller: Controller | None) -> None:
@@ -214,7 +219,16 @@ class _Parts:
         members = members_only(peer_identity, open_paths=ENROL_PATHS)
         tls, enter = self._server_tls, self._stack.enter_async_context
         content = await enter(serving_content(self.content, _peer_of, tls=tls))
-        await enter(serving(self._peer_socket, routes, middlewares=[members], tls=tls, take_content=content.take))
+        await enter(
+            serving(
+                self._peer_socket,
+                routes,
+                middlewares=[members],
+                tls=tls,
+                take_content=content.take,
+                connections=self._peers,
+            )
+        )
         if controller is not None:  # requests and links under way would hold the drain, and end without an answer
             self._stack.push_async_callback(controller.drain)
         await enter(running_loops({"renew-certificate": self._membership.keep()}))
@@ -353,6 +367,12 @@ def _checked(identity: Identity, config: NodeConfig) -> Identity:
 def _peer_of(sock: socket.socket) -> PeerIdentity | None:
     """The mesh member at the other end of an accepted connection."""
     return peer_identity(sock) if isinstance(sock, ssl.SSLSocket) else None
+
+
+def _connections(network: Network) -> Connections[Guest]:
+    """As many as configured, and as the process has files for."""
+    total = allowed(network.max_connections, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return Connections(total=total, of_one_address=network.max_connections_per_address)
 
 
 def _limits(archive_bytes: int) -> Limits:

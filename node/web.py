@@ -17,7 +17,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from dht.peer_http import PEER
 from dht.swarm.content_wire import OPENING
-from node.door import door
+from node.connections import Connections
+from node.door import Content, Guest, door, guest_of
 from protocol import tracing
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, KeyNeeded, MethodNotAllowed, NotFound, PortTaken, Problem, TooLarge
@@ -65,6 +66,19 @@ def problem_response(problem: Problem) -> web.Response:
         content_type="application/problem+json",
         headers=headers,
     )
+
+
+@web.middleware
+async def at_work(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """While it is answered, the connection does not make room for another."""
+    guest = guest_of(request.transport)
+    if guest is None:  # it has left already
+        return await handler(request)
+    guest.works()
+    try:
+        return await handler(request)
+    finally:
+        guest.waits()
 
 
 @web.middleware
@@ -167,6 +181,8 @@ def members_only(
             raise KeyNeeded("only members of the mesh may ask this", fix="Join with `cornerstore bootstrap join`.")
         if peer is not None:
             request[PEER] = peer
+            if guest := guest_of(transport):
+                guest.is_member()
         return await handler(request)
 
     return check
@@ -208,14 +224,16 @@ async def serving(
     middlewares: Sequence[object] = (),
     tls: ssl.SSLContext | None = None,
     take_content: Callable[[socket.socket], None] | None = None,
+    connections: Connections[Guest] | None = None,
     drain_s: float = DRAIN_S,
 ) -> AsyncIterator[None]:
     """Serve `routes` on a bound socket for the time of the block; then drain for at most `drain_s`.
 
-    `take_content`, if given, is handed the connections that ask for content instead (`node.door`).
+    `take_content`, if given, is handed the connections that ask for content instead (`node.door`). `connections` says
+    how many may be open, and counts them.
     """
     app = web.Application(
-        middlewares=[traced, access_log, problems, *middlewares],  # type: ignore[list-item]
+        middlewares=[at_work, traced, access_log, problems, *middlewares],  # type: ignore[list-item]
         client_max_size=MAX_BODY,
     )
     app.add_routes(routes)
@@ -229,12 +247,10 @@ async def serving(
     )
     await runner.setup()
     try:
-        if take_content is None:
-            await web.SockSite(runner, sock, ssl_context=tls, backlog=512).start()
+        assert runner.server is not None
+        content = Content(OPENING, take_content) if take_content else None
+        known = Connections[Guest]() if connections is None else connections
+        async with door(sock, runner.server, known, tls=tls, content=content):
             yield
-        else:
-            assert runner.server is not None
-            async with door(sock, runner.server, tls=tls, opening=OPENING, take=take_content):
-                yield
     finally:
         await runner.cleanup()

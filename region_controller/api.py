@@ -45,6 +45,8 @@ from region_controller.summaries import MAX_EXCHANGE, SUMMARIES_PATH, decode_exc
 log = structlog.get_logger(__name__)
 
 MAX_JSON = 64 << 10
+BODY_S = 10.0
+"""For a body that is read whole: who holds back the rest holds a connection."""
 STALLED_S = 60.0
 """A client that takes no part of an archive for so long is hung up on: it holds one of few slots."""
 UPLOAD_PART = 256 << 10
@@ -337,7 +339,11 @@ def _decoded(data: bytes, kind: type[T]) -> T:
 
 
 async def _body(request: web.Request) -> bytes:
-    return await read_bounded(request.content.iter_any(), MAX_JSON, "the JSON body")
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await read_bounded(request.content.iter_any(), MAX_JSON, "the JSON body")
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {BODY_S:g} s", fix="Send it again.") from None
 
 
 async def _send_file(request: web.Request, path: Path, digest: str) -> web.StreamResponse:

@@ -277,6 +277,19 @@ async def test_publish_search_fetch_withdraw(tmp_path: Path) -> None:
         assert not a.content.has(view["digest"])
 
 
+async def test_a_body_that_does_not_arrive_holds_no_connection(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("region_controller.api.BODY_S", 0.05)
+
+    async def half() -> AsyncIterator[bytes]:
+        yield b'{"service": '
+        await asyncio.Event().wait()
+
+    async with running_site(tmp_path) as site:
+        status, problem, _ = await call(site, "POST", "/v1/instances", data=half())
+        assert (status, problem["type"].rpartition("/")[2]) == (400, "bad-request")
+        assert "did not arrive" in problem["detail"]
+
+
 async def test_long_lists_are_answered_in_pages(tmp_path: Path) -> None:
     async with running_site(tmp_path) as site:
         now = int(time.time() * 1000)

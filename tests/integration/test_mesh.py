@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from node.local_mesh import Site, up
@@ -128,3 +131,23 @@ async def test_a_second_node_from_the_same_data_is_refused(tmp_path: Path) -> No
     async with running_sites(a):
         with pytest.raises(Problem, match="already"):
             await a.cornerstore("up")
+
+
+async def test_a_crowd_of_idle_connections_locks_nobody_out_and_is_counted(tmp_path: Path) -> None:
+    a = store_site(tmp_path, "a")
+    await a.found("test")
+    config = a.data_dir / "config.toml"
+    config.write_text(re.sub(r"(max_connections_per_address = )\d+", r"\g<1>6", config.read_text()))
+    async with up(a), aiohttp.ClientSession() as session:
+        with ExitStack() as crowd:
+            for address in (a.running.rest.removeprefix("http://"), a.running.peer):
+                host, _, port = address.rpartition(":")
+                for _ in range(20):
+                    crowd.enter_context(socket.create_connection((host, int(port)))).send(b"\x16")
+            assert await ask(a, "search") == []
+            async with session.get(f"{a.running.rest}/metrics") as response:
+                series = re.compile(r'^(cornerstore_connections\S*)\{listener="phones"\} (\d+)', re.MULTILINE)
+                counted = dict(series.findall(await response.text()))
+    assert int(counted["cornerstore_connections"]) <= 6
+    assert int(counted["cornerstore_connections_made_room_total"]) >= 14
+    assert counted["cornerstore_connections_refused_total"] == "0"
