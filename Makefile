@@ -5,7 +5,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 ARGS ?=
 WORKERS ?= 3
-PYTHON_SCRIPTS := scripts/with-docker scripts/base-image scripts/check-links
+PYTHON_SCRIPTS := scripts/with-docker scripts/base-image scripts/pack-service scripts/check-links
 SERVICES := $(patsubst services/%/TOSCA-Metadata/TOSCA.meta,build/%.csar,$(wildcard services/*/TOSCA-Metadata/TOSCA.meta))
 
 help: ## show this list
@@ -27,7 +27,7 @@ services: $(SERVICES) ## pack the demo services into build/*.csar
 
 build/%.csar: setup
 	@mkdir -p build
-	@$(BIN)/cornerstore pack services/$* -o $@
+	@$(BIN)/python scripts/pack-service services/$* $@
 
 %.wasm: %.wat | setup
 	@$(BIN)/python -c 'import sys, wasmtime; open(sys.argv[2], "wb").write(wasmtime.wat2wasm(open(sys.argv[1]).read()))' $< $@

@@ -42,6 +42,13 @@ class Shelf:
         (self.elsewhere if remote else self.here)[digest] = path
         return digest
 
+    def hold(self, archive: Path, descriptor: ServiceDescriptor) -> str:
+        """A packed archive; returns its digest."""
+        self.descriptors[archive] = descriptor
+        digest = digest_of(archive.read_bytes())
+        self.here[digest] = archive
+        return digest
+
     async def describe(self, archive: Path) -> ServiceDescriptor:
         return self.descriptors[archive]
 

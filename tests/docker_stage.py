@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from agent.docker.images import BuildSettings
 from agent.docker.runtime import DockerConfig, DockerRuntime, running_docker
 from tests.conftest import BASE_IMAGE
 from tests.waiting import until
@@ -17,9 +18,12 @@ WEB_FILES = {"src/Dockerfile": DOCKERFILE, "src/www/index.html": "hello"}
 
 
 @asynccontextmanager
-async def clean_docker(node: str, *, sandboxes: int = 0) -> AsyncIterator[DockerRuntime]:
+async def clean_docker(
+    node: str, *, sandboxes: int = 0, build: BuildSettings | None = None
+) -> AsyncIterator[DockerRuntime]:
     """A runtime whose containers and networks are gone afterwards; `sandboxes` wait when the block begins."""
-    async with running_docker(DockerConfig(base_image_aliases=ALIASES, sandboxes=sandboxes), node) as runtime:
+    config = DockerConfig(base_image_aliases=ALIASES, sandboxes=sandboxes, build=build or BuildSettings())
+    async with running_docker(config, node) as runtime:
         try:
             runtime.sandboxes.refill_soon()
             await until(lambda: runtime.sandboxes.waiting == sandboxes)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
-import http.client
-import importlib.util
 import socket
 import subprocess
 import sys
@@ -12,50 +9,22 @@ import threading
 import tracemalloc
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-from types import ModuleType
 from urllib.parse import parse_qs
-from wsgiref import simple_server
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-SOURCE = Path(__file__).parents[3] / "services/word_count/wordcount/app.py"
+from tests.service_stage import SERVICES, call, form, load, serving
 
-
-def load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("word_count_app", SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-service = load()
+SOURCE = SERVICES / "word_count/wordcount"
+service = load(SOURCE)
 
 
 @pytest.fixture
 def port() -> Iterator[int]:
-    with simple_server.make_server("127.0.0.1", 0, service.app, service.Server, service.Handler) as server:
-        server.pool = concurrent.futures.ThreadPoolExecutor(4)
-        serving = threading.Thread(target=server.serve_forever, args=[0.01])
-        serving.start()
-        yield server.server_port
-        server.shutdown()
-        serving.join()
-        server.pool.shutdown()
-
-
-def call(port: int, method: str, path: str, body: bytes | None = None, **headers: str) -> tuple[int, str, str]:
-    """(status, content type, text)."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    answer = connection.getresponse()
-    result = answer.status, answer.headers["Content-Type"], answer.read().decode()
-    connection.close()
-    return result
+    with serving(service.app) as port:
+        yield port
 
 
 @pytest.mark.parametrize(
@@ -72,30 +41,22 @@ def call(port: int, method: str, path: str, body: bytes | None = None, **headers
     ],
 )
 def test_a_text_is_answered_with_the_number_of_its_words(port: int, text: bytes, words: int) -> None:
-    status, kind, answer = call(port, "POST", "/wordcount", text)
-    assert (status, answer) == (200, str(words))
-    assert kind.startswith("text/plain")
-
-
-def form(*fields: tuple[str, bytes], boundary: bytes = b"xyz") -> bytes:
-    parts = (
-        b"--" + boundary + b"\r\nContent-Disposition: form-data; " + head.encode() + b"\r\n\r\n" + value + b"\r\n"
-        for head, value in fields
-    )
-    return b"".join(parts) + b"--" + boundary + b"--\r\n"
+    answer = call(port, "POST", "/wordcount", text)
+    assert (answer.status, answer.text) == (200, str(words))
+    assert answer.kind.startswith("text/plain")
 
 
 def test_a_form_is_answered_for_its_field_file(port: int) -> None:
     body = form(('name="note"; filename="file"', b"not this one"), ('name="file"; filename="a.txt"', b"one two\r\n3"))
     kind = 'multipart/form-data; boundary="xyz"'
-    assert call(port, "POST", "/wordcount", body, Content_Type=kind)[::2] == (200, "3")
+    assert call(port, "POST", "/wordcount", body, Content_Type=kind).text == "3"
 
 
 def test_a_form_without_the_field_file_is_refused(port: int) -> None:
     body = form(('name="other"', b"one two"))
-    status, _, answer = call(port, "POST", "/wordcount", body, Content_Type="multipart/form-data; boundary=xyz")
-    assert status == 400
-    assert '"file"' in answer
+    answer = call(port, "POST", "/wordcount", body, Content_Type="multipart/form-data; boundary=xyz")
+    assert (answer.status, answer.kind) == (400, "application/problem+json")
+    assert '"file"' in answer.json["detail"]
 
 
 def test_a_text_over_the_limit_gets_its_answer_although_its_bytes_are_not_read(port: int) -> None:
@@ -108,9 +69,9 @@ def test_a_text_over_the_limit_gets_its_answer_although_its_bytes_are_not_read(p
 
 
 def test_a_text_without_a_length_is_refused(port: int) -> None:
-    status, _, answer = call(port, "POST", "/wordcount", None, Transfer_Encoding="chunked")
-    assert status == 411
-    assert "Content-Length" in answer
+    answer = call(port, "POST", "/wordcount", None, Transfer_Encoding="chunked")
+    assert answer.status == 411
+    assert "Content-Length" in answer.json["detail"]
 
 
 def test_a_client_that_leaves_early_does_not_stop_the_service(port: int) -> None:
@@ -118,11 +79,18 @@ def test_a_client_that_leaves_early_does_not_stop_the_service(port: int) -> None
         connection.sendall(b"POST /wordcount HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf a")
         connection.shutdown(socket.SHUT_WR)
         assert b" 400 " in connection.recv(4096)
-    assert call(port, "POST", "/wordcount", b"still here")[2] == "2"
+    assert call(port, "POST", "/wordcount", b"still here").text == "2"
 
 
 def test_the_front_page_says_what_the_service_does(port: int) -> None:
-    assert "/wordcount" in call(port, "GET", "/")[2]
+    assert "/wordcount" in call(port, "GET", "/").text
+
+
+def test_what_it_does_not_do_is_said_in_a_sentence(port: int) -> None:
+    for method, path, status in (("GET", "/nowhere", 404), ("GET", "/wordcount", 405)):
+        answer = call(port, method, path)
+        assert (answer.status, answer.kind, answer.json["status"]) == (status, "application/problem+json", status)
+        assert answer.json["detail"]
 
 
 def test_many_megabytes_are_counted_in_flat_memory() -> None:
@@ -176,7 +144,7 @@ def test_the_agent_hears_at_start_and_sigterm_ends_the_service_with_success() ->
     with ThreadingHTTPServer(("127.0.0.1", 0), Agent) as agent:
         threading.Thread(target=agent.serve_forever, args=[0.01], daemon=True).start()
         environment = {"PORT": "0", "name": "wc01-7", "AGENT_URL": f"http://127.0.0.1:{agent.server_port}"}
-        with subprocess.Popen([sys.executable, str(SOURCE)], env=environment) as process:
+        with subprocess.Popen([sys.executable, str(SOURCE / "app.py")], env=environment) as process:
             try:
                 assert heard.wait(10)
             finally:

@@ -1,0 +1,35 @@
+"""The photo services as `make services` packs them, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.scripts import pack_service, packages
+from tests.service_stage import SERVICES, load, serving
+
+
+def photo_service(name: str, folder: Path) -> ModuleType:
+    """The module `app` of the service. Skips the test where a package that it is made of cannot be had."""
+    try:
+        assembled = pack_service.assemble(SERVICES / name, folder)
+    except packages.CannotBuild as error:
+        pytest.skip(str(error))
+    return load(assembled / name.replace("_", ""))
+
+
+@pytest.fixture(scope="session")
+def face_detection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a face detection."""
+    module = photo_service("face_detection", tmp_path_factory.mktemp("face_detection"))
+    with serving(module.application()) as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def object_detection(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """The module `app` of the object detection."""
+    return photo_service("object_detection", tmp_path_factory.mktemp("object_detection"))
