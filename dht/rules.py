@@ -189,6 +189,8 @@ class OrderedSet:
         self.positions = [place for place, _ in ordered]
         self.envelopes = [envelope for _, envelope in ordered]
         self._whole: Summary | None = None
+        self._parts: list[_Part | None] = [None] * PARTS
+        """Of EVERYWHERE; None: to be hashed anew. So a change costs one part, not the whole."""
 
     @property
     def fingerprint(self) -> bytes:
@@ -199,28 +201,50 @@ class OrderedSet:
         at = bisect_right(self.positions, place)
         self.positions.insert(at, place)
         self.envelopes.insert(at, envelope)
-        self._whole = None
+        self._changed_at(place)
 
-    def remove(self, envelope: bytes) -> None:
-        """Without effect if it is not in the set."""
-        at = bisect_left(self.positions, position(envelope))
-        if at < len(self.envelopes) and self.envelopes[at] == envelope:
-            del self.positions[at], self.envelopes[at]
-            self._whole = None
+    def remove(self, envelope: bytes) -> bool:
+        """False if it was not in the set."""
+        place = position(envelope)
+        at = bisect_left(self.positions, place)
+        if at == len(self.envelopes) or self.envelopes[at] != envelope:
+            return False
+        del self.positions[at], self.envelopes[at]
+        self._changed_at(place)
+        return True
+
+    def _changed_at(self, place: bytes) -> None:
+        self._whole = None
+        self._parts[bisect_right(_PART_STARTS, place) - 1] = None
 
     def summary(self, low: int, high: int) -> Summary:
         """What is at the positions from `low` to `high`, both included: listed, or as fingerprints of its parts."""
-        if (low, high) == EVERYWHERE and self._whole is not None:
+        if (low, high) == EVERYWHERE:
+            self._whole = self._whole or self._whole_summary()
             return self._whole
         chosen = self._between(low, high)
-        if len(chosen) <= (LISTED_WITH_CONTACTS if (low, high) == EVERYWHERE else LISTED):
-            found = Summary(_digest_of(chosen), b"", b"".join(p[:SHORT_BYTES] for p in chosen))
-        else:
-            parts = (_digest_of(self._between(*part))[:SHORT_BYTES] for part in parts_of(low, high))
-            found = Summary(_digest_of(chosen), b"".join(parts), b"")
-        if (low, high) == EVERYWHERE:
-            self._whole = found
-        return found
+        if len(chosen) <= LISTED:
+            return _listed(chosen)
+        parts = (self.fingerprint_of(*part) for part in parts_of(low, high))
+        return Summary(_digest_of(chosen), b"".join(parts), b"")
+
+    def _whole_summary(self) -> Summary:
+        if len(self.positions) <= LISTED_WITH_CONTACTS:
+            return _listed(self.positions)
+        parts = [self._part(number) for number in range(PARTS)]
+        return Summary(
+            _digest_of([part.positions for part in parts]), b"".join(part.fingerprint for part in parts), b""
+        )
+
+    def _part(self, number: int) -> _Part:
+        part = self._parts[number]
+        if part is None:
+            first = bisect_left(self.positions, _PART_STARTS[number])
+            last = number + 1 == PARTS
+            end = len(self.positions) if last else bisect_left(self.positions, _PART_STARTS[number + 1])
+            chosen = self.positions[first:end]
+            part = self._parts[number] = _Part(b"".join(chosen), _digest_of(chosen)[:SHORT_BYTES])
+        return part
 
     def fingerprint_of(self, low: int, high: int) -> bytes:
         """The shortened fingerprint of the envelopes from `low` to `high`, as in the parts of a summary."""
@@ -271,10 +295,20 @@ class Summary(NamedTuple):
     positions: bytes
 
 
+class _Part(NamedTuple):
+    """The positions of one of the PARTS of a set, joined, and their shortened fingerprint."""
+
+    positions: bytes
+    fingerprint: bytes
+
+
 def parts_of(low: int, high: int) -> list[tuple[int, int]]:
     """The range cut into PARTS of nearly equal width, ends included."""
     span = high - low + 1
     return [(low + span * i // PARTS, low + span * (i + 1) // PARTS - 1) for i in range(PARTS)]
+
+
+_PART_STARTS = [first.to_bytes(POSITION_BYTES, "big") for first, _ in parts_of(*EVERYWHERE)]
 
 
 def shorts(joined: bytes) -> list[bytes]:
@@ -304,6 +338,10 @@ def cursor_before(short: bytes) -> bytes:
 def position_before(place: int) -> bytes:
     """The last position before one that is read as a number; empty: there is none."""
     return (place - 1).to_bytes(POSITION_BYTES, "big") if place else b""
+
+
+def _listed(positions: Sequence[bytes]) -> Summary:
+    return Summary(_digest_of(positions), b"", b"".join(p[:SHORT_BYTES] for p in positions))
 
 
 def _digest_of(positions: Sequence[bytes]) -> bytes:

@@ -50,14 +50,9 @@ class Tally:
         """A name with the highest count; `(b"", 0)` if there is none."""
         return (next(iter(self._having[self._most])), self._most) if self._most else (b"", 0)
 
-    def add(self, name: bytes, count: int = 1) -> None:
-        self._set(name, self[name] + count)
-
-    def remove(self, name: bytes) -> None:
-        self._set(name, self[name] - 1)
-
-    def _set(self, name: bytes, count: int) -> None:
+    def add(self, name: bytes, more: int = 1) -> None:
         before = self._counts.pop(name, 0)
+        count = before + more
         if before:
             del self._having[before][name]
             if not self._having[before]:
@@ -65,7 +60,7 @@ class Tally:
         if count:
             self._counts[name] = count
             self._having[count][name] = None
-        self.total += count - before
+        self.total += more
         self._most = max(self._most, count)
         while self._most and self._most not in self._having:
             self._most -= 1
@@ -88,21 +83,16 @@ class Occupancy:
         return self._pools.get(via) or Tally()
 
     def add(self, owner: bytes, via: bytes, count: int = 1) -> None:
+        """So many rows came, or went if `count` is negative."""
         self.total += count
         self.owners[owner] += count
-        if via != OWN:
-            self.vias.add(via, count)
-            self._pools.setdefault(via, Tally()).add(owner, count)
-
-    def remove(self, owner: bytes, via: bytes) -> None:
-        self.total -= 1
-        self.owners[owner] -= 1
         if not self.owners[owner]:
             del self.owners[owner]
         if via != OWN:
-            self.vias.remove(via)
-            self._pools[via].remove(owner)
-            if not self._pools[via].total:
+            self.vias.add(via, count)
+            pool = self._pools.setdefault(via, Tally())
+            pool.add(owner, count)
+            if not pool.total:
                 del self._pools[via]
 
 

@@ -6,19 +6,20 @@ again, and what there is no room for is refused before its signature is looked a
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from typing import NamedTuple
 
 from dht import rules
 from dht.records.allowance import Allowance
+from dht.records.ordered_sets import OrderedSets
 from dht.records.storage import Row, Storage
+from dht.records.verified import Verified
 from dht.records.views import Views
 from dht.rules import Verdict
 from dht.seats import OWN, RELAYED_PER_VIA, UNPROVEN, seat
 from protocol.problems import InvalidRecord
-from protocol.records import Record, Signed, reopened, verify
+from protocol.records import Record, Signed, reopened
 
 MAX_ROWS_PER_OWNER = 50_000
 """Rows that one signing key may occupy on this node."""
@@ -31,11 +32,14 @@ RECORDS_PER_S = 64.0
 """New records that one sender may offer, in a burst and in the long run. What is held already costs nothing."""
 SPREAD_NOTED_S = 60.0
 """An echo within this time of the last one is not written down: it would change nothing but the disk."""
-ORDERED_SETS = 1024
-ORDERED_ROWS = 131_072
-"""Sets kept in the order of pages, and the records in all of them: more than one member can bring."""
-VERIFIED_CACHE = 16_384
-"""Envelopes whose signature is remembered as good: a check costs about 130 us."""
+
+
+class Change(NamedTuple):
+    """A record that is to be kept, and the rows that go for it."""
+
+    row: Row
+    signed: Signed
+    gone: Sequence[Row]
 
 
 class Replica:
@@ -44,16 +48,17 @@ class Replica:
     def __init__(self, storage: Storage, clock: Callable[[], float]) -> None:
         self.storage = storage
         self._clock = clock
-        self._verified = lru_cache(maxsize=VERIFIED_CACHE)(verify)
+        self._verified = Verified()
         self._allowance = Allowance(burst=BURST, per_s=RECORDS_PER_S)
-        self._ordered: OrderedDict[bytes, tuple[float, rules.OrderedSet]] = OrderedDict()
+        self._ordered = OrderedSets()
         self.views = Views()
         """What this node has read at other nodes."""
 
     def check(self, key: bytes, envelope: bytes) -> Signed:
         """A record that may stand at `key` now, if only in the slot of its older version. Raises InvalidRecord."""
-        signed = self._verified(envelope)
+        signed = reopened(envelope)
         self._judge(key, signed)
+        self._verified.check(signed)
         return signed
 
     def _judge(self, key: bytes, signed: Signed) -> None:
@@ -64,7 +69,7 @@ class Replica:
     def held(self, key: bytes) -> Iterator[Signed]:
         """Unexpired records at `key`, tombstones included; each is decoded as it is asked for. What was kept before
         such records were refused is left out."""
-        for envelope in self.storage.envelopes_at(key, self._clock())[0]:
+        for envelope, _ in self.storage.envelopes_at(key, self._clock()):
             with suppress(InvalidRecord):
                 yield reopened(envelope)
 
@@ -74,19 +79,10 @@ class Replica:
         return row is not None and row.expiry > self._clock() and row.rank > rules.rank(signed)
 
     def ordered(self, key: bytes) -> rules.OrderedSet:
-        """The same, ordered for answers to peers. Kept for a while: one reader asks for many pages."""
+        """The same, ordered for answers to peers."""
         now = self._clock()
-        kept = self._ordered.get(key)
-        if kept is not None and now < kept[0]:
-            self._ordered.move_to_end(key)
-            return kept[1]
-        envelopes, until = self.storage.envelopes_at(key, now)
-        found = rules.OrderedSet(envelopes)
-        self._ordered[key] = now if until is None else until, found
-        self._ordered.move_to_end(key)
-        while len(self._ordered) > 1 and (len(self._ordered) > ORDERED_SETS or self._ordered_rows() > ORDERED_ROWS):
-            self._ordered.popitem(last=False)
-        return found
+        known = self._ordered.get(key, now)
+        return known if known is not None else self._ordered.keep(key, self.storage.envelopes_at(key, now))
 
     def passed_on(self, key: bytes) -> Sequence[bytes]:
         """What this node tells others of the set at `key`: RELAYED_PER_VIA of what each other member brought."""
@@ -97,64 +93,69 @@ class Replica:
         rows = self.storage.some_of_each_via(key, RELAYED_PER_VIA)
         return [row.envelope for row in rows if row.expiry > now]
 
-    def _ordered_rows(self) -> int:
-        return sum(len(ordered.positions) for _, ordered in self._ordered.values())
-
     def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes = UNPROVEN) -> list[Verdict]:
-        """Take records from the peer `via`, each judged on its own. Never raises for what a peer sent."""
-        return [self._offer(key, envelope, via) for envelope in envelopes]
+        """Take records from the peer `via`, each judged on its own, and keep them in one transaction. Never raises for
+        what a peer sent."""
+        changes: list[Change] = []
+        verdicts: list[Verdict] = []
+        with self.storage.transaction():
+            for envelope in envelopes:
+                outcome = self._judged(key, envelope, via)
+                if isinstance(outcome, Change):
+                    self.storage.put([outcome.row], gone=outcome.gone)
+                    changes.append(outcome)
+                    outcome = Verdict.KEPT
+                verdicts.append(outcome)
+        self._follow(changes)
+        return verdicts
 
-    def _offer(self, key: bytes, envelope: bytes, via: bytes) -> Verdict:
+    def _judged(self, key: bytes, envelope: bytes, via: bytes) -> Change | Verdict:
         now = self._clock()
         try:
             signed = reopened(envelope)
             self._judge(key, signed)
-            before = self.storage.in_slot(key, rules.slot(signed.record))
+            row = _row(key, signed, via=via, ours=False, spread_at=now)
+            before = self.storage.in_slot(key, row.slot)
             if before is not None and before.envelope == envelope:
                 if now - before.spread_at >= SPREAD_NOTED_S:
                     self.storage.mark_spread([before], now)
                 return Verdict.KEPT
             if not self._allowance.take(via, now):
                 return Verdict.REFUSED
-            row = _row(key, signed, via=via, ours=False, spread_at=now)
-            if before is None and self._room_for(row, signed.record) is None:
-                return Verdict.REFUSED
-            self._verified(envelope)
+            outcome = self._change(row, signed, before)
+            if outcome is not Verdict.REFUSED:
+                self._verified.check(signed)
+            return outcome
         except InvalidRecord:
             return Verdict.REFUSED
-        return self._keep(row, signed)
 
     def keep(self, key: bytes, signed: Signed, *, ours: bool, spread_at: float, via: bytes = OWN) -> Verdict:
         """Merge one checked record into the set at `key`. A record that is ours stays ours when a peer echoes it."""
-        return self._keep(_row(key, signed, via=OWN if ours else via, ours=ours, spread_at=spread_at), signed)
-
-    def _keep(self, row: Row, signed: Signed) -> Verdict:
-        before = self.storage.in_slot(row.key, row.slot)
-        if before is None:
-            room = self._room_for(row, signed.record)
-            if room is None:
-                return Verdict.REFUSED
-            row, leaving = room
-        elif before.rank > row.rank:
-            return Verdict.SUPERSEDED
-        else:
-            leaving = []
-            ours = row.ours or (before.ours and before.envelope == row.envelope)
-            row = row._replace(ours=ours, via=_brought_by(row, before, ours=ours))
-        self.storage.put([row], leaving=leaving)
-        self._reorder(row, [*leaving, before] if before is not None else leaving)
-        self.views.heard(row.key, signed)
+        row = _row(key, signed, via=OWN if ours else via, ours=ours, spread_at=spread_at)
+        outcome = self._change(row, signed, self.storage.in_slot(key, row.slot))
+        if isinstance(outcome, Verdict):
+            return outcome
+        self.storage.put([outcome.row], gone=outcome.gone)
+        self._follow([outcome])
         return Verdict.KEPT
 
-    def _reorder(self, row: Row, gone: Sequence[Row]) -> None:
-        """Keep the ordered sets true without reading them anew."""
-        for one in gone:
-            if one.key in self._ordered:
-                self._ordered[one.key][1].remove(one.envelope)
-        if row.key in self._ordered:
-            until, ordered = self._ordered[row.key]
-            ordered.add(row.envelope)
-            self._ordered[row.key] = min(until, row.expiry), ordered
+    def _change(self, row: Row, signed: Signed, before: Row | None) -> Change | Verdict:
+        """What is to be done about a record in whose slot `before` stands."""
+        if before is None:
+            room = self._room_for(row, signed.record)
+            return Verdict.REFUSED if room is None else Change(room[0], signed, room[1])
+        if before.rank > row.rank:
+            return Verdict.SUPERSEDED
+        ours = row.ours or (before.ours and before.envelope == row.envelope)
+        return Change(row._replace(ours=ours, via=_brought_by(row, before, ours=ours)), signed, [before])
+
+    def _follow(self, changes: Sequence[Change]) -> None:
+        """Tell what is kept in memory of changes that are on disk."""
+        for row, signed, gone in changes:
+            for one in gone:
+                self._ordered.remove(one.key, one.envelope)
+            self._ordered.add(row.key, row.envelope, row.expiry)
+            self.views.heard(row.key, signed)
 
     def _room_for(self, row: Row, record: Record) -> tuple[Row, list[Row]] | None:
         """The row as it may take a free slot, and who leaves for it; None if there is no room."""

@@ -3,10 +3,10 @@
 What the rules compare stands in columns and indexes of its own, so that a decision reads a row or two and never an
 envelope. How many rows there are, and whose, is counted as they come and go.
 
-Every call is one short transaction in the caller's thread. That is on purpose: in WAL mode with `synchronous=NORMAL`
-a commit waits for no disk (it costs some 50 us, less than the trip to another thread), and a power cut loses at most
-the last moments, which the mesh still knows. The one slow step, folding the log back into the database, is left to
-`checkpoint`, which the owner calls in a thread.
+Every call is one short transaction in the caller's thread, or a part of one (`transaction`). That is on purpose: in WAL
+mode with `synchronous=NORMAL` a commit waits for no disk (it costs some 50 us, less than the trip to another thread),
+and a power cut loses at most the last moments, which the mesh still knows. The one slow step, folding the log back into
+the database, is left to `checkpoint`, which the owner calls in a thread.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ CREATE TABLE IF NOT EXISTS dht_held (
     ours INTEGER NOT NULL,      -- 1: published here, republished until it expires
     spread_at REAL NOT NULL,    -- Unix s of the last time that this node spread or was sent it
     envelope BLOB NOT NULL,
-    PRIMARY KEY (key, slot)
-) WITHOUT ROWID;
+    PRIMARY KEY (key, slot)     -- beside a row number: rows are long, and the indexes refer to them
+);
 CREATE INDEX IF NOT EXISTS dht_held_expiry ON dht_held (expiry);
 CREATE INDEX IF NOT EXISTS dht_held_spread ON dht_held (ours, spread_at);
 CREATE INDEX IF NOT EXISTS dht_held_rank ON dht_held (key, owner, seq, withdrawn);
@@ -91,6 +91,9 @@ class Storage:
         self._database = database
         self.writes = 0
         """Grows with every change that can make a row due."""
+        self._under_way = False
+        self._noted: list[tuple[bytes, bytes, bytes, int]] = []
+        """What was counted in the transaction under way."""
         self._occupancies: OrderedDict[bytes, Occupancy] = OrderedDict()
         self._whole = self._counted("SELECT owner, via, COUNT(*) FROM dht_held GROUP BY owner, via")
 
@@ -103,12 +106,11 @@ class Storage:
     def at(self, key: bytes) -> list[Row]:
         return self._rows("WHERE key = ?", key)
 
-    def envelopes_at(self, key: bytes, now: float) -> tuple[list[bytes], int | None]:
-        """The unexpired envelopes at a key, and when the first of them expires: less work than whole rows."""
+    def envelopes_at(self, key: bytes, now: float) -> list[tuple[bytes, int]]:
+        """The unexpired envelopes at a key, and when each expires: less work than whole rows."""
         with translated(self._database):
             query = "SELECT envelope, expiry FROM dht_held WHERE key = ? AND expiry > ?"
-            found = self._db.execute(query, (key, now)).fetchall()
-        return [envelope for envelope, _ in found], min((expiry for _, expiry in found), default=None)
+            return self._db.execute(query, (key, now)).fetchall()
 
     def in_slot(self, key: bytes, slot: bytes) -> Row | None:
         return next(iter(self._rows("WHERE key = ? AND slot = ?", key, slot)), None)
@@ -149,37 +151,67 @@ class Storage:
             (seq,) = self._db.execute(query, (key, owner)).fetchone()
             return None if seq is None else int(seq)
 
-    def put(self, rows: Iterable[Row], *, leaving: Iterable[Row] = ()) -> None:
-        """Insert, or replace what is in the same slot of the same key; `leaving` goes in the same transaction."""
-        rows, gone = list(rows), list(leaving)
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All changes in the block are kept; if it raises, none is. Locks nothing before the first of them."""
+        if self._under_way:
+            yield
+            return
+        self._under_way = True
+        try:
+            with translated(self._database):
+                yield
+                if self._db.in_transaction:
+                    self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # after some errors, a full disk among them, SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
+            for key, owner, via, count in reversed(self._noted):
+                self._count(key, owner, via, -count)
+            raise
+        finally:
+            self._under_way = False
+            self._noted.clear()
+
+    def put(self, rows: Iterable[Row], *, gone: Iterable[Row] = ()) -> None:
+        """Insert. `gone` goes first: what is in the same slots of the same keys, and what else has to make room."""
         self.writes += 1
-        with translated(self._database), transaction(self._db):
-            self._db.executemany("DELETE FROM dht_held WHERE key = ? AND slot = ?", [(r.key, r.slot) for r in gone])
+        with self._changing():
+            for row in gone:
+                self._delete(row.key, row.slot, row.owner, row.via)
             for row in rows:
-                gone += self._rows("WHERE key = ? AND slot = ?", row.key, row.slot)
-                self._db.execute("INSERT OR REPLACE INTO dht_held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        for row in gone:
-            self._count_out(row.key, row.owner, row.via)
-        for row in rows:
-            self._whole.add(row.owner, row.via)
-            if row.key in self._occupancies:
-                self._occupancies[row.key].add(row.owner, row.via)
+                self._db.execute("INSERT INTO dht_held VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+                self._note(row.key, row.owner, row.via, 1)
 
     def purge(self, now: float) -> int:
         """Delete what expired, at most PURGED_AT_ONCE rows; returns how many went."""
-        with translated(self._database), transaction(self._db):
-            gone = self._db.execute(
-                "SELECT key, slot, owner, via FROM dht_held WHERE expiry <= ? LIMIT ?", (now, PURGED_AT_ONCE)
-            ).fetchall()
-            self._db.executemany("DELETE FROM dht_held WHERE key = ? AND slot = ?", [row[:2] for row in gone])
-        for key, _, owner, via in gone:
-            self._count_out(key, owner, via)
+        query = "SELECT key, slot, owner, via FROM dht_held WHERE expiry <= ? LIMIT ?"
+        with self._changing():
+            gone = self._db.execute(query, (now, PURGED_AT_ONCE)).fetchall()
+            for row in gone:
+                self._delete(*row)
         return len(gone)
 
-    def _count_out(self, key: bytes, owner: bytes, via: bytes) -> None:
-        self._whole.remove(owner, via)
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """In the transaction under way, or in one of its own."""
+        with self.transaction():
+            if not self._db.in_transaction:
+                self._db.execute("BEGIN IMMEDIATE")
+            yield
+
+    def _delete(self, key: bytes, slot: bytes, owner: bytes, via: bytes) -> None:
+        self._db.execute("DELETE FROM dht_held WHERE key = ? AND slot = ?", (key, slot))
+        self._note(key, owner, via, -1)
+
+    def _note(self, key: bytes, owner: bytes, via: bytes, count: int) -> None:
+        self._noted.append((key, owner, via, count))
+        self._count(key, owner, via, count)
+
+    def _count(self, key: bytes, owner: bytes, via: bytes, count: int) -> None:
+        self._whole.add(owner, via, count)
         if key in self._occupancies:
-            self._occupancies[key].remove(owner, via)
+            self._occupancies[key].add(owner, via, count)
 
     def due(self, *, ours: bool, spread_before: float, limit: int) -> list[Row]:
         """Rows last spread before that time, the longest waiting first."""
@@ -197,7 +229,7 @@ class Storage:
     def mark_spread(self, rows: Iterable[Row], when: float) -> None:
         """Note when rows were spread, unless they were replaced meanwhile."""
         self.writes += 1
-        with translated(self._database), transaction(self._db):
+        with self._changing():
             self._db.executemany(
                 "UPDATE dht_held SET spread_at = ? WHERE key = ? AND slot = ? AND envelope = ?",
                 [(when, row.key, row.slot, row.envelope) for row in rows],

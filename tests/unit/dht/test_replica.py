@@ -2,19 +2,19 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import msgspec
 import pytest
 
 from dht.records import replica as module
 from dht.records.replica import Replica
-from dht.records.storage import opened_storage
+from dht.records.storage import Row, Storage, opened_storage
 from dht.rules import Verdict
 from dht.seats import OWN
 from protocol.identifiers import record_key
-from protocol.problems import InvalidRecord
-from protocol.records import Signed, verify
+from protocol.problems import DiskFull, InvalidRecord
+from protocol.records import Signed, check_signature, verify
 from tests.dht_mesh import service
 
 KEY = record_key("id:wc01")
@@ -125,3 +125,70 @@ def test_the_collector_does_not_walk_through_records() -> None:
     signed = service()
     assert not gc.is_tracked(signed)
     assert not gc.is_tracked(signed.record)
+
+
+def statements(replica: Replica) -> list[str]:
+    """What the database is told from now on, shortened to its first word."""
+    told: list[str] = []
+    replica.storage._db.set_trace_callback(lambda sql: told.append(sql.split()[0]))
+    return told
+
+
+def test_the_records_of_a_datagram_are_kept_in_one_transaction_and_an_echo_needs_none(replica: Replica) -> None:
+    key = record_key("category:/text")
+    offered = [service(f"s{i}", category="/text").envelope for i in range(3)]
+    told = statements(replica)
+    assert replica.offer(key, offered) == [Verdict.KEPT] * 3
+    assert [word for word in told if word != "SELECT"] == ["BEGIN", "INSERT", "INSERT", "INSERT", "COMMIT"]
+    told.clear()
+    assert replica.offer(key, offered) == [Verdict.KEPT] * 3
+    assert told == ["SELECT"] * 3
+
+
+def test_a_key_at_which_nothing_stands_is_looked_up_once(replica: Replica) -> None:
+    told = statements(replica)
+    assert [replica.ordered(KEY).envelopes for _ in range(3)] == [[], [], []]
+    assert told == ["SELECT"]
+    signed = service()
+    replica.offer(KEY, [signed.envelope])
+    assert replica.ordered(KEY).envelopes == [signed.envelope]
+
+
+def test_a_datagram_that_the_disk_does_not_take_leaves_no_trace(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = record_key("category:/text")
+    records = [service(f"s{i}", category="/text").envelope for i in range(3)]
+    replica.offer(key, records[:1])
+    put = Storage.put
+
+    def failing(storage: Storage, rows: Sequence[Row], *, gone: Sequence[Row] = ()) -> None:
+        put(storage, rows, gone=gone)
+        if storage.occupancy(key).total == 3:
+            raise DiskFull("no room")
+
+    monkeypatch.setattr(Storage, "put", failing)
+    with pytest.raises(DiskFull):
+        replica.offer(key, records)
+    assert replica.ordered(key).envelopes == records[:1]
+    assert (replica.storage.occupancy(key).total, replica.storage.whole.total) == (1, 1)
+    monkeypatch.undo()
+    assert replica.offer(key, records) == [Verdict.KEPT] * 3
+    assert set(replica.ordered(key).envelopes) == set(records)
+
+
+def test_a_good_signature_is_checked_once_whatever_the_key_and_a_bad_one_every_time(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[bytes] = []
+
+    def counting(signed: Signed) -> None:
+        checked.append(signed.envelope)
+        check_signature(signed)
+
+    monkeypatch.setattr("dht.records.verified.check_signature", counting)
+    good = service().envelope
+    forged = good[:-1] + bytes([good[-1] ^ 1])
+    for name in ("id:wc01", "category:/text", "category:/text/count"):
+        assert replica.offer(record_key(name), [forged, good]) == [Verdict.REFUSED, Verdict.KEPT]
+    assert checked == [forged, good, forged, forged]

@@ -6,7 +6,7 @@ import pytest
 
 from dht.records.storage import KnownContact, Row, opened_storage
 from dht.seats import OWN
-from protocol.problems import ConfigError
+from protocol.problems import ConfigError, DiskFull, Problem
 
 KEY = b"k" * 20
 
@@ -31,10 +31,33 @@ def test_records_and_contacts_survive_a_restart(tmp_path: Path) -> None:
 def test_one_row_per_slot_of_a_key() -> None:
     with opened_storage(None) as storage:
         storage.put([row(expiry=1), row(b"t")])
-        storage.put([row(expiry=2)])
+        storage.put([row(expiry=2)], gone=[row(expiry=1)])
         assert {r.slot: r.expiry for r in storage.at(KEY)} == {b"s": 2, b"t": 100}
-        storage.put([], leaving=[row(expiry=2)])
+        storage.put([], gone=[row(expiry=2)])
         assert [r.slot for r in storage.at(KEY)] == [b"t"]
+        with pytest.raises(Problem, match="UNIQUE"):
+            storage.put([row(b"u"), row(b"t", expiry=3)])
+        assert [(r.slot, r.expiry) for r in storage.at(KEY)] == [(b"t", 100)]
+
+
+def test_of_a_transaction_that_fails_nothing_stays_and_the_counts_are_as_before() -> None:
+    with opened_storage(None) as storage:
+        storage.put([row(), row(b"t")])
+
+        def fail() -> None:
+            with storage.transaction():
+                storage.put([row(b"u"), row(b"v", key=b"l" * 20)])
+                assert storage.occupancy(KEY).total == 3
+                assert storage.occupancy(b"l" * 20).total == 1
+                storage.put([row(expiry=50)], gone=[row()])
+                assert storage.purge(60.0) == 1
+                raise DiskFull("no room")
+
+        for _ in range(2):
+            with pytest.raises(DiskFull):
+                fail()
+            assert storage.at(KEY) == [row(), row(b"t")]
+            assert (storage.whole.total, storage.occupancy(KEY).total, storage.occupancy(b"l" * 20).total) == (2, 2, 0)
 
 
 def test_purge_deletes_what_expired_and_recounts_owners() -> None:
@@ -58,7 +81,7 @@ def test_a_replaced_row_is_not_marked_as_spread() -> None:
     with opened_storage(None) as storage:
         old = row(ours=True)
         storage.put([old])
-        storage.put([old._replace(envelope=b"newer")])
+        storage.put([old._replace(envelope=b"newer")], gone=[old])
         storage.mark_spread([old], 50.0)
         assert storage.at(KEY)[0].spread_at == 0.0
 
