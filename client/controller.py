@@ -290,9 +290,10 @@ class ControllerClient:
 
     # --- the region --------------------------------------------------------------------------------------------------
 
-    async def categories(self) -> Category:
-        """The tree below `/`."""
-        return await self._retried(lambda: self._rest.call("GET", "/categories", Category))
+    async def categories(self, category: str = "/") -> Category:
+        """The tree of `category`."""
+        params = {"category": category}
+        return await self._retried(lambda: self._rest.call("GET", "/categories", Category, params=params))
 
     async def agents(self) -> list[AgentView]:
         return (await self._listed("/agents", AgentView)).items

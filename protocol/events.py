@@ -8,7 +8,7 @@ from protocol.instances import AgentView, InstanceView, StartAnswer
 
 
 class Snapshot(Struct, frozen=True):
-    """Everything as it stands: the first event of a stream."""
+    """Everything as it stands: the first event of a stream. What it has no room for follows at once, one by one."""
 
     agents: tuple[AgentView, ...]
     instances: tuple[InstanceView, ...]

@@ -259,8 +259,10 @@ class Health(Struct, frozen=True, kw_only=True):
 
 
 class Category(Struct, frozen=True):
-    """A node of the category tree; `services` counts the whole subtree."""
+    """A node of the category tree; `services` counts the whole subtree, `more` the categories right below it that are
+    not among the `children`: there are too many to show all."""
 
     category: str
     services: int
     children: tuple[Category, ...] = ()
+    more: int = 0

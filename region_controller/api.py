@@ -101,7 +101,9 @@ class _ClientHandlers:
 
     async def list_instances(self, request: web.Request) -> web.Response:
         views = self._controller.instances()
-        return _paged(request, views, lambda view: (view.service.id, view.instance), _BY_SERVICE)
+        asked = _page_request(request)
+        page = page_of(views, lambda view: (view.service.id, view.instance), asked.limit, asked.after(_BY_SERVICE))
+        return _page(request, page, [msgspec.structs.replace(view, log=()) for view in page.items])
 
     async def get_instance(self, request: web.Request) -> web.Response:
         return _answer(await self._controller.instance(request.match_info["instance"]))
@@ -174,8 +176,8 @@ class _ClientHandlers:
         await self._controller.publishing.bring(digest, on_progress)
         return Brought(digest)
 
-    async def list_categories(self, _: web.Request) -> web.Response:
-        return _answer(await self._controller.categories())
+    async def list_categories(self, request: web.Request) -> web.Response:
+        return _answer(await self._controller.categories(check_category(request.query.get("category", "/"))))
 
     async def follow_events(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers=_EVENT_STREAM)

@@ -37,6 +37,7 @@ from protocol.records import RegionRecord
 from region_controller import hierarchy
 from region_controller.admission import Admission
 from region_controller.catalogue import Catalogue
+from region_controller.categories import category_tree
 from region_controller.handoff import AliveRequest, HandoffRequest, RemoteRegions, Verb
 from region_controller.journal import Journal, open_journal
 from region_controller.operations import Caller, Operations
@@ -222,12 +223,11 @@ class Controller:
                 raise
             return []
 
-    async def categories(self) -> Category:
-        """The tree below `/`, with how many services each subtree holds."""
-        counts: Counter[str] = Counter()
-        for digest_category in {(r.digest, r.category) for r in await self.catalogue.search()}:
-            counts[digest_category[1]] += 1
-        return category_tree(counts)
+    async def categories(self, top: str = "/") -> Category:
+        """The tree of `top`, with how many services each subtree holds. Raises Unavailable."""
+        found = await self.catalogue.search(category=top)
+        published = [(record.digest, record.category) for record in found]
+        return await asyncio.to_thread(category_tree, published, top)  # 0.2 s, if all are invented
 
     def stats(self) -> ControllerStats:
         agents, total, free = self._region.members.capacity()
@@ -363,14 +363,6 @@ async def running_controller(
 def _to_services() -> aiohttp.ClientSession:
     """A connection for each call: services close idle ones when they like, and a call must not be sent twice."""
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), auto_decompress=False)
-
-
-def category_tree(counts: Counter[str], category: str = "/") -> Category:
-    """From services per category to the tree with subtree counts."""
-    prefix = category.rstrip("/") + "/"
-    below = sorted({prefix + c[len(prefix) :].split("/")[0] for c in counts if c.startswith(prefix) and c != "/"})
-    children = tuple(category_tree(counts, child) for child in below)
-    return Category(category, counts[category] + sum(c.services for c in children), children)
 
 
 def _region_view(home: str, other: hierarchy.Relative) -> RegionView:

@@ -102,7 +102,7 @@ OPERATIONS: tuple[Operation, ...] = (
         name="list_instances",
         method="GET",
         path="/v1/instances",
-        summary="All instances of the region, and those it handed off.",
+        summary="All instances of the region, and those it handed off, without their log lines.",
         answers={200: list[InstanceView]},
         parameters=PAGE,
         problems=(400,),
@@ -234,15 +234,17 @@ OPERATIONS: tuple[Operation, ...] = (
         name="list_categories",
         method="GET",
         path="/v1/categories",
-        summary="The category tree, with how many services each subtree holds.",
+        summary="The category tree, with how many services each subtree holds; of a large one the 1,000 with the most.",
         answers={200: Category},
-        problems=(503,),
+        parameters=(Parameter("category", "show the tree of this one; / if absent"),),
+        problems=(400, 503),
     ),
     Operation(
         name="follow_events",
         method="GET",
         path="/v1/events",
-        summary="What happens in the region, live (server-sent events): `snapshot` first, then `agent`, `agent-lost`, "
+        summary="What happens in the region, live (server-sent events): `snapshot` first (of a large region a part; "
+        "the rest follows at once), then `agent`, `agent-lost`, "
         "`instance`, `started`. A listener that does not keep up is ended, and comes again.",
         answers={200: "text/event-stream"},
         problems=(429,),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -10,7 +10,7 @@ import structlog
 from msgspec import Struct
 
 from dht.tasks import OwnedTasks
-from protocol.events import AgentLost, Snapshot
+from protocol.events import AgentLost, News, Snapshot
 from protocol.instances import AgentView, InstanceReport, InstanceView, PortBinding, ServiceRef, State
 from protocol.link import Remove
 from protocol.peers import PeerIdentity
@@ -26,6 +26,9 @@ from region_controller.relatives import RelativesView
 from region_controller.stats import Stats
 
 log = structlog.get_logger(__name__)
+
+MAX_IN_SNAPSHOT = 100
+"""Agents, and instances: an event has an end."""
 
 
 class ControllerConfig(Struct, frozen=True, kw_only=True):
@@ -209,10 +212,16 @@ class Region:
             self._told[node] = known
             self.feed.tell(lambda: view)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self) -> Iterator[News]:
+        """Everything as it stands. The first event holds what fits well into one, the others what is left."""
         views = self.members.views(self.clock())
         self._told = {view.node: msgspec.structs.replace(view, age_s=0.0, load=0.0) for view in views}
-        return Snapshot(tuple(views), tuple(self.view(node, report) for node, report in self.members.instances()))
+        instances = [
+            msgspec.structs.replace(self.view(node, report), log=()) for node, report in self.members.instances()
+        ]
+        yield Snapshot(tuple(views[:MAX_IN_SNAPSHOT]), tuple(instances[:MAX_IN_SNAPSHOT]))
+        yield from views[MAX_IN_SNAPSHOT:]
+        yield from instances[MAX_IN_SNAPSHOT:]
 
 
 def first_address(report: InstanceReport) -> tuple[str, int | None, str | None]:

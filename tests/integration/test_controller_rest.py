@@ -7,7 +7,7 @@ import base64
 import hashlib
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any
 
@@ -252,6 +252,7 @@ async def test_publish_search_fetch_withdraw(tmp_path: Path) -> None:
         tree = (await call(b, "GET", "/v1/categories"))[1]
         assert tree["services"] == 1
         assert tree["children"][0]["children"][0]["category"] == "/text/count"
+        assert (await call(b, "GET", "/v1/categories?category=/text"))[1] == tree["children"][0]
         events = {"Accept": "text/event-stream"}
         async with b.phone.get(f"/v1/content/{view['digest']}", headers=events) as response:
             assert response.content_type == "text/event-stream"
@@ -310,6 +311,23 @@ async def test_long_lists_are_answered_in_pages(tmp_path: Path) -> None:
                 status, problem, _ = await call(site, "GET", f"/v1/{listed}?{query}")
                 assert (status, problem["type"].rpartition("/")[2]) == (400, kind), listed
                 assert "page" in problem["fix"]
+
+
+async def test_a_large_region_is_told_live_in_more_than_one_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("region_controller.region.MAX_IN_SNAPSHOT", 2)
+    async with AsyncExitStack() as stack:
+        site = await stack.enter_async_context(running_site(tmp_path))
+        client = await stack.enter_async_context(ControllerClient(site.rest))
+        for n in range(3):
+            await stack.enter_async_context(FakeAgent(node_of(f"agent{n}"), "eu/de").linked(site.peer))
+        async with asyncio.timeout(10), aclosing(client.events()) as events:
+            first, second = await anext(events), await anext(events)
+        assert isinstance(first, Snapshot)
+        assert isinstance(second, AgentView)
+        assert {view.node for view in (*first.agents, second)} == {node_of(f"agent{n}") for n in range(3)}
+        assert len(first.agents) == 2
 
 
 async def test_agents_and_regions_come_in_pages_too(tmp_path: Path) -> None:
