@@ -298,6 +298,14 @@ NODE_OPERATIONS: tuple[Operation, ...] = (
         summary="A page for people.",
         answers={200: "text/html"},
     ),
+    Operation(
+        name="get_page_part",
+        method="GET",
+        path="/page/{name}",
+        summary="What that page consists of.",
+        answers={200: "*/*"},
+        problems=(404,),
+    ),
 )
 """What the node serves beside this package on the same listener."""
 

@@ -1,7 +1,7 @@
 // The page at work: events change the state (`state.js`), and what changed is drawn (`drawing.js`).
 
 import { Camera } from "./camera.js";
-import * as controller from "./controller.js";
+import { Controller } from "./controller.js";
 import { draw, drawTime, video } from "./drawing.js";
 import { Errand } from "./errand.js";
 import { Link } from "./link.js";
@@ -15,7 +15,9 @@ const KEEP_S = 300;
 const TICK_MS = 500;
 const ASK_AGAIN_S = 5;
 
-const link = new Link(happen);
+const controller = new Controller();
+const link = new Link(controller, happen);
+const leases = [];
 let state = START;
 let errand = null;
 let camera = null;
@@ -23,8 +25,10 @@ let camera = null;
 function happen(event) {
   const before = state;
   state = next(state, event);
-  if (state !== before) draw(before, state, act);
+  if (state !== before) draw(before, state, act, now());
 }
+
+const now = () => ({ phone_ms: Date.now(), controller_s: controller.now() });
 
 // --- what buttons do -------------------------------------------------------------------------------------------------
 
@@ -49,8 +53,8 @@ const act = {
   },
   again: run,
   give_up: () => happen({ type: "give-up" }),
-  extend: () => onLease(controller.extend, KEEP_S),
-  stop: () => onLease(controller.stop),
+  extend: () => onLease((answer) => controller.extend(answer, KEEP_S)),
+  stop: () => onLease((answer) => controller.stop(answer)),
 };
 
 const photo = async (file, from_bytes = 0) => ({ ...(await prepared(file)), from_bytes });
@@ -66,15 +70,20 @@ async function choose(read) {
     return;
   }
   if (state.task?.meaning !== task.meaning) return; // the person went elsewhere meanwhile
-  if (task.input?.url) URL.revokeObjectURL(task.input.url);
+  forget(task);
   happen({ type: "chosen", input: { ...input, url: input.width ? URL.createObjectURL(input.file) : "" } });
   closeCamera();
   await run();
 }
 
+/** The memory of a task's pictures, which are not shown any more. */
+function forget({ input, result }) {
+  for (const url of [input?.url, result?.image_url, result?.file_url]) if (url) URL.revokeObjectURL(url);
+}
+
 async function run() {
   errand?.cancel();
-  const mine = (errand = new Errand(link, happen));
+  const mine = (errand = new Errand({ controller, link, leases, happen }));
   await mine.run(state.task);
   if (errand === mine) errand = null;
 }
@@ -96,12 +105,12 @@ function closeCamera() {
   happen({ type: "camera-closed" });
 }
 
-async function onLease(call, ...values) {
-  const note = (text) => happen({ type: "lease", lease: { note: text } });
+async function onLease(call) {
   try {
-    happen({ type: "lease", lease: leaseAfter(await call(state.task.answer, ...values)) });
+    happen({ type: "lease", lease: leaseAfter(await call(state.task.answer)) });
   } catch (error) {
-    note(`That did not work: ${problemOf(error).detail || "the store does not answer."}`);
+    const note = `That did not work: ${problemOf(error).detail || "the store does not answer."}`;
+    happen({ type: "lease", lease: { note } });
   }
 }
 
@@ -137,6 +146,7 @@ async function route() {
   if (key) await seek(key.split(" ")[0]).catch(() => null); // then it is as unknown as before
   const tasks = grouped(state.list.services).flatMap((group) => group.tasks);
   const meaning = tasks.find((task) => task.key === key);
+  if (state.task) forget(state.task);
   happen(meaning ? { type: "opened", meaning } : { type: "closed" });
   document.getElementById(meaning ? "task-title" : "welcome").focus();
   scrollTo(0, 0);
@@ -145,14 +155,13 @@ async function route() {
 function tick() {
   const { task } = state;
   if (task?.step === "failed" && task.problem.retry_at && Date.now() >= task.problem.retry_at) run();
-  if (task?.lease?.expires_at && !task.lease.over && controller.controllerNow() > task.lease.expires_at)
-    lookAfter(task);
-  drawTime(state, act);
+  if (task?.lease?.expires_at && !task.lease.over && controller.now() > task.lease.expires_at) lookAfter(task);
+  drawTime(state, act, now());
 }
 
 /** A lease's time is over by our count: the instance may live on, since being used prolongs its life. */
 async function lookAfter({ answer }) {
-  happen({ type: "lease", lease: { expires_at: controller.controllerNow() + ASK_AGAIN_S } });
+  happen({ type: "lease", lease: { expires_at: controller.now() + ASK_AGAIN_S } });
   const view = await controller.instance(answer.instance).catch(() => null); // asked again in a moment
   if (view && state.task?.answer === answer) happen({ type: "lease", lease: leaseAfter(view) });
 }

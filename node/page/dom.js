@@ -9,7 +9,7 @@ export function h(selector, ...rest) {
   const element = document.createElement(tag);
   element.classList.add(...classes);
   if (isProperties(rest[0])) set(element, rest.shift());
-  element.append(...rest.flat().filter((child) => child || child === 0));
+  element.append(...rest.flat(Infinity).filter(Boolean));
   return element;
 }
 
@@ -61,5 +61,5 @@ export function fileButton(id, look, text, on_file, picture, attributes = {}) {
 export function fill(place, ...content) {
   const focused = place.contains(document.activeElement) ? document.activeElement.id : "";
   place.replaceChildren(...content.flat().filter(Boolean));
-  if (focused) document.getElementById(focused)?.focus();
+  if (focused) document.getElementById(focused)?.focus({ preventScroll: true });
 }

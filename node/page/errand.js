@@ -1,6 +1,5 @@
 // One errand: start a service by its meaning, hand it the input, and tell what came back.
 
-import * as controller from "./controller.js";
 import { problemOf } from "./troubles.js";
 import { detections, pathOf } from "./words.js";
 
@@ -9,17 +8,21 @@ const MOST_LEASES = 32;
 const MOST_SHOWN = 20_000;
 /** Characters of an answer that is nothing but text. */
 
-/** Tokens of this visit: a controller renews them instead of granting new ones (`leases` of a start). */
-const leases = [];
-
 export class Errand {
+  #controller;
   #link;
+  #leases;
   #happen;
   #given_up = new AbortController();
 
-  /** `happen` is told what goes on, until `cancel`. */
-  constructor(link, happen) {
+  /**
+   * `happen` is told what goes on, until `cancel`. `leases`: the tokens of this visit, to which a new one is added; a
+   * controller renews them instead of granting others.
+   */
+  constructor({ controller, link, leases, happen }) {
+    this.#controller = controller;
     this.#link = link;
+    this.#leases = leases;
     this.#happen = (event) => this.#given_up.signal.aborted || happen(event);
   }
 
@@ -33,9 +36,9 @@ export class Errand {
       const answer = await this.#started(meaning);
       this.#happen({ type: "ready", answer });
       const began = performance.now();
-      const reply = await controller.invoke(answer, pathOf(answer, meaning), input.file, this.#given_up.signal);
+      const reply = await this.#controller.invoke(answer, pathOf(answer, meaning), input.file, this.#given_up.signal);
       const call_ms = performance.now() - began;
-      const [result, archive] = await Promise.all([shown(reply, meaning), archiveSize(answer)]);
+      const [result, archive] = await Promise.all([shown(reply, meaning), this.#archiveSize(answer)]);
       this.#happen({ type: "answered", result: { ...result, call_ms, archive } });
       await this.#refresh(answer);
     } catch (error) {
@@ -53,12 +56,12 @@ export class Errand {
       outputs,
       wait_s: PATIENCE_S,
       request_key: randomKey(),
-      leases: leases.slice(-MOST_LEASES),
+      leases: this.#leases.slice(-MOST_LEASES),
     };
     for (;;) {
       try {
-        const answer = await controller.start(body, (step) => this.#happen({ type: "progress", step }), signal);
-        if (!leases.includes(answer.lease.token)) leases.push(answer.lease.token);
+        const answer = await this.#controller.start(body, (step) => this.#happen({ type: "progress", step }), signal);
+        if (!this.#leases.includes(answer.lease.token)) this.#leases.push(answer.lease.token);
         return answer;
       } catch (error) {
         if (!error.lost) throw error;
@@ -68,9 +71,15 @@ export class Errand {
     }
   }
 
+  /** Bytes; 0 if nobody says: it is only for the comparison. */
+  async #archiveSize({ service }) {
+    const view = await this.#controller.service(service.digest).catch(() => null);
+    return view?.size ?? 0;
+  }
+
   /** Being used prolonged its life: until when is asked for once more. */
   async #refresh(answer) {
-    const view = await controller.instance(answer.instance).catch(() => null);
+    const view = await this.#controller.instance(answer.instance).catch(() => null);
     if (view) this.#happen({ type: "lease", lease: { expires_at: view.expires_at } });
   }
 }
@@ -95,13 +104,6 @@ function parsed(text) {
     return null;
   }
 }
-
-/** Bytes of the service's archive; 0 if nobody says: it is only for the comparison. */
-const archiveSize = ({ service }) =>
-  controller
-    .service(service.digest)
-    .then(({ size }) => size)
-    .catch(() => 0);
 
 /** `crypto.randomUUID` is for secure origins only; this is there on all. */
 const randomKey = () =>

@@ -1,12 +1,11 @@
 // Whether the controller answers: looked at now and then, and more often while it does not.
 
-import * as controller from "./controller.js";
-
 const CALM_MS = 15_000;
 const FIRST_MS = 1_000;
 const LONGEST_MS = 8_000;
 
 export class Link {
+  #controller;
   #happen;
   #timer = 0;
   #wait_ms = FIRST_MS;
@@ -15,7 +14,8 @@ export class Link {
   #waiting = [];
   #on_back = [];
 
-  constructor(happen) {
+  constructor(controller, happen) {
+    this.#controller = controller;
     this.#happen = happen;
   }
 
@@ -33,7 +33,7 @@ export class Link {
 
   async #look() {
     try {
-      const { agents } = await controller.health();
+      const { agents } = await this.#controller.health();
       this.#up = true;
       this.#wait_ms = FIRST_MS;
       this.#timer = setTimeout(() => this.look(), CALM_MS);

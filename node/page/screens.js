@@ -44,8 +44,9 @@ export function lostLink(link, now, act) {
 
 // --- an errand -------------------------------------------------------------------------------------------------------
 
-export function taskHead({ meaning }) {
-  return [tile(meaning), h("div", h("h1", { tabIndex: -1, id: "task-title" }, meaning.title), h("p", meaning.hint))];
+export function taskHead({ meaning, step }) {
+  const title = h("h1", { tabIndex: -1, id: "task-title" }, meaning.title);
+  return [tile(meaning), h("div", title, step === "choose" && h("p", meaning.hint))];
 }
 
 export function chooser({ meaning, step }, act, camera_offered) {
@@ -100,14 +101,14 @@ export function progress({ step, progress: at, meaning }, link_up, act) {
       at.passed.map((phase) => stepOf(phase, at, meaning)),
     ),
     !link_up && h("p.quiet", "The connection is gone. This goes on as soon as it is back."),
-    button("cancel", "plain", "Cancel", act.cancel),
+    h("div.buttons", button("cancel", "plain", "Cancel", act.cancel)),
   ];
 }
 
 function stepOf(phase, at, meaning) {
   const text = words.phase(phase, meaning);
   if (phase !== at.phase) return h("li.passed", icon("check"), text, h("span.unseen", " (done)"));
-  const counts = at.total && ["fetch", "verify"].includes(phase);
+  const counts = at.total > 0 && ["fetch", "verify"].includes(phase);
   return h(
     "li.now",
     icon("dot"),

@@ -119,7 +119,8 @@ export const whereItRan = (answer) => `On ${answer.host} in ${answer.region}`;
 /** Against offloading without a store, where the phone uploads the whole service first. */
 export function saving(sent, archive) {
   if (!archive) return "";
-  const share = Math.floor((100 * archive) / (archive + sent));
+  const percent = (100 * archive) / (archive + sent);
+  const share = percent < 99 ? Math.floor(percent) : Math.floor(10 * percent) / 10; // never more than it was
   return `Your phone sent ${bytes(sent)}. Without the store it would have uploaded the service too: ${bytes(archive)} more. Saved:\u00a0${share}\u00a0%.`;
 }
 
@@ -139,7 +140,7 @@ export function clock(seconds) {
   const whole = Math.max(0, Math.ceil(seconds));
   if (whole < 60) return `${whole}\u00a0s`;
   return whole < 3600
-    ? `${Math.floor(whole / 60)}\u00a0min ${whole % 60}\u00a0s`
+    ? `${Math.floor(whole / 60)}\u00a0min\u00a0${whole % 60}\u00a0s`
     : `${Math.floor(whole / 3600)}\u00a0h`;
 }
 
@@ -180,7 +181,10 @@ const PROBLEMS = {
 /** Problems of a page's own, which never saw the controller. */
 export const OWN = {
   empty: ["This file is empty", "Choose another one."],
-  "not-a-photo": ["This is not a photo", "Choose a picture. If it is one, it may be damaged: take it again."],
+  "not-a-photo": [
+    "This is not a photo",
+    "Choose a picture. If it is one, it is damaged, or larger than this phone can open.",
+  ],
   "not-a-text": ["This is not a text", "Choose a plain text file, such as .txt, .md or .csv."],
   "too-long": ["This file is too large", "At most 64 MB can be sent."],
   cancelled: ["Cancelled", "Nothing more is sent."],

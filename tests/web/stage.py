@@ -17,6 +17,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, Page, async_playwright
 
+from dht.tasks import OwnedTasks
 from node.config import NodeConfig
 from node.page import page_routes
 from node.web import bind, serving
@@ -134,10 +135,17 @@ class Region:
         self.port = sock.getsockname()[1]
         config = NodeConfig(mesh="corner", region=self.site.controller.config.region)
         routes = [*client_routes(self.site.controller), *page_routes(config, self.url)]
-        await self._listening.enter_async_context(serving(sock, routes, drain_s=0.0))
+        await self._listening.enter_async_context(serving(sock, routes, drain_s=0.1))
 
     async def go_away(self) -> None:
         await self._listening.aclose()
+
+
+async def beat_forever(agent: FakeAgent) -> None:
+    """However slow the machine is: a silent agent would be given up."""
+    while True:
+        await asyncio.sleep(1)
+        await agent.beat()
 
 
 @asynccontextmanager
@@ -149,7 +157,8 @@ async def a_region(folder: Path, **settings: Any) -> AsyncIterator[Region]:
     async with TestServer(app, host="127.0.0.1") as server, running_site(folder, **settings) as site:
         agent.service = PortBinding(8080, server.port or 0, description="POST /see")
         region = Region(site, agent, service)
-        async with agent.linked(site.peer):
+        async with agent.linked(site.peer), OwnedTasks() as tasks:
+            tasks.run(beat_forever(agent), name="beat")
             await region.listen()
             try:
                 yield region

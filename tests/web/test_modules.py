@@ -90,7 +90,7 @@ async def test_what_a_service_says_it_found_is_looked_at_first(page: Page, answe
 
 async def test_savings_are_those_of_this_errand(page: Page) -> None:
     said = await ask(page, "words", "m.saving(...v)", [250_000, 28_000_000])
-    assert said.replace("\xa0", " ").endswith("uploaded the service too: 28 MB more. Saved: 99 %.")
+    assert said.replace("\xa0", " ").endswith("uploaded the service too: 28 MB more. Saved: 99.1 %.")
     assert await ask(page, "words", "m.saving(...v)", [250_000, 0]) == "", "nobody knows the archive's size"
 
 
