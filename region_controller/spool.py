@@ -20,7 +20,8 @@ log = structlog.get_logger(__name__)
 
 RETRY_AFTER_S = 5
 STALLED_S = 30.0
-"""An upload that sends nothing for so long is given up: it holds one of few slots."""
+LEAST_BYTES = 256 << 10
+"""An upload that brings less than LEAST_BYTES in STALLED_S is given up: it holds one of few slots."""
 _SUFFIX = ".csar"
 
 
@@ -105,13 +106,21 @@ class Spool:
             )
 
     async def _moving(self, body: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-        """The parts of `body`, each within its time."""
+        """The parts of `body`, as long as they come fast enough."""
+        now = asyncio.get_running_loop().time
+        ends, came = now() + self._stalled_s, 0
         while True:
             try:
-                async with asyncio.timeout(self._stalled_s):
+                async with asyncio.timeout_at(ends):
                     part = await anext(body, None)
             except TimeoutError:
-                raise BadRequest(f"the upload sent nothing for {self._stalled_s:g} s", fix="Send it again.") from None
+                raise BadRequest(
+                    f"the upload sent {came} bytes in {self._stalled_s:g} s; it is given up below {LEAST_BYTES}",
+                    fix="Send it again, over a faster line.",
+                ) from None
             if part is None:
                 return
+            came += len(part)
+            if came >= LEAST_BYTES:
+                ends, came = now() + self._stalled_s, 0
             yield part

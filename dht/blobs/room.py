@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -77,6 +78,14 @@ class Room:
                 f"{needed + more} bytes are needed with what is pinned or in use; this node may keep {allowed + more}",
                 fix="Raise the quota, free disk space, or withdraw services published here.",
             )
+        return self._evict_to(allowed, stay)
+
+    def shrink(self) -> Evicted:
+        """Evicts, at a start, what is beyond the quota, which an operator may have lowered; what is pinned stays. In a
+        transaction of the caller's."""
+        return self._evict_to(self.quota_bytes, self._index.pinned())
+
+    def _evict_to(self, allowed: int, stay: Collection[str]) -> Evicted:
         evicted: list[str] = []
         left: list[Gone] = []
         total = self._index.bytes_used()

@@ -63,6 +63,7 @@ def opened_store(root: Path, *, quota_bytes: int) -> Iterator[BlobStore]:
     with opened_index(root / "content.sqlite") as index:
         store = BlobStore(root, index, quota_bytes)
         store.reconcile()
+        store.keep_to_quota()
         try:
             yield store
         finally:
@@ -351,6 +352,21 @@ class BlobStore:
         self._whole.intersection_update(whole)
         self._whole.update(whole)
         self._use.restore({digest: used for digest, _, used in known})
+
+    def keep_to_quota(self) -> None:
+        """At a start: the quota may have been lowered since. Raises DiskFull, DiskUnusable."""
+        with self._lock, disk_errors():
+            with self._index.transaction():
+                evicted = self._room.shrink()
+            self._evict(evicted, arriving="")
+            kept = self._index.bytes_used()
+        if kept > self.quota_bytes:
+            log.warning(
+                "quota-exceeded",
+                pinned_bytes=kept,
+                quota_bytes=self.quota_bytes,
+                fix="Raise quota_gb, or withdraw services published here: nothing new is kept until then.",
+            )
 
     def save_order(self) -> None:
         """Write the order of last use, which is kept in memory so that a warm path touches no disk."""

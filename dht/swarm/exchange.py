@@ -154,6 +154,9 @@ class Exchange:
     # --- for peers ------------------------------------------------------------------------------------------------
 
     async def manifest(self, digest: str) -> Manifest | None:
+        """What a peer asks for counts as used: what serves many is not the first to go."""
+        if self.has(digest):
+            self._store.touch(digest)
         return await self._disk(self._store.manifest, digest)
 
     async def present(self, manifest: Manifest) -> list[bool]:

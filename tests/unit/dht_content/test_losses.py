@@ -73,3 +73,17 @@ def test_packs_that_are_whole_blobs_outlive_their_index(tmp_path: Path) -> None:
             assert path.read_bytes() == data
         assert store.present_bytes == len(data)
     assert [entry["event"] for entry in logs if entry["log_level"] == "error"] == ["database-damaged", "index-lost"]
+
+
+def test_a_quota_that_was_lowered_is_kept_from_the_next_start_on(tmp_path: Path) -> None:
+    with opened_store(blobs(tmp_path), quota_bytes=QUOTA) as store:
+        pinned, unused, used = (keep(store, [noise(100_000, n)]) for n in range(3))
+        store.pin(pinned, "published")
+        store.touch(used)
+    with opened_store(blobs(tmp_path), quota_bytes=200_000) as store:
+        assert set(store.held()) == {pinned, used}
+        assert store.present_bytes == 200_000
+    with capture_logs() as logs, opened_store(blobs(tmp_path), quota_bytes=50_000) as store:
+        assert store.held() == [pinned]
+    assert [entry["pinned_bytes"] for entry in logs if entry["event"] == "quota-exceeded"] == [100_000]
+    assert unused not in {pinned, used}

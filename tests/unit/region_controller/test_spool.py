@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from protocol.problems import BadRequest, DiskFull, TooLarge, TooManyRequests
-from region_controller.spool import Spool
+from region_controller.spool import LEAST_BYTES, Spool
 
 
 async def body(*parts: bytes) -> AsyncIterator[bytes]:
@@ -64,17 +64,30 @@ async def test_only_so_many_at_once(tmp_path: Path) -> None:
         assert len(list(tmp_path.iterdir())) == 1
 
 
-async def test_an_upload_that_stalls_gives_its_slot_back(tmp_path: Path) -> None:
-    async def stalled() -> AsyncIterator[bytes]:
-        yield b"x"
-        await asyncio.Event().wait()
+@pytest.mark.parametrize("pause_s", [3600.0, 0.01])
+async def test_an_upload_that_stalls_or_trickles_gives_its_slot_back(tmp_path: Path, pause_s: float) -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        while True:
+            yield b"x"
+            await asyncio.sleep(pause_s)
 
-    spool = a_spool(tmp_path, uploads=1, stalled_s=0.05)
-    with pytest.raises(BadRequest, match="sent nothing"):
-        async with spool.keeping(stalled()):
+    spool = a_spool(tmp_path, uploads=1, stalled_s=0.1)
+    with pytest.raises(BadRequest, match=r"the upload sent \d+ bytes in 0.1 s"):
+        async with spool.keeping(slow()):
             pass
     async with spool.keeping(body(b"x")) as upload:
         assert upload.size == 1
+
+
+async def test_an_upload_that_comes_fast_enough_may_take_its_time(tmp_path: Path) -> None:
+    async def steady() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            await asyncio.sleep(0.1)
+            yield b"x" * LEAST_BYTES
+
+    spool = a_spool(tmp_path, archive_bytes=4 * LEAST_BYTES, stalled_s=0.25)
+    async with spool.keeping(steady()) as upload:
+        assert upload.size == 3 * LEAST_BYTES
 
 
 def test_what_a_crash_left_is_removed_at_the_start_and_nothing_else(tmp_path: Path) -> None:
