@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import aiohttp
 import msgspec
 from aiohttp import web
 
+from dht.clocks import Clocks
 from protocol import tracing
 from protocol.bounded import read_bounded
 from protocol.network_errors import network_cause, speaks_no_tls
@@ -45,6 +47,7 @@ class PeerHttp:
         self.tls = tls
         self.source = source
         """The address that content is asked for from; empty: the system's choice."""
+        self.clocks = Clocks()
         self._scheme = "https" if tls is not None else "http"
 
     def url(self, address: str, path: str) -> str:
@@ -67,6 +70,7 @@ class PeerHttp:
             async with self._session.request(
                 method, self.url(address, path), ssl=self.tls or True, timeout=timeout, allow_redirects=False, **kwargs
             ) as response:
+                self.clocks.heard(address, response.headers.get("Date", ""), time.time(), time.monotonic())
                 if not 200 <= response.status < 300:
                     raise await _problem(response, address)
                 answered = True

@@ -17,6 +17,7 @@ from cryptography import x509
 from bootstrap import Identity, founder_of, renew, renew_own, renewal_due, validity
 from dht.contracts import Directory
 from dht.peer_http import PeerHttp
+from node.warnings import REMIND_S
 from protocol.problems import ConfigError, Problem
 
 log = structlog.get_logger(__name__)
@@ -24,8 +25,6 @@ log = structlog.get_logger(__name__)
 LOOK_EVERY_S = 60.0
 RETRY_S = 600.0
 """A machine may be up for an hour a day, and the founding node for another."""
-REMIND_S = 6 * 3600.0
-"""The same trouble is told again after so long."""
 WARN_S = 14 * 86_400.0
 """So long before the end an operator is warned: renewals have failed for two weeks by then."""
 MAX_LOOKUPS = 64
@@ -67,7 +66,7 @@ class Membership:
         self._directory = directory
         self._http = http
         self._retry_at = 0.0
-        self._told: dict[str, float] = {}
+        self._remind_at = 0.0
 
     @property
     def ends(self) -> float:
@@ -81,15 +80,13 @@ class Membership:
         return certificate_warning(self._identity.certificate, founder=founder_of(self._identity.root), now=now)
 
     async def keep(self) -> None:
-        """For ever: renew when due, and tell what is wrong. A failure is tried again: a month is left."""
+        """For ever: renew when due. A failure is told and tried again: a month is left."""
         while True:
             now, monotonic = time.time(), time.monotonic()
             if now >= self.ends and self._identity.root_key is None:
                 self._take_up_rejoined()
             elif renewal_due(self._identity.certificate, now) and monotonic >= self._retry_at:
                 await self._renew(monotonic)
-            if problem := self.warning(now):
-                self._tell("certificate-not-good", problem, monotonic)
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _renew(self, monotonic: float) -> None:
@@ -97,7 +94,9 @@ class Membership:
             renewed = await _renewed(self._identity, self._directory, self._http)
         except Problem as problem:
             self._retry_at = monotonic + RETRY_S
-            self._tell("certificate-not-renewed", problem, monotonic)
+            if monotonic >= self._remind_at:
+                self._remind_at = monotonic + REMIND_S
+                log.warning("certificate-not-renewed", detail=problem.detail, fix=problem.fix)
         else:
             self._change(renewed)
 
@@ -115,11 +114,6 @@ class Membership:
         self._identity = identity
         self._use(identity)
         log.info("certificate-renewed", until=identity.certificate.not_valid_after_utc.isoformat())
-
-    def _tell(self, event: str, problem: Problem, monotonic: float) -> None:
-        if monotonic - self._told.get(event, -REMIND_S) >= REMIND_S:
-            self._told[event] = monotonic
-            log.warning(event, detail=problem.detail, fix=problem.fix)
 
 
 async def _renewed(identity: Identity, directory: Directory, http: PeerHttp) -> Identity:

@@ -58,6 +58,7 @@ from node.metrics import metrics_routes
 from node.neighbours import met_neighbours
 from node.page import page_routes
 from node.running import Running, shown, sole_node
+from node.warnings import clock_warning, tell_warnings
 from node.web import bind, members_only, serving
 from protocol.peers import PeerIdentity
 from protocol.problems import ConfigError, Problem
@@ -163,7 +164,11 @@ class _Parts:
 
     def _warnings(self) -> list[Problem]:
         """What an operator should know of this node now."""
-        found = [self._membership.warning(time.time()), disk_warning(self._data_dir)]
+        found = [
+            self._membership.warning(time.time()),
+            clock_warning(self._http.clocks.ahead(time.monotonic())),
+            disk_warning(self._data_dir),
+        ]
         return [problem for problem in found if problem is not None]
 
     async def controller(self) -> Controller:
@@ -231,7 +236,9 @@ class _Parts:
         )
         if controller is not None:  # requests and links under way would hold the drain, and end without an answer
             self._stack.push_async_callback(controller.drain)
-        await enter(running_loops({"renew-certificate": self._membership.keep()}))
+        await enter(
+            running_loops({"renew-certificate": self._membership.keep(), "warn": tell_warnings(self._warnings)})
+        )
 
     def _use_renewed(self, identity: Identity) -> None:
         for context in (self._client_tls, self._server_tls):

@@ -147,7 +147,7 @@ class NetworkDirectory:
         try:
             await self._spread(key, signed)
         except DiskUnusable as problem:
-            if self._quiet.may_say(problem.detail, self._clock()):
+            if self._quiet.may_say(problem.detail, time.monotonic()):
                 log.error("announced-without-a-copy-here", detail=problem.detail)
             await self._overlay.store(key, [signed.envelope])
 
@@ -225,7 +225,7 @@ class NetworkDirectory:
                     await self._say_provider(digest, withdrawn=False)
 
         now = self._clock()
-        due = [d for d, said_at in self._announced.items() if now - said_at >= announce_interval(d)]
+        due = [d for d, said_at in self._announced.items() if not 0 <= now - said_at < announce_interval(d)]
         await asyncio.gather(*map(say, due))
 
     # --- regions ---
@@ -298,7 +298,7 @@ class NetworkDirectory:
                     refused.append(problem.detail)
             yield checked
             await asyncio.sleep(0)
-        if refused:
+        if refused and self._quiet.may_say("records-from-peers-refused", time.monotonic()):
             log.info("records-from-peers-refused", count=len(refused), first=refused[0])
 
     def held_set(self, key: bytes) -> rules.OrderedSet:

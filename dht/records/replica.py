@@ -76,7 +76,12 @@ class Replica:
     def outranks(self, key: bytes, signed: Signed) -> bool:
         """True if something of higher rank is held in the record's slot."""
         row = self.storage.in_slot(key, rules.slot(signed.record))
-        return row is not None and row.expiry > self._clock() and row.rank > rules.rank(signed)
+        return (
+            row is not None
+            and row.expiry > self._clock()
+            and row.rank > rules.rank(signed)
+            and not rules.is_ahead(row.seq, self._clock())
+        )
 
     def ordered(self, key: bytes) -> rules.OrderedSet:
         """The same, ordered for answers to peers."""
@@ -144,7 +149,7 @@ class Replica:
         if before is None:
             room = self._room_for(row, signed.record)
             return Verdict.REFUSED if room is None else Change(room[0], signed, room[1])
-        if before.rank > row.rank:
+        if before.rank > row.rank and not rules.is_ahead(before.seq, self._clock()):
             return Verdict.SUPERSEDED
         ours = row.ours or (before.ours and before.envelope == row.envelope)
         return Change(row._replace(ours=ours, via=_brought_by(row, before, ours=ours)), signed, [before])
@@ -154,6 +159,8 @@ class Replica:
         for row, signed, gone in changes:
             for one in gone:
                 self._ordered.remove(one.key, one.envelope)
+                if one.slot == row.slot and one.rank > row.rank:
+                    self.views.forget(one.key)
             self._ordered.add(row.key, row.envelope, row.expiry)
             self.views.heard(row.key, signed)
 

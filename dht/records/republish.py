@@ -110,6 +110,7 @@ class Republisher:
         self._clock = clock
         self._news = news
         self._next_purge = 0.0
+        self._stepped_at = inf
         self._quiet = (-1, 0.0)
         """Nothing is due before that time, unless `Storage.writes` has grown beyond that number."""
         self.spreads = 0
@@ -118,6 +119,10 @@ class Republisher:
     async def step(self) -> None:
         """Do what is due. To be called every TICK_S."""
         now = self._clock()
+        if now < self._stepped_at:  # the clock was set back, perhaps while this node was down
+            self._next_purge, self._quiet = now, (-1, 0.0)
+            self._storage.nothing_spread_after(now)
+        self._stepped_at = now
         if now >= self._next_purge:
             self._next_purge = now + PURGE_S
             while self._storage.purge(now) == PURGED_AT_ONCE:

@@ -271,6 +271,14 @@ class Storage:
             found = self._db.execute("SELECT * FROM dht_contacts ORDER BY seen_at DESC LIMIT ?", (limit,))
             return [KnownContact(*row) for row in found]
 
+    def nothing_spread_after(self, now: float) -> None:
+        """After the clock was set back: own records noted as spread later than now are due, others count as spread now.
+        They would wait for that time otherwise."""
+        with translated(self._database):
+            self._db.execute("UPDATE dht_held SET spread_at = 0 WHERE ours = 1 AND spread_at > ?", (now,))
+            self._db.execute("UPDATE dht_held SET spread_at = ? WHERE ours = 0 AND spread_at > ?", (now, now))
+            self.writes += 1
+
     def forget_contacts(self, seen_before: float) -> None:
         with translated(self._database):
             self._db.execute("DELETE FROM dht_contacts WHERE seen_at < ?", (seen_before,))

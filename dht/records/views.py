@@ -138,6 +138,10 @@ class Views:
         while len(self._views) > 1 and (len(self._views) > MAX_VIEWS or self._total() > MAX_VIEWED):
             self._views.popitem(last=False)
 
+    def forget(self, key: bytes) -> None:
+        """The set is read anew when it is asked for."""
+        self._views.pop(key, None)
+
     def heard(self, key: bytes, signed: Signed) -> None:
         """A record came to this node in another way than by reading."""
         if key in self._views:

@@ -206,6 +206,32 @@ async def test_a_record_outlives_its_publisher() -> None:
             assert [s.envelope for s in await reader.services("id:od01")] == [signed.envelope]
 
 
+async def test_a_node_whose_clock_was_two_days_ahead_for_a_while_is_found_again_at_once() -> None:
+    ahead_s = 2 * 86_400
+    digest = "sha256:" + "ab" * 32
+    async with node(0) as first, node(1, bootstrap=first.contacts(), clock=lambda: time.time() + ahead_s) as wrong:
+        await until(lambda: wrong.stats()["contacts"])
+
+        async def announce() -> None:
+            await wrong.announce_region(region="eu", agents=1, memory_total=1, memory_free=1)
+            await wrong.announce_due()
+
+        now = time.time() + ahead_s
+        dated_ahead = service(seq=int(now * 1000), expiry=now + 3600, content="dated ahead")
+        with pytest.raises(Unavailable, match="no other node took"):
+            await wrong.publish(dated_ahead)
+        await wrong.announce_content(digest)
+        await announce()
+        assert (await first.services("id:wc01"), await first.regions("region:eu")) == ([], [])
+        ahead_s = 0
+        right = service()
+        await wrong.publish(right)
+        await announce()
+        assert [s.envelope for s in await first.services("id:wc01")] == [right.envelope]
+        assert [r.node for r in await first.regions("region:eu")] == [wrong.node]
+        assert [r.node for r in await first.providers(digest)] == [wrong.node]
+
+
 async def test_nobody_in_reach_is_unavailable_but_what_is_here_is_found() -> None:
     nobody = f"127.0.0.1:{free_udp_port()}"
     signed = service("od01")

@@ -46,6 +46,15 @@ def test_expired_records_are_refused_and_not_shown(replica: Replica) -> None:
     assert replica.offer(KEY, [service(expiry=time.time() - 1).envelope]) == [Verdict.REFUSED]
 
 
+def test_what_a_clock_dated_two_days_ahead_gives_way_to_what_the_same_key_signs_now(replica: Replica) -> None:
+    ahead = service(seq=MS + 2 * 86_400_000, content="dated ahead")
+    replica.keep(KEY, ahead, ours=True, spread_at=0.0)
+    now = service(seq=MS)
+    assert not replica.outranks(KEY, now)
+    assert replica.keep(KEY, now, ours=True, spread_at=0.0) == Verdict.KEPT
+    assert replica.ordered(KEY).envelopes == [now.envelope]
+
+
 def test_an_echo_from_a_peer_leaves_our_record_ours(replica: Replica) -> None:
     signed = service(seq=MS + 1000)
     replica.keep(KEY, signed, ours=True, spread_at=0.0)

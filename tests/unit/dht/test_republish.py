@@ -113,3 +113,22 @@ async def test_what_is_due_is_spread_on_time_though_the_rows_are_looked_at_only_
     assert [k for _, k in mesh.spread[:4]] == [k for _, k in expected]
     assert all(-1e-6 <= when - began - due <= 1 for (when, _), (due, _) in zip(mesh.spread, expected, strict=False))
     assert storage.looks < 50
+
+
+async def test_after_the_clock_was_set_back_what_is_ours_is_spread_at_once_and_nothing_waits_for_that_time() -> None:
+    mesh, day = Mesh(), 86_400.0
+    with opened_storage(None) as storage:
+        republisher = Republisher(
+            Replica(storage, lambda: mesh.now), cast(Overlay, mesh), MeshNews(), replicas=8, clock=lambda: mesh.now
+        )
+        ahead = mesh.now + day
+        storage.put([row(ahead)._replace(expiry=10**9), row(ahead, ours=False)._replace(key=key(255), expiry=10**9)])
+        mesh.now = ahead
+        await republisher.step()
+        assert mesh.spread == []
+        mesh.now = began = ahead - day
+        await republisher.step()
+        assert mesh.spread == [(began, key(0))]
+        mesh.now = began + HELD_INTERVAL_S * (1 + JITTER)
+        await republisher.step()
+        assert {key for _, key in mesh.spread[1:]} == {key(0), key(255)}

@@ -182,3 +182,5 @@ def test_the_next_seq_is_the_clock_but_above_what_the_same_key_said() -> None:
     assert rules.next_seq(None, NOW) == MS
     assert rules.next_seq(MS + 7, NOW) == MS + 8
     assert rules.next_seq(MS + 7, NOW + 60) == MS + 60_000
+    assert rules.next_seq(MS + 299_999, NOW) == MS + 300_000
+    assert rules.next_seq(MS + 300_000, NOW) == MS, "what nobody would take is no reason to go beyond it"
