@@ -185,13 +185,13 @@ class ControllerClient:
         *,
         method: str | None = None,
         content_type: str = "application/octet-stream",
+        accept: str = "*/*",
         timeout_s: float = 60.0,
     ) -> bytes:
         """Call the service itself; see `client.invocation.invoke`."""
         assert self._session is not None
-        return await invoke(
-            self._session, answer, path, body, method=method, content_type=content_type, timeout_s=timeout_s
-        )
+        options: dict[str, Any] = {"content_type": content_type, "accept": accept, "timeout_s": timeout_s}
+        return await invoke(self._session, answer, path, body, method=method, **options)
 
     # --- services ----------------------------------------------------------------------------------------------------
 

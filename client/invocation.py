@@ -5,8 +5,10 @@ from __future__ import annotations
 import html
 import re
 import textwrap
+from contextlib import suppress
 
 import aiohttp
+import msgspec
 import stamina
 
 from client.rest import CONNECT_TIMEOUT_S
@@ -32,9 +34,11 @@ async def invoke(
     *,
     method: str | None = None,
     content_type: str = "application/octet-stream",
+    accept: str = "*/*",
     timeout_s: float = 60.0,
 ) -> bytes:
-    """The body that the service replies to `path`. `method`: POST with a body, else GET.
+    """The body that the service replies to `path`. `method`: POST with a body, else GET. `accept`: the media type that
+    the reply shall have, where the service offers several.
 
     Only connections that could not be opened are tried again: the service has then seen nothing of the request.
     Raises Conflict (the service has no HTTP address), Unavailable (nobody listens), ServiceError (status 400 or
@@ -46,7 +50,7 @@ async def invoke(
         raise BadRequest(f"{path[:80]!r} is not a path", fix="A path starts with a slash, such as /wordcount.")
     url = answer.url.rstrip("/") + path
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-    headers = {} if body is None else {"Content-Type": content_type}
+    headers = {"Accept": accept} | ({} if body is None else {"Content-Type": content_type})
 
     async def attempt() -> bytes:
         async with session.request(
@@ -78,8 +82,19 @@ async def _error(response: aiohttp.ClientResponse, url: str, instance: str) -> S
     )
 
 
+class _Sentences(msgspec.Struct):
+    title: str = ""
+    detail: str = ""
+    fix: str = ""
+
+
 def plain_reply(text: str, content_type: str) -> str:
-    """The text of an error; of an HTML page, which a person cannot read in a terminal, one line of its words."""
+    """The text of an error: of problem+json (RFC 9457) its sentences; of an HTML page, which a person cannot read in a
+    terminal, one line of its words."""
+    if content_type == "application/problem+json":
+        with suppress(msgspec.DecodeError):
+            problem = msgspec.json.decode(text, type=_Sentences)
+            return " ".join(filter(None, (problem.detail or problem.title, problem.fix))) or text
     if content_type != "text/html" and not text.lstrip()[:9].lower().startswith(("<!doctype", "<html")):
         return text
     words = html.unescape(_NO_WORDS.sub(" ", text)).split()

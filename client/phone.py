@@ -66,9 +66,9 @@ class Phone:
     async def start(self, request: StartRequest, on_progress: OnProgress | None = None) -> StartAnswer:
         return await self.call(lambda client: client.start(request, on_progress))
 
-    async def invoke(self, answer: StartAnswer, path: str, body: bytes | None = None) -> bytes:
+    async def invoke(self, answer: StartAnswer, path: str, body: bytes | None = None, *, accept: str = "*/*") -> bytes:
         """Call the service; no controller is needed for that."""
-        return await invoke(self._session, answer, path, body)
+        return await invoke(self._session, answer, path, body, accept=accept)
 
     async def call(self, work: Callable[[ControllerClient], Awaitable[T]]) -> T:
         """`work` with a controller that answers. Raises ControllerUnreachable once nobody is left to ask."""

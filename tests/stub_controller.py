@@ -172,7 +172,8 @@ class StubController:
         return response
 
     async def word_count(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(text=str(len((await request.read()).split())))
+        words = len((await request.read()).split())
+        return _json({"words": words}) if "json" in request.headers["Accept"] else web.Response(text=str(words))
 
     def routes(self) -> list[web.RouteDef]:
         agent = AgentView(

@@ -371,8 +371,11 @@ def remove(instance: str, token: str | None) -> None:
 @click.argument("file", required=False, type=click.Path(path_type=Path, allow_dash=True))
 @_start_options
 @click.option("--content-type", default="application/octet-stream", show_default=True, help="Of what is posted.")
+@click.option("--accept", default="*/*", show_default=True, help="The media type to get, such as application/json.")
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Write the reply here.")
-def invoke(service: str, path: str, file: Path | None, content_type: str, out: Path | None, **options: Any) -> None:
+def invoke(
+    service: str, path: str, file: Path | None, content_type: str, accept: str, out: Path | None, **options: Any
+) -> None:
     """Start SERVICE if need be and post FILE (- for stdin) to its PATH; without FILE, get PATH.
 
     With --category, --input or --output, write - for SERVICE.
@@ -384,7 +387,7 @@ def invoke(service: str, path: str, file: Path | None, content_type: str, out: P
     async def work() -> tuple[StartAnswer, bytes]:
         async with session.connected(changing=True) as client:
             answer = await _start(session, client, request)
-            return answer, await client.invoke(answer, path, body, content_type=content_type)
+            return answer, await client.invoke(answer, path, body, content_type=content_type, accept=accept)
 
     answer, reply = asyncio.run(work())
     session.output.note(f"{answer.start} start in {answer.timings_ms.get('total', 0):.0f} ms at {answer.url}")

@@ -16,7 +16,7 @@ import csar
 from agent.docker.images import BuildSettings
 from tests.agent_stage import Shelf, an_agent, start_command
 from tests.docker_stage import clean_docker
-from tests.photos import photo
+from tests.samples import photo
 from tests.scripts import pack_service, packages
 from tests.service_stage import SERVICES, Answer, call
 

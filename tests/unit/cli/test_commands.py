@@ -215,6 +215,12 @@ def test_invoke_posts_stdin_and_prints_only_the_reply(shell: Shell) -> None:
     assert result.stdout_bytes == b"3"
 
 
+def test_invoke_asks_for_the_form_that_is_wanted(shell: Shell) -> None:
+    assert (
+        shell("invoke", "wc01", "/wordcount", "-", "--accept", "application/json", stdin=b"one").stdout == '{"words":1}'
+    )
+
+
 def test_invoke_writes_a_file(shell: Shell, tmp_path: Path) -> None:
     text, out = tmp_path / "text", tmp_path / "out"
     text.write_bytes(b"one two")

@@ -16,5 +16,13 @@ def test_an_html_page_becomes_one_line_of_its_words() -> None:
     assert len(plain_reply("<p>" + "word " * 1000, "text/html")) <= MAX_LINE
 
 
+def test_of_problem_json_the_sentences_are_shown() -> None:
+    body = '{"title": "Bad Request", "status": 400, "detail": "The request is empty.", "fix": "Send a photo."}'
+    assert plain_reply(body, "application/problem+json") == "The request is empty. Send a photo."
+    assert plain_reply('{"title": "Bad Request", "more": 1}', "application/problem+json") == "Bad Request"
+    for odd in ('{"detail": 1}', "{}", "[]", '{"detail": "cut of'):
+        assert plain_reply(odd, "application/problem+json") == odd
+
+
 def test_anything_else_stays_as_it_is() -> None:
     assert plain_reply('{"error": "<no words>"}\n', "application/json") == '{"error": "<no words>"}\n'

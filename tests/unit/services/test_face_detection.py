@@ -7,7 +7,7 @@ import io
 import pytest
 from PIL import Image
 
-from tests.photos import photo
+from tests.samples import photo
 from tests.service_stage import call
 
 FACE = (174, 66, 98, 98)

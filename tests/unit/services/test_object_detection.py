@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from tests.photos import photo
+from tests.samples import photo
 from tests.service_stage import SERVICES, call, serving
 
 ON_PHOTOS = {

@@ -12,7 +12,7 @@ import zlib
 import pytest
 from PIL import Image
 
-from tests.photos import photo
+from tests.samples import photo
 from tests.service_stage import Answer, call, form
 
 

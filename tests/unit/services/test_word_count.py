@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.samples import jargon_file
 from tests.service_stage import SERVICES, call, form, load, serving
 
 SOURCE = SERVICES / "word_count/wordcount"
@@ -44,6 +45,10 @@ def test_a_text_is_answered_with_the_number_of_its_words(port: int, text: bytes,
     answer = call(port, "POST", "/wordcount", text)
     assert (answer.status, answer.text) == (200, str(words))
     assert answer.kind.startswith("text/plain")
+
+
+def test_the_words_of_a_real_text_are_as_many_as_wc_says(port: int) -> None:
+    assert call(port, "POST", "/wordcount", jargon_file()).text == "239084"
 
 
 def test_a_form_is_answered_for_its_field_file(port: int) -> None:

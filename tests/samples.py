@@ -1,7 +1,8 @@
-"""Real photos for tests, out of free packages: fetched once, checked by digest, never committed."""
+"""Real photos and a real text for tests, out of free packages: fetched once, checked by digest, never committed."""
 
 from __future__ import annotations
 
+import gzip
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from tests.scripts import packages
 
-LOCK = Path(__file__).with_name("photos.lock")
+LOCK = Path(__file__).with_name("samples.lock")
 IN_DARKNET = {
     "dog.jpg": "5a9522051c3cec2bbd2f6323fccba32e8fbf3ddcc2b3e2fd46b04c720bc6f866",
     "eagle.jpg": "f95f57297fd51a6c5ddceb5ed6916fa759d1d65f402fee34c05b31a9608755c0",
@@ -23,6 +24,8 @@ IN_SCIKIT_IMAGE = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")
 """PyPI's `scikit-image`: NASA's portrait of Eileen Collins, Stefan van der Walt's cat, Rachel Michetti's cup of
 coffee and SpaceX's Falcon 9, all in the public domain."""
 
+JARGON_SHA256 = "fcaa76e4c2ebdf90c6557524b9430373dc49d1a26462ef30f43c0ace70a25a3a"
+
 
 def photo(name: str) -> bytes:
     """Skips the test where the packages cannot be had, and says why."""
@@ -32,5 +35,14 @@ def photo(name: str) -> bytes:
             return packages.check(file, IN_DARKNET[name]).read_bytes()
         with zipfile.ZipFile(next(packages.locked_wheels(LOCK).glob("*.whl"))) as wheel:
             return wheel.read(f"skimage/data/{name}")
+    except packages.CannotBuild as error:
+        pytest.skip(str(error))
+
+
+def jargon_file() -> bytes:
+    """Debian's `jargon-text`: 1.7 MB with 239,084 words, in the public domain. Skips as well."""
+    try:
+        file = packages.debian_package("jargon-text") / "usr/share/doc/jargon-text/jargon.txt.gz"
+        return gzip.decompress(packages.check(file, JARGON_SHA256).read_bytes())
     except packages.CannotBuild as error:
         pytest.skip(str(error))
