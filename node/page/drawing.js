@@ -73,8 +73,14 @@ function announce(before, task) {
   const phase = task.progress?.phase;
   if (phase && phase !== before?.progress?.phase) say(words.phase(phase, task.meaning));
   if (task.step === before?.step) return;
+  keepPlace();
   if (task.step === "done") tell("result", `Done: ${at("result").querySelector("h2").textContent}`);
   if (task.step === "failed") tell("failure", `${task.problem.title}. ${task.problem.text}`);
+}
+
+/** What had the focus may be gone with its part of the page: keyboards go on from the title, not from the very top. */
+function keepPlace() {
+  if (document.activeElement === document.body) at("task-title").focus({ preventScroll: true });
 }
 
 function tell(id, text) {

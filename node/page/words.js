@@ -125,7 +125,7 @@ export function saving(sent, archive) {
 }
 
 export function bytes(count) {
-  if (count < 1000) return `${count} bytes`;
+  if (count < 1000) return `${count}\u00a0${count === 1 ? "byte" : "bytes"}`;
   const unit = count < 1e6 ? ["KB", 1e3] : count < 1e9 ? ["MB", 1e6] : ["GB", 1e9];
   const value = count / unit[1];
   return `${value.toFixed(value < 10 ? 1 : 0)}\u00a0${unit[0]}`;
@@ -174,7 +174,7 @@ const PROBLEMS = {
   "deadline-exceeded": ["This takes too long", "It may go on in the background; try again in a moment."],
   "disk-full": ["There is no room right now", "The store's disk is full. Tell whoever runs this place."],
   "no-such-instance": ["The service has ended meanwhile", "Start it once more."],
-  conflict: ["The service has ended meanwhile", "Start it once more."],
+  conflict: ["The service cannot take this now", ""],
   "ambiguous-service": ["Several services fit", "They differ, so none was chosen."],
 };
 
@@ -225,12 +225,15 @@ function parsed(text) {
 
 // --- what came back --------------------------------------------------------------------------------------------------
 
+const MOST_FOUND = 100;
+const LONGEST_LABEL = 60;
+
 /** Things found in a photo, as the services of this project tell them; null if it is something else. */
 export function detections(value) {
   if (!Array.isArray(value?.detections) || !(value.width > 0) || !(value.height > 0)) return null;
-  const found = value.detections.filter((one) => one.box?.length === 4 && one.box.every(Number.isFinite));
-  return found.map(({ label, confidence, box: [left, top, width, height] }) => ({
-    label: String(label),
+  const found = value.detections.filter((one) => one?.box?.length === 4 && one.box.every(Number.isFinite));
+  return found.slice(0, MOST_FOUND).map(({ label, confidence, box: [left, top, width, height] }) => ({
+    label: String(label).slice(0, LONGEST_LABEL),
     confidence: Number.isFinite(confidence) ? confidence : null,
     left: left / value.width,
     top: top / value.height,

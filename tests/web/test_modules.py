@@ -81,7 +81,7 @@ async def test_services_are_told_by_meaning_and_each_once(page: Page) -> None:
         {},
         {"detections": "many", "width": 1, "height": 1},
         {"detections": [], "width": 0, "height": 1},
-        {"detections": [{"label": "x", "box": [1, 2]}, {"box": [0, 0, None, 1]}, {}], "width": 1, "height": 1},
+        {"detections": [None, {"label": "x", "box": [1, 2]}, {"box": [0, 0, None, 1]}, {}], "width": 1, "height": 1},
     ],
 )
 async def test_what_a_service_says_it_found_is_looked_at_first(page: Page, answer: dict[str, Any]) -> None:

@@ -107,6 +107,20 @@ async def test_nothing_found_and_what_the_service_refuses_are_said_in_words(brow
         await expect(page.locator(".notice")).to_contain_text("The photo is broken. Take it again.")
 
 
+async def test_without_the_camera_a_photo_can_still_be_chosen(browser: Browser, tmp_path: Path) -> None:
+    async with a_region(tmp_path) as region, a_phone(browser) as page:
+        await offer(region, OBJECTS)
+        await page.add_init_script(
+            "navigator.mediaDevices.getUserMedia = () => Promise.reject(new Error('not allowed'))"
+        )
+        await page.goto(region.url)
+        await page.get_by_role("link", name="Find objects in a photo").tap()
+        await page.get_by_role("button", name="Take a photo").tap()
+        await expect(heading(page, "The camera cannot be used")).to_be_visible()
+        await choose(page)
+        await expect(heading(page, "2 things found")).to_be_visible()
+
+
 async def test_what_is_no_photo_is_refused_and_a_large_one_shrunk(browser: Browser, tmp_path: Path) -> None:
     async with a_region(tmp_path) as region, a_phone(browser) as page:
         await offer(region, OBJECTS, WORDS)
