@@ -160,10 +160,11 @@ async def test_a_tree_is_asked_once_each_and_every_region_gives_its_reason(tmp_p
             await announced(cousin, 1)
             answer, _ = await asked.controller.start(REQUEST)
             assert answer.region == "eu/fr/paris"
-            assert answer.handoff == ("eu/de/ka", "eu/fr")
+            by_uncle = answer.handoff == ("eu/de/ka", "eu/fr")
+            assert by_uncle or answer.handoff == ("eu/de/ka",), "where Paris' own word of its agent came first"
             stopped = await asked.controller.stop(answer.instance, Caller(answer.lease.token))
             assert stopped.state is State.STOPPED
-        assert uncle.controller.stats().starts["handed_off"] == 1
+        assert uncle.controller.stats().starts["handed_off"] == by_uncle
 
 
 async def test_a_dead_region_is_passed_over_and_a_broken_service_is_not_passed_on(tmp_path: Path) -> None:
