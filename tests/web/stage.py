@@ -15,7 +15,7 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.test_utils import TestServer
-from playwright.async_api import Browser, Page, async_playwright
+from playwright.async_api import Browser, Page, async_playwright, expect
 
 from dht.tasks import OwnedTasks
 from node.config import NodeConfig
@@ -45,6 +45,10 @@ DOG_AND_BICYCLE = {
     ],
 }
 
+PATIENCE_MS = 20_000
+"""A machine that runs other tests beside this one is slow."""
+expect.set_options(timeout=PATIENCE_MS)
+
 # --- the phone --------------------------------------------------------------------------------------------------------
 
 
@@ -65,7 +69,7 @@ async def a_phone(browser: Browser, **settings: Any) -> AsyncIterator[Page]:
     """A fresh page. No script of it may fail, its policy must let all of it pass, and it asks one origin only."""
     context = await browser.new_context(**{**PHONE, **settings})
     page = await context.new_page()
-    page.set_default_timeout(10_000)
+    page.set_default_timeout(PATIENCE_MS)
     faults: list[str] = []
     origins: set[str] = set()
     page.on("pageerror", lambda error: faults.append(str(error)))
