@@ -42,6 +42,7 @@ from dht import rules
 from dht.database import transaction
 from dht.records.republish import distance
 from dht.records.storage import Row, connected, opened_storage
+from node.cli.serving import set_imports_aside
 from node.config import Mesh, Network, NodeConfig
 from node.runtime import Node, running_node
 from protocol.identifiers import node_id, record_key
@@ -301,6 +302,7 @@ async def measure(chance: random.Random, controller: Node, holders: Sequence[Nod
 
 
 async def main() -> None:
+    set_imports_aside()
     structlog.configure(
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),

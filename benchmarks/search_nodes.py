@@ -19,6 +19,7 @@ import structlog
 import uvloop
 from msgspec.structs import replace
 
+from node.cli.serving import set_imports_aside
 from node.config import Mesh, NodeConfig
 from node.runtime import Node, running_node
 from protocol.records import verify
@@ -46,4 +47,5 @@ if __name__ == "__main__":
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
     )
+    set_imports_aside()
     uvloop.run(main([Path(text) for text in sys.argv[1:]]))

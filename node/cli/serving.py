@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import resource
 import signal
@@ -45,11 +46,23 @@ def allow_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (open_file_limit(soft, hard), hard))
 
 
+def set_imports_aside() -> None:
+    """Take all that is there by now, which is the program itself, out of the collector's sight.
+
+    It stays until the process ends, and walking through it is most of what a full collection does: some 60 ms in which
+    nobody is answered, against less than 10 ms for what a node with 10,000 services adds. To be called before the node is made: what is of the
+    node must be found when it is garbage.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 def serve_node(session: Session) -> None:
     """`up`: the node that config.toml describes. Logs to stderr, says on stdout where it is reached."""
     allow_connections()
     session.configure_logging(logging.DEBUG if session.debug else logging.INFO)
     config = NodeConfig.load(session.data_dir)
+    set_imports_aside()
 
     async def work() -> None:
         stop = stop_signal()
@@ -71,6 +84,7 @@ def seed_files(session: Session, signed: Sequence[tuple[Path, Signed]]) -> None:
         return
     config = msgspec.structs.replace(NodeConfig.load(session.data_dir), roles=("store",))
     allow_connections()
+    set_imports_aside()
 
     async def work() -> None:
         stop = stop_signal()

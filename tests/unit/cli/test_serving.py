@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import time
 
@@ -10,7 +11,15 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.swarm.traffic import ContentStats
-from node.cli.serving import MAX_OPEN_FILES, controller_note, fetched_since, next_steps, open_file_limit, publisher_of
+from node.cli.serving import (
+    MAX_OPEN_FILES,
+    controller_note,
+    fetched_since,
+    next_steps,
+    open_file_limit,
+    publisher_of,
+    set_imports_aside,
+)
 from protocol.records import ServiceRecord, Signed, raw_public_key, sign
 
 
@@ -95,3 +104,16 @@ async def test_only_a_record_that_stands_makes_another_needless() -> None:
 )
 def test_a_node_opens_as_many_files_as_it_may_and_never_fewer_than_before(soft: int, hard: int, allowed: int) -> None:
     assert open_file_limit(soft, hard) == allowed
+
+
+def test_a_full_collection_walks_through_nothing_of_the_program_itself() -> None:
+    imported = len(gc.get_objects())
+    try:
+        set_imports_aside()
+        assert len(gc.get_objects()) < imported / 20
+        cycle: list[object] = []
+        cycle.append(cycle)
+        del cycle
+        assert gc.collect() > 0, "what comes later is collected as ever"
+    finally:
+        gc.unfreeze()
