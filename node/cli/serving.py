@@ -50,8 +50,8 @@ def set_imports_aside() -> None:
     """Take all that is there by now, which is the program itself, out of the collector's sight.
 
     It stays until the process ends, and walking through it is most of what a full collection does: some 60 ms in which
-    nobody is answered, against less than 10 ms for what a node with 10,000 services adds. To be called before the node is made: what is of the
-    node must be found when it is garbage.
+    nobody is answered, against less than 10 ms for what a node with 10,000 services adds. To be called before the node
+    is made: what is of the node must be found when it is garbage.
     """
     gc.collect()
     gc.freeze()
