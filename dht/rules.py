@@ -1,8 +1,9 @@
 """What a node may keep at a key, which record replaces which, and how a set is cut into answers. Pure.
 
 A key holds a *set* of signed records. `merge` of two sets is commutative, associative and idempotent, so replicas that
-heard the same records in any order, any number of times, hold the same set. Every record has a *slot*; of two records
-in one slot the higher rank stays:
+heard the same records in any order, any number of times, hold the same set (where there is room for it: who may stand
+at a crowded key depends on who brought what, and is no law of sets but of `dht.seats`). Every record has a *slot*; of
+two records in one slot the higher rank stays:
 
     record    slot                        rank
     service   publisher, id, name         seq, then tombstone before live, then the envelope's bytes
@@ -49,7 +50,7 @@ from protocol.records import (
 MAX_PER_OWNER = {ServiceRecord: 1024, ProviderRecord: 16, RegionRecord: 16}
 """Records of one signing key at one key; those of the highest rank stay."""
 MAX_PER_KEY = 16_384
-"""Beyond it every owner keeps an equal share, so that who publishes much cannot crowd out who publishes little."""
+"""Beyond it those who brought or hold the records share the room equally: see `dht.seats`."""
 POSITION_BYTES = 8
 """Length of a cursor and of a fingerprint."""
 EVERYWHERE = (0, (1 << 8 * POSITION_BYTES) - 1)
@@ -137,26 +138,20 @@ def rank(signed: Signed) -> tuple[int, bool, bytes]:
 
 
 def merge(*sets: Iterable[Signed]) -> list[Signed]:
-    """One record per slot, within the bounds per owner and per key, highest rank first."""
+    """One record per slot and MAX_PER_OWNER of one signer, highest rank first."""
     best: dict[bytes, Signed] = {}
     for signed in (one for records in sets for one in records):
         place = slot(signed.record)
         if place not in best or rank(signed) > rank(best[place]):
             best[place] = signed
     kept: list[Signed] = []
-    turns: list[int] = []
-    """How many records of the same owner stand before each."""
     per_owner: Counter[tuple[type[Record], bytes]] = Counter()
     for signed in sorted(best.values(), key=rank, reverse=True):
         owner = type(signed.record), signed.public_key
         if per_owner[owner] < MAX_PER_OWNER[type(signed.record)]:
             kept.append(signed)
-            turns.append(per_owner[owner])
         per_owner[owner] += 1
-    if len(kept) <= MAX_PER_KEY:
-        return kept
-    by_turn = sorted(range(len(kept)), key=turns.__getitem__)[:MAX_PER_KEY]
-    return [kept[i] for i in sorted(by_turn)]
+    return kept
 
 
 def visible(records: Iterable[Signed], now: float) -> list[Signed]:
@@ -187,13 +182,11 @@ def position(envelope: bytes) -> bytes:
     return hashlib.sha256(envelope).digest()[:POSITION_BYTES]
 
 
-class OrderedSet:
-    """Envelopes in the order of their positions. Equal sets have equal fingerprints: readers page only one of them."""
+class Places:
+    """Positions in order: what is told of a set without its envelopes. Equal sets have equal fingerprints."""
 
-    def __init__(self, envelopes: Iterable[bytes]) -> None:
-        ordered = sorted((position(e), e) for e in envelopes)
-        self.positions = [place for place, _ in ordered]
-        self.envelopes = [envelope for _, envelope in ordered]
+    def __init__(self, positions: Iterable[bytes] = ()) -> None:
+        self.positions = sorted(positions)
         self._whole: Summary | None = None
         self._parts: list[_Part | None] = [None] * PARTS
         """Of EVERYWHERE; None: to be hashed anew. So a change costs one part, not the whole."""
@@ -201,6 +194,67 @@ class OrderedSet:
     @property
     def fingerprint(self) -> bytes:
         return self.summary(*EVERYWHERE).fingerprint
+
+    def summary(self, low: int, high: int) -> Summary:
+        """What is at the positions from `low` to `high`, both included: listed, or as fingerprints of its parts."""
+        if (low, high) == EVERYWHERE:
+            self._whole = self._whole or self._whole_summary()
+            return self._whole
+        chosen = self.places_between(low, high)
+        if len(chosen) <= LISTED:
+            return _listed(chosen)
+        return Summary(_digest_of(chosen), b"".join(self._fingerprints(low, high)), b"")
+
+    def differing(self, low: int, high: int, parts: bytes) -> list[tuple[int, int]]:
+        """Which parts of the range another set, of which `parts` is told in a summary, does not hold alike."""
+        theirs = zip(parts_of(low, high), shorts(parts), self._fingerprints(low, high), strict=False)
+        return [part for part, digest, ours in theirs if digest != ours]
+
+    def fingerprint_of(self, low: int, high: int) -> bytes:
+        """The shortened fingerprint of what is from `low` to `high`, as in the parts of a summary."""
+        return _digest_of(self.places_between(low, high))[:SHORT_BYTES]
+
+    def places_between(self, low: int, high: int) -> list[bytes]:
+        """The positions from `low` to `high`."""
+        return self.positions[self._slice(low, high)]
+
+    def _slice(self, low: int, high: int) -> slice:
+        if low > high:
+            return slice(0, 0)
+        first = bisect_left(self.positions, low.to_bytes(POSITION_BYTES, "big"))
+        return slice(first, bisect_right(self.positions, high.to_bytes(POSITION_BYTES, "big")))
+
+    def _whole_summary(self) -> Summary:
+        if len(self.positions) <= LISTED_WITH_CONTACTS:
+            return _listed(self.positions)
+        parts = [self._part(number) for number in range(PARTS)]
+        return Summary(
+            _digest_of([part.positions for part in parts]), b"".join(part.fingerprint for part in parts), b""
+        )
+
+    def _fingerprints(self, low: int, high: int) -> list[bytes]:
+        if (low, high) == EVERYWHERE:
+            return [self._part(number).fingerprint for number in range(PARTS)]
+        return [self.fingerprint_of(*part) for part in parts_of(low, high)]
+
+    def _part(self, number: int) -> _Part:
+        part = self._parts[number]
+        if part is None:
+            first = bisect_left(self.positions, _PART_STARTS[number])
+            last = number + 1 == PARTS
+            end = len(self.positions) if last else bisect_left(self.positions, _PART_STARTS[number + 1])
+            chosen = self.positions[first:end]
+            part = self._parts[number] = _Part(b"".join(chosen), _digest_of(chosen)[:SHORT_BYTES])
+        return part
+
+
+class OrderedSet(Places):
+    """Envelopes in the order of their positions."""
+
+    def __init__(self, envelopes: Iterable[bytes]) -> None:
+        ordered = sorted((position(e), e) for e in envelopes)
+        super().__init__(place for place, _ in ordered)
+        self.envelopes = [envelope for _, envelope in ordered]
 
     def add(self, envelope: bytes) -> None:
         place = position(envelope)
@@ -223,39 +277,6 @@ class OrderedSet:
         self._whole = None
         self._parts[bisect_right(_PART_STARTS, place) - 1] = None
 
-    def summary(self, low: int, high: int) -> Summary:
-        """What is at the positions from `low` to `high`, both included: listed, or as fingerprints of its parts."""
-        if (low, high) == EVERYWHERE:
-            self._whole = self._whole or self._whole_summary()
-            return self._whole
-        chosen = self._between(low, high)
-        if len(chosen) <= LISTED:
-            return _listed(chosen)
-        parts = (self.fingerprint_of(*part) for part in parts_of(low, high))
-        return Summary(_digest_of(chosen), b"".join(parts), b"")
-
-    def _whole_summary(self) -> Summary:
-        if len(self.positions) <= LISTED_WITH_CONTACTS:
-            return _listed(self.positions)
-        parts = [self._part(number) for number in range(PARTS)]
-        return Summary(
-            _digest_of([part.positions for part in parts]), b"".join(part.fingerprint for part in parts), b""
-        )
-
-    def _part(self, number: int) -> _Part:
-        part = self._parts[number]
-        if part is None:
-            first = bisect_left(self.positions, _PART_STARTS[number])
-            last = number + 1 == PARTS
-            end = len(self.positions) if last else bisect_left(self.positions, _PART_STARTS[number + 1])
-            chosen = self.positions[first:end]
-            part = self._parts[number] = _Part(b"".join(chosen), _digest_of(chosen)[:SHORT_BYTES])
-        return part
-
-    def fingerprint_of(self, low: int, high: int) -> bytes:
-        """The shortened fingerprint of the envelopes from `low` to `high`, as in the parts of a summary."""
-        return _digest_of(self._between(low, high))[:SHORT_BYTES]
-
     def between(self, low: int, high: int) -> list[bytes]:
         """The envelopes from `low` to `high`."""
         return self.envelopes[self._slice(low, high)]
@@ -263,20 +284,6 @@ class OrderedSet:
     def after(self, place: bytes) -> list[bytes]:
         """The envelopes that come after a position (empty: all)."""
         return self.envelopes[bisect_right(self.positions, place) :]
-
-    def differing(self, low: int, high: int, parts: bytes) -> list[tuple[int, int]]:
-        """Which parts of the range another set, of which `parts` is told in a summary, does not hold alike."""
-        pairs = zip(parts_of(low, high), shorts(parts), strict=False)
-        return [part for part, digest in pairs if digest != self.fingerprint_of(*part)]
-
-    def _between(self, low: int, high: int) -> list[bytes]:
-        return self.positions[self._slice(low, high)]
-
-    def _slice(self, low: int, high: int) -> slice:
-        if low > high:
-            return slice(0, 0)
-        first = bisect_left(self.positions, low.to_bytes(POSITION_BYTES, "big"))
-        return slice(first, bisect_right(self.positions, high.to_bytes(POSITION_BYTES, "big")))
 
     def page(self, cursor: bytes, budget: int) -> tuple[Sequence[bytes], bytes | None]:
         """Envelopes after `cursor` (empty: from the start) that fit in `budget` bytes of msgpack, and the next cursor.

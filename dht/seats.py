@@ -1,7 +1,9 @@
 """Who may stand at a key when it is crowded. Pure.
 
 Keys to sign with are free, so a bound per signer alone binds nobody: one member could sign as many. What a member
-cannot multiply as it likes is itself. So every row remembers the member that *brought* it (`via`), and
+cannot multiply as it likes is itself. So room is shared by members first, and by signers only within a member's share.
+
+**Where records are kept** (`seat`) every row remembers the member that *brought* it (`via`), and
 
 - one signer has at most `rules.MAX_PER_OWNER` rows at a key; of these the highest ranked stay;
 - one member has brought at most MAX_PER_VIA rows at a key; in this *pool* the signers have equal shares;
@@ -13,15 +15,22 @@ the others do. What is published on this node itself (`OWN`) is in no pool and n
 
 An honest member that passes on other people's records fills its own pool. So it passes on at most RELAYED_PER_VIA of
 those that one other member brought: nobody's flood can use it up.
+
+**Where records are read** (`seated`) every record is known to be *held* by some members, and often by several. There
+the holders take turns: each gives a seat to the first in its queue who has none yet. So a holder that lies about a
+million records uses up its own turns, and takes no seat from what others hold; and what several hold costs only one of
+them a turn. Within a holder's queue its signers take turns in the same way, in an order drawn by lot.
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections import Counter, defaultdict, deque
+from collections.abc import Hashable, Iterable
+from typing import NamedTuple, TypeVar
 
 from dht.rules import MAX_PER_KEY
+
+T = TypeVar("T", bound=Hashable)
 
 OWN = b"own"
 """The `via` of what is published on this node."""
@@ -132,3 +141,21 @@ def seat(there: Occupancy, *, owner: bytes, via: bytes, per_owner: int) -> Seat:
 def _instead_of_largest(pool: Tally, owner: bytes, via: bytes) -> Seat:
     largest, rows = pool.largest
     return Seat(granted=True, leaver=Leaver(largest, via)) if rows > pool[owner] + 1 else REFUSED
+
+
+def seated(queues: Iterable[Iterable[T]], room: int) -> list[T]:
+    """Who gets one of `room` seats, in the order of their seating: the queues take turns, and each seats the first in
+    it who has no seat yet.
+
+    So the first `room // n` of each of n queues are seated, whatever stands in the others; and k queues that agree have
+    their first `k * (room // n)` seated.
+    """
+    waiting = deque(map(iter, queues))
+    taken: dict[T, None] = {}
+    while waiting and len(taken) < room:
+        queue = waiting.popleft()
+        first = next((one for one in queue if one not in taken), None)
+        if first is not None:
+            taken[first] = None
+            waiting.append(queue)
+    return list(taken)

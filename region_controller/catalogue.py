@@ -219,8 +219,11 @@ class Catalogue:
         return tuple(r for r in found if r.expiry > now and not r.withdrawn)
 
     def _meet(self, found: Found) -> None:
-        for publisher in {record.publisher for record in found.records}.difference(self._met):
-            _remember(self._met, publisher, self._monotonic(), MAX_PUBLISHERS)
+        """Whoever still publishes is remembered before who does no more, however many came since."""
+        now = self._monotonic()
+        publishers = {record.publisher for record in found.records}
+        for publisher in sorted(publishers, key=self._met.__contains__, reverse=True):
+            _remember(self._met, publisher, self._met.get(publisher, now), MAX_PUBLISHERS)
 
 
 def _remember(memory: OrderedDict[K, V], name: K, value: V, most: int) -> None:

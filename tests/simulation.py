@@ -53,6 +53,11 @@ class Simulation:
         """Any node that does not lie."""
         return self.nodes[self.chance.choice([number for number in self.nodes if number not in self.lying])]
 
+    def nearest(self, key: bytes, numbers: Iterable[int]) -> list[int]:
+        """These nodes, the nearest to the key first."""
+        target = int.from_bytes(key, "big")
+        return sorted(numbers, key=lambda number: int(self.nodes[number].node, 16) ^ target)
+
     def holders(self, key: bytes) -> list[int]:
         """Nodes that keep something at `key`."""
         return [number for number, node in self.nodes.items() if node._storage.at(key)]

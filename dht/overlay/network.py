@@ -17,7 +17,7 @@ from dht.overlay.endpoint import Endpoint, Peer
 from dht.overlay.lookups import Lookups
 from dht.overlay.membership import Membership
 from dht.overlay.messages import AnyAnswer, AnyRequest, Proof
-from dht.overlay.reading import Reading, ReadOutcome, Viewed, WholeSets
+from dht.overlay.reading import Known, Reading, ReadOutcome, WholeSets
 from dht.overlay.routing import Routing, address_of
 from dht.overlay.sealing import Keyring, Sealer
 from dht.overlay.storing import StoreOutcome, Storing
@@ -140,8 +140,8 @@ class Overlay:
         nodes = [node for node_id in node_ids if (node := self._routing.table.get(node_id)) is not None]
         return await self._storing.store_at(nodes, key, envelopes)
 
-    async def read(self, key: bytes, known: Viewed | None = None) -> ReadOutcome:
-        """The union of what the nodes nearest to `key` hold, but for what is `known` already."""
+    async def read(self, key: bytes, known: Known | None = None) -> ReadOutcome:
+        """See `Reading.read`."""
         return await self._reading.read(key, known)
 
     # --- what others cause ---

@@ -29,7 +29,7 @@ from dht.quiet import Quiet
 from dht.records.replica import Replica
 from dht.records.republish import TICK_S, MeshNews, Republisher
 from dht.records.storage import KnownContact, opened_storage
-from dht.records.views import WORTH_KEEPING, View
+from dht.records.views import WORTH_KEEPING
 from dht.tasks import OwnedTasks, periodically
 from protocol.admission import Credentials
 from protocol.identifiers import check_digest, check_region, node_id, record_key
@@ -262,10 +262,11 @@ class NetworkDirectory:
         key = record_key(name)
         view = self._replica.views.get(key)
         if view is None:
-            view = View(key)
+            view = self._replica.views.begin(key)
             async for batch in self._held(key):
-                view.add(*batch)
+                view.add_own(*batch)
         outcome = await self._overlay.read(key, view if len(view) >= WORTH_KEEPING else None)
+        view.tell(outcome.held)
         async for batch in self._checked(key, outcome.envelopes):
             view.add(*batch)
         self._replica.views.keep(key, view)

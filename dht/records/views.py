@@ -1,70 +1,128 @@
 """What a reader knows of the sets that it has read: the next read asks only for what differs.
 
-A view holds checked records, one per slot, tombstones included. It also remembers the positions of envelopes that it
-has seen and that lost their slot, so that a holder who lags behind is not asked for them again and again.
+A view holds checked records, one per slot, tombstones included, and remembers who holds what: for each holder, the
+positions in the set that it was last found to have (`held`). That is more than the records: of an envelope that lost
+its slot the position stays, so that a holder who lags behind is not asked for it again and again.
+
+**Two things of different kinds.** Which record stands in a slot is a law of sets (`rules.merge`): it does not matter
+who brought it, when, or how often. Which slots there is *room* for is no such law. It is a function of the records and
+of who holds them, by `seats.seated`, and is applied again whenever they change; what it leaves out is forgotten here,
+not refuted. So a holder who lies cannot crowd out what others hold: of n holders, each has the first
+`MAX_PER_KEY // n` of its queue in the view, and k of them who agree have k times as many.
+
+Room may be made while records still come in. That cuts nothing short: what is among the first so many of a whole queue
+is among the first so many of any part of it.
 """
 
 from __future__ import annotations
 
+import hashlib
+import os
 from bisect import bisect_left, insort
-from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
+from typing import NamedTuple
 
 from dht import rules
+from dht.seats import seated
 from protocol.records import ServiceRecord, Signed, is_withdrawn
 
 MAX_VIEWS = 64
 MAX_VIEWED = 100_000
-"""Records in all views together: some 150 MB at the most."""
-MAX_WITHIN = 64
-"""Nodes of which it is remembered that they had nothing to bring."""
+"""Positions seen in all views together; with their records, some 150 MB at the most."""
+MAX_HOLDERS = 16
+"""Nodes of which it is remembered what they hold at a key: those heard last. A lookup hears 5 to 8 that hold it."""
+SEEN_BEYOND = 2 * rules.MAX_PER_KEY
+"""Positions remembered beside those of the records in a view."""
+ASK_ALL_S = 600.0
+"""Where more was left out than is remembered, all of it is asked for again this often."""
 WORTH_KEEPING = 8
 """Smaller sets fit in a page or two: they are read whole."""
 
 
 class View:
-    """One key's set as last read."""
+    """One key's set as last read. `lots` decides in which order signers take turns, where there is too little room; who
+    does not know it cannot choose keys that come first."""
 
-    def __init__(self, key: bytes, records: Iterable[Signed] = ()) -> None:
+    def __init__(self, key: bytes, records: Iterable[Signed] = (), *, lots: bytes = b"") -> None:
+        """`records`: what the reader holds itself."""
         self.ordered = rules.OrderedSet(())
-        self.within: dict[bytes, bytes] = {}
-        """See `dht.overlay.reading.Viewed`."""
         self._key = key
+        self._lots = lots
+        self._held: OrderedDict[bytes, rules.Places] = OrderedDict()
+        self._own: set[bytes] = set()
+        """Positions of what the reader holds itself: it is one of the holders."""
         self._slots: dict[bytes, Signed] = {}
-        self._seen: set[bytes] = set()
+        self._seen: dict[bytes, tuple[bytes, bytes]] = {}
+        """By shortened position, the position and the slot of an envelope."""
+        self._left_out: dict[bytes, _Contender] = {}
+        """By slot, records that had no seat."""
+        self._ask_all_at = 0.0
         self._per_owner: Counter[bytes] = Counter()
         self._shown: list[Signed] = []
         """Highest rank first. Replaced, never changed: readers compare it with what they were given before."""
         self._next_expiry = float("inf")
-        self.add(*records)
+        self.add_own(*records)
 
     def __len__(self) -> int:
         return len(self._slots)
 
-    def has(self, short: bytes) -> bool:
-        """True if the envelope at this (shortened) position was seen before, whatever became of it."""
-        return short in self._seen
+    @property
+    def seen(self) -> int:
+        """How many envelopes are remembered, with their records or without."""
+        return len(self._seen)
+
+    # --- what the reader of a set asks: see `dht.overlay.reading.Known` ---
+
+    @property
+    def held(self) -> Mapping[bytes, rules.Places]:
+        return self._held
+
+    def place(self, short: bytes) -> bytes | None:
+        seen = self._seen.get(short)
+        return None if seen is None else seen[0]
+
+    # --- what comes in ---
+
+    def tell(self, held: Mapping[bytes, rules.Places]) -> None:
+        """What holders were found to hold now. To be told before what they brought is added."""
+        for node, places in held.items():
+            self._held[node] = places
+            self._held.move_to_end(node)
+        while len(self._held) > MAX_HOLDERS:
+            self._held.popitem(last=False)
+        if self._left_out:
+            self._reconsider()
 
     def add(self, *records: Signed) -> None:
         """Merge checked records."""
         shown, changed = list(self._shown), False
         for signed in records:
-            short = rules.position(signed.envelope)[: rules.SHORT_BYTES]
-            if short not in self._seen:
-                self._seen.add(short)
-                changed = self._merge(signed, shown) or changed
+            place = rules.position(signed.envelope)
+            if place[: rules.SHORT_BYTES] not in self._seen:
+                changed = self._merge(signed, place, shown) or changed
         if changed:
             self._shown = shown
+        if len(self._slots) > 2 * rules.MAX_PER_KEY:
+            self._make_room()
 
-    def _merge(self, signed: Signed, shown: list[Signed]) -> bool:
+    def add_own(self, *records: Signed) -> None:
+        """Merge records that this node holds itself."""
+        self._own.update(rules.position(signed.envelope) for signed in records)
+        self.add(*records)
+
+    def _merge(self, signed: Signed, place: bytes, shown: list[Signed]) -> bool:
         """True if the record has taken its slot."""
-        place = rules.slot(signed.record)
-        before = self._slots.get(place)
+        slot = rules.slot(signed.record)
+        self._seen[place[: rules.SHORT_BYTES]] = place, slot
+        before = self._slots.get(slot)
         if before is not None:
             if rules.rank(before) > rules.rank(signed):
                 return False
-            self._take_out(place, before, shown)
-        self._slots[place] = signed
+            self._take_out(slot, before, shown)
+        self._slots[slot] = signed
+        self._left_out.pop(slot, None)
         self._per_owner[signed.public_key] += 1
         self.ordered.add(signed.envelope)
         self._next_expiry = min(self._next_expiry, signed.record.expiry)
@@ -72,8 +130,8 @@ class View:
             insort(shown, signed, key=_descending)
         return True
 
-    def _take_out(self, place: bytes, signed: Signed, shown: list[Signed]) -> None:
-        del self._slots[place]
+    def _take_out(self, slot: bytes, signed: Signed, shown: list[Signed]) -> None:
+        del self._slots[slot]
         self._per_owner[signed.public_key] -= 1
         self.ordered.remove(signed.envelope)
         at = bisect_left(shown, _descending(signed), key=_descending)
@@ -83,18 +141,17 @@ class View:
                 return
             at += 1
 
+    # --- what is shown ---
+
     def visible(self, now: float) -> list[Signed]:
         """What a reader is shown. The same object as long as nothing changes."""
         if now >= self._next_expiry:
             self._forget(slot for slot, signed in self._slots.items() if signed.record.expiry <= now)
             self._next_expiry = min((s.record.expiry for s in self._slots.values()), default=float("inf"))
         if self._is_overfull:
-            kept = {rules.slot(signed.record) for signed in rules.merge(self._slots.values())}
-            self._forget(slot for slot in self._slots if slot not in kept)
-        if len(self.within) > MAX_WITHIN:
-            self.within.clear()
-        if len(self._seen) > len(self._slots) + rules.MAX_PER_KEY:
-            self._seen = {place[: rules.SHORT_BYTES] for place in self.ordered.positions}
+            self._make_room()
+        if len(self._seen) > len(self._slots) + SEEN_BEYOND:
+            self._forget_seen(now)
         return self._shown
 
     @property
@@ -107,9 +164,82 @@ class View:
 
     def _forget(self, slots: Iterable[bytes]) -> None:
         shown = list(self._shown)
-        for place in list(slots):
-            self._take_out(place, self._slots[place], shown)
+        for slot in list(slots):
+            self._take_out(slot, self._slots[slot], shown)
         self._shown = shown
+
+    # --- who has a seat when there is too little room ---
+
+    def _make_room(self) -> None:
+        """Leave out what has no seat. What nobody holds any more comes last."""
+        standing = {rules.slot(signed.record): signed for signed in rules.merge(self._slots.values())}
+        kept = set(standing)
+        if len(standing) > rules.MAX_PER_KEY:
+            kept = set(seated(self._queues({s: _contender(r) for s, r in standing.items()}), rules.MAX_PER_KEY))
+            kept.update(islice((slot for slot in standing if slot not in kept), rules.MAX_PER_KEY - len(kept)))
+            self._left_out.update((slot, _contender(standing[slot])) for slot in standing if slot not in kept)
+        self._forget([slot for slot in self._slots if slot not in kept])
+
+    def _reconsider(self) -> None:
+        """Ask again for what was left out and would have a seat now that others hold less, or other records."""
+        there = {slot: _contender(signed) for slot, signed in self._slots.items()}
+        seats = seated(self._queues({**self._left_out, **there}), rules.MAX_PER_KEY)
+        wanted = {slot for slot in seats if slot not in there}
+        if wanted:
+            self._ask_for({place for place, slot in self._seen.values() if slot in wanted})
+
+    def _queues(self, contenders: Mapping[bytes, _Contender]) -> list[list[bytes]]:
+        """For each holder, its slots: first the highest ranked of each signer, then the second of each, and so on."""
+        by_signer: defaultdict[bytes, list[bytes]] = defaultdict(list)
+        for slot in sorted(contenders, key=lambda slot: contenders[slot].rank, reverse=True):
+            by_signer[contenders[slot].signer].append(slot)
+        in_order = sorted(by_signer, key=lambda signer: hashlib.blake2b(signer, key=self._lots).digest())
+        of_signers = [by_signer[signer] for signer in in_order]
+        return [seated((filter(has, one) for one in of_signers), len(contenders)) for has in self._holders()]
+
+    def _holders(self) -> list[Callable[[bytes], bool]]:
+        """For each holder, whether it has something in a slot: who has an older version counts as one of the newer, as
+        where records are kept."""
+        slot_at = dict(self._seen.values())
+        held = [*(places.positions for places in self._held.values()), self._own]
+        return [{slot_at[place] for place in positions if place in slot_at}.__contains__ for positions in held]
+
+    def _forget_seen(self, now: float) -> None:
+        """Remember nothing beside what is in the view. Of what is forgotten so, some may have a seat some time: so once
+        in a while all of it is asked for again."""
+        kept = {place[: rules.SHORT_BYTES] for place in self.ordered.positions}
+        self._seen = {short: seen for short, seen in self._seen.items() if short in kept}
+        self._own.intersection_update(self.ordered.positions)
+        self._left_out.clear()
+        if now >= self._ask_all_at:
+            self._ask_all_at = now + ASK_ALL_S
+            self._ask_for(set().union(*(p.positions for p in self._held.values())).difference(self.ordered.positions))
+
+    def _ask_for(self, places: set[bytes]) -> None:
+        """Forget that these were ever seen: the next reader compares with sets that lack them."""
+        for place in places:
+            self._seen.pop(place[: rules.SHORT_BYTES], None)
+        self._left_out = {slot: one for slot, one in self._left_out.items() if one.place not in places}
+        for node, held in self._held.items():
+            self._held[node] = rules.Places(place for place in held.positions if place not in places)
+
+
+class _Contender(NamedTuple):
+    """A record that stands in a slot, or that was left out, with what decides on its place in a queue."""
+
+    signer: bytes
+    seq: int
+    withdrawn: bool
+    place: bytes
+
+    @property
+    def rank(self) -> tuple[int, bool]:
+        return self.seq, self.withdrawn
+
+
+def _contender(signed: Signed) -> _Contender:
+    seq, withdrawn, envelope = rules.rank(signed)
+    return _Contender(signed.public_key, seq, withdrawn, rules.position(envelope))
 
 
 def _descending(signed: Signed) -> int:
@@ -121,12 +251,17 @@ class Views:
 
     def __init__(self) -> None:
         self._views: OrderedDict[bytes, View] = OrderedDict()
+        self._lots = os.urandom(16)
 
     def get(self, key: bytes) -> View | None:
         view = self._views.get(key)
         if view is not None:
             self._views.move_to_end(key)
         return view
+
+    def begin(self, key: bytes) -> View:
+        """An empty one, that is not kept yet."""
+        return View(key, lots=self._lots)
 
     def keep(self, key: bytes, view: View) -> None:
         """Remember a view, if the set is large enough for that."""
@@ -145,7 +280,7 @@ class Views:
     def heard(self, key: bytes, signed: Signed) -> None:
         """A record came to this node in another way than by reading."""
         if key in self._views:
-            self._views[key].add(signed)
+            self._views[key].add_own(signed)
 
     def _total(self) -> int:
-        return sum(len(view) for view in self._views.values())
+        return sum(view.seen for view in self._views.values())

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht import rules
 from dht.overlay import Tuning
-from dht.overlay.answering import Answering
+from dht.overlay.answering import Answering, Shelf
 from dht.overlay.messages import Compare, Page, Parts, Proof, Records, decode, encode
+from dht.overlay.routing import Routing
 from protocol.identifiers import record_key
 from protocol.problems import Unavailable
-from tests.simulation import Simulation, address, simulation
+from protocol.records import ServiceRecord, Signed
+from tests.dht_mesh import service
+from tests.simulation import EPOCH, Simulation, address, simulation
 
 SEED = int(os.environ.get("SIM_SEED", "20260713"))
 CATEGORY = "category:/text/count"
@@ -82,6 +87,73 @@ class LowerHalfOnly(Answering):
         return super()._page(request, proof) if (request.cursor or b"") < b"\x80" else None
 
 
+class Crowding(Answering, ABC):
+    """Has many records of invented signers, dated ahead of all that is real, beside what it really holds."""
+
+    FAKES = 120
+
+    def __init__(self, own_id: bytes, routing: Routing, shelf: Shelf, *, k: int, door: int) -> None:
+        super().__init__(own_id, routing, shelf, k=k, door=door)
+        self.honest = shelf
+        self._shelf = self
+        self._fakes = list(map(invented, range(*self.numbers())))
+
+    @abstractmethod
+    def numbers(self) -> tuple[int, int]:
+        """Of those that it invents."""
+
+    def ordered(self, key: bytes) -> rules.OrderedSet:
+        return rules.OrderedSet([*self.honest.ordered(key).envelopes, *self._fakes])
+
+    def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes) -> Sequence[int]:
+        return self.honest.offer(key, envelopes, via)
+
+
+class CrowdingAlone(Crowding):
+    """Each invents others."""
+
+    def numbers(self) -> tuple[int, int]:
+        first = int.from_bytes(self._own_id[:4], "big")
+        return first, first + self.FAKES
+
+
+class CrowdingTogether(Crowding):
+    """All invent the same: the largest group of equal sets."""
+
+    def numbers(self) -> tuple[int, int]:
+        return 0, self.FAKES
+
+
+class OnlyInvented(CrowdingTogether):
+    """And it hides what is real."""
+
+    def ordered(self, key: bytes) -> rules.OrderedSet:
+        return rules.OrderedSet(self._fakes)
+
+
+class InDisguise(OnlyInvented):
+    """It says at first that it has just what the honest ones have."""
+
+    def _page(self, request: Records, proof: Proof | None) -> Page:
+        page, real = super()._page(request, proof), self.honest.ordered(request.key)
+        return msgspec.structs.replace(page, fingerprint=real.fingerprint, count=len(real.envelopes))
+
+    def _parts(self, request: Compare, proof: Proof | None) -> Parts | None:
+        told = super()._parts(request, proof)
+        if told is None:
+            return None
+        real = self.honest.ordered(request.key).summary(*rules.EVERYWHERE)
+        if (request.low, request.high) == rules.EVERYWHERE:
+            return msgspec.structs.replace(told, **real._asdict())
+        return told
+
+
+def invented(number: int) -> bytes:
+    key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(b"throwaway%d" % number).digest())
+    seq = int((EPOCH + 250) * 1000)
+    return service(f"z{number}", seq=seq, expiry=EPOCH + 300 * 86_400, key=key).envelope
+
+
 @asynccontextmanager
 async def category(count: int) -> AsyncIterator[Simulation]:
     """`count` services in one category."""
@@ -94,8 +166,13 @@ async def category(count: int) -> AsyncIterator[Simulation]:
         yield sim
 
 
-async def read(sim: Simulation) -> int:
-    return len(await sim.nodes[READER].services(CATEGORY))
+def real_ones(found: Sequence[Signed]) -> int:
+    return sum(isinstance(s.record, ServiceRecord) and not s.record.id.startswith("z") for s in found)
+
+
+async def read(sim: Simulation, number: int = READER) -> int:
+    """How many real services a node finds."""
+    return real_ones(await sim.nodes[number].services(CATEGORY))
 
 
 @pytest.mark.parametrize("lies", [Endless, Elsewhere, Invented])
@@ -110,6 +187,27 @@ async def test_a_few_who_compare_falsely_hide_nothing_and_cost_little(lies: type
             assert loop.time() - began < 2 * TUNING.lookup_s + 0.5
             assert sim.network.counts["sent"] - before < 4000
         assert sim.nodes[READER].stats()["crashes"] == 0
+
+
+@pytest.mark.parametrize("lies", [CrowdingAlone, CrowdingTogether, OnlyInvented, InDisguise])
+async def test_holders_who_invent_records_crowd_nothing_out(
+    lies: type[Crowding], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "MAX_PER_KEY", 100)
+    async with category(20) as sim:
+        assert await read(sim) == 20
+        nearest = sim.nearest(record_key(CATEGORY), [n for n in OTHERS if n])[:3]
+        with sim.turned(nearest, lies):
+            await sim.add(READER + 1, through=0)
+            await sim.nodes[1].publish(sim.service("s-news"))
+            shown = await sim.nodes[READER + 1].services(CATEGORY)
+            assert len(shown) > 50, "the lies did not arrive"
+            assert real_ones(shown) == 21, f"seed {SEED}"
+            for number in (READER, READER + 1):
+                assert await read(sim, number) == 21, f"node {number}, seed {SEED}"
+        for number in (READER, READER + 1):
+            assert await read(sim, number) == 21, f"node {number}, seed {SEED}"
+        assert all(node.stats()["crashes"] == 0 for node in sim.nodes.values())
 
 
 async def test_when_all_answer_without_end_the_questions_end_and_the_reader_says_so(

@@ -26,7 +26,8 @@ def test_a_view_shows_the_newest_of_each_slot_and_the_same_list_while_nothing_ch
 def test_what_lost_its_slot_is_remembered_as_seen() -> None:
     old, new = service("a", seq=1), service("a", seq=2, content="v2")
     view = View(ROOT, [old, new])
-    assert view.has(rules.position(old.envelope)[: rules.SHORT_BYTES])
+    place = rules.position(old.envelope)
+    assert view.place(place[: rules.SHORT_BYTES]) == place
     assert view.ordered.envelopes == [new.envelope]
 
 

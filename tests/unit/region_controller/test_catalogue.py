@@ -187,6 +187,21 @@ def test_a_flood_of_new_publishers_does_not_win_over_those_known_here() -> None:
     assert [r.id for r in sorted(everything, key=rank)] == ["ours", "old", *(r.id for r in reversed(fakes))]
 
 
+async def test_wave_after_wave_of_invented_publishers_does_not_make_one_who_stays_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("region_controller.catalogue.MAX_PUBLISHERS", 6)
+    known = a_service("known", seq=1, publisher=key_of("known"))
+    bench = Bench(known)
+    await bench.catalogue.search()
+    for wave in range(5):
+        bench.now += SEEN_S
+        names = [f"z{wave}{number}" for number in range(3)]
+        fakes = [a_service(name, seq=9 + wave, publisher=key_of(name)) for name in names]
+        bench.directory.found = (known, *fakes)
+        assert (await bench.first_page())[0] == known
+
+
 async def test_a_publisher_met_some_time_ago_comes_before_a_new_one() -> None:
     known = a_service("known", seq=1, publisher=key_of("known"))
     bench = Bench(known)
