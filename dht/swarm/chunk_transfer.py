@@ -56,7 +56,9 @@ class ChunkTransfer:
         self._proof = proof
         order = list(missing)
         random.shuffle(order)
-        self._picker = Picker({i: manifest.chunks[i].length for i in missing}, order)
+        offer = around.directory.offer(manifest.digest)
+        assert isinstance(offer.record, ProviderRecord)
+        self._picker = Picker({i: manifest.chunks[i].length for i in missing}, order, me=offer.record.node)
         self._wake = asyncio.Event()
         self._reports: deque[Callable[[], None]] = deque()
         self._requests: dict[int, asyncio.Task[None]] = {}
@@ -68,6 +70,7 @@ class ChunkTransfer:
             manifest,
             missing,
             self._picker,
+            offer.envelope,
             learn=learn,
             find_more=find_more,
             wake=self._wake.set,

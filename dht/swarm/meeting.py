@@ -24,17 +24,20 @@ NO_NEWS_S = 2.0
 """Without news, holders are met this often: they may have some."""
 REDRAW = 0.1
 """The chance that a meeting is with another holder than the one before."""
+MET_NEAR = 2
+"""So many neighbours that are waited for are met at once."""
 FIND_S = 8.0
 FIND_SOON_S = 1.0
 """How often the directory is asked for more providers: while anybody is of use, and when nobody is."""
 
 
 class Meetings:
-    """`learn` adds providers to `sources` and returns those that are new; `find_more` asks the directory for them.
+    """`offer`: this node's own, to hand out. `learn` adds providers to `sources` and returns those that are new;
+    `find_more` asks the directory for them.
 
     Every `MEET_S` in which something came, one holder of the whole and one partial holder are told what is here, and
-    tell what they have, what they would send elsewhere, and whom they heard of. A new source is met at once; the picker
-    expects one that is near.
+    tell what they have, what they would send elsewhere, and whom they heard of; neighbours from which something is
+    awaited, whether or not anything came. A new source is met at once; the picker expects one that is near.
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Meetings:
         manifest: Manifest,
         missing: Sequence[int],
         picker: Picker,
+        offer: bytes,
         *,
         learn: Callable[[Iterable[ProviderRecord]], list[Source]],
         find_more: Callable[[], Awaitable[list[Source]]],
@@ -57,7 +61,7 @@ class Meetings:
         self._learn = learn
         self._find_more = find_more
         self._wake = wake
-        self._offer = around.directory.offer(manifest.digest).envelope
+        self._offer = offer
         self._node_of: dict[bytes, str] = {}
         self._held: dict[str, set[int]] = {}
         self._elsewhere: dict[str, set[int]] = {}
@@ -93,15 +97,18 @@ class Meetings:
                     self._told_left, met = left, self._around.clock()
                     for source in self._turn():
                         self._meet(group, source)
+                else:
+                    for source in self._awaited():
+                        self._meet(group, source)
                 if self._around.clock() - looked > (FIND_SOON_S if self._picker.hopeless else FIND_S):
                     looked = self._around.clock()
                     for source in await self._find_more():
                         self._meet(group, source)
 
     def _turn(self) -> list[Source]:
-        """One holder of the whole and one partial holder; those never heard of, all.
+        """One holder of the whole and one partial holder; those never heard of, all; neighbours that are waited for.
 
-        They are drawn at random and mostly kept: each new one costs a connection.
+        The first two are drawn at random and mostly kept: each new one costs a connection.
         """
         dropped = self._picker.dropped
         live = [s for s in self._sources.values() if s.node not in dropped]
@@ -110,7 +117,12 @@ class Meetings:
         kept = [[s for s in kind if s.node in self._partners and random.random() > REDRAW] for kind in kinds]  # noqa: S311
         drawn = [random.choice(old or kind) for old, kind in zip(kept, kinds, strict=True) if kind]  # noqa: S311
         self._partners = {s.node for s in drawn}
-        return unheard + drawn
+        return unheard + drawn + [s for s in self._awaited() if s not in drawn]
+
+    def _awaited(self) -> list[Source]:
+        """Some of the neighbours that are about to bring something."""
+        nodes = list(self._picker.awaited)
+        return [self._sources[node] for node in random.sample(nodes, min(MET_NEAR, len(nodes)))]
 
     def _meet(self, group: asyncio.TaskGroup, source: Source) -> None:
         if source.node not in self._under_way:
@@ -147,14 +159,14 @@ class Meetings:
                 continue
             known = self._sources.get(node)
             if known is not None and not known.whole:
-                self._holds(known, held)
+                self._holds(known, held, fetches=True)
 
-    def _holds(self, source: Source, held: set[int]) -> None:
+    def _holds(self, source: Source, held: set[int], *, fetches: bool = False) -> None:
         """What was heard at second hand may be older than what is known: holders only gain chunks, as a rule."""
         known = self._held.setdefault(source.node, set())
         if held - known or not known:
             known |= held
-            self._picker.provide(source.node, known, near=source.near)
+            self._picker.provide(source.node, known, near=source.near, fetches=fetches)
 
     def _introduced(self, envelope: bytes) -> str | None:
         """The node whose offer this is, which is a source now unless there are enough."""

@@ -10,7 +10,8 @@ integer: the position of a chunk in the manifest. Rules:
 * How much is asked of one provider at once: see `dht.swarm.pipelining`.
 * A provider on this machine's own network is asked first, and others not at all for what it gives, as long as it does
   well (`near_rate`): what the LAN has shall not cross the uplink. It does not if it failed, is busy, or was silent or
-  slow for `near_late_s`. While one is being met, nobody afar is asked for anything, for at most `near_wait_s`.
+  slow for `near_late_s`. While one is being met, nobody afar is asked for anything, for at most `near_wait_s`. What one
+  that fetches, too, is about to bring from afar is left to it for a moment: see `dht.swarm.neighbours`.
 * No free piece left: an idle provider is asked for what another is late with (end game). The first delivery wins.
 * A provider that lies is dropped at once. One that fails (or is silent for `stall_s`) rests for a doubling time; after
   `strikes` failures in a row it is dropped if another is left, else it is tried again now and then: the network may
@@ -28,6 +29,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from dht.swarm.neighbours import Shares
 from dht.swarm.outstanding import Outstanding
 from dht.swarm.pipelining import Pipelining
 from dht.swarm.provider import Provider
@@ -76,9 +78,12 @@ MISSED = float("-inf")
 
 
 class Picker:
-    """State of one transfer. `lengths`: bytes of each wanted piece; `order`: all of them, in the order preferred."""
+    """State of one transfer. `lengths`: bytes of each wanted piece; `order`: all of them, in the order preferred; `me`:
+    by what name other nodes know this one as a provider."""
 
-    def __init__(self, lengths: Mapping[int, int], order: Sequence[int], limits: Limits | None = None) -> None:
+    def __init__(
+        self, lengths: Mapping[int, int], order: Sequence[int], limits: Limits | None = None, *, me: str = ""
+    ) -> None:
         self._limits = limits or Limits()
         self._pieces = Outstanding(lengths, order)
         self._rank = {piece: place for place, piece in enumerate(order)}
@@ -90,6 +95,11 @@ class Picker:
         self._sparing: frozenset[str] = frozenset()
         self._spared: frozenset[int] = frozenset()
         """Near providers that do well now, and what nobody afar is asked for therefore."""
+        self._shares = Shares(me)
+        self._brought: dict[str, set[int]] = {}
+        """What near providers that fetch are newly known to have."""
+        self._left: dict[str, set[int]] = {}
+        """Free pieces that are left to neighbours to bring."""
         self._cancelled: list[int] = []
 
     # --- what the shell asks --------------------------------------------------------------------------------------
@@ -134,6 +144,11 @@ class Picker:
         """Near providers that were waited for in vain."""
         return [name for name, until in self._expected.items() if MISSED < until <= now]
 
+    @property
+    def awaited(self) -> Collection[str]:
+        """Neighbours that are about to bring something: the sooner it is known that they have, the better."""
+        return self._left.keys()
+
     def wants(self, piece: int) -> bool:
         return piece in self._pieces.wanted
 
@@ -149,14 +164,19 @@ class Picker:
         if provider in self._expected:
             self._expected[provider] = MISSED
 
-    def provide(self, provider: str, have: Collection[int] | None, *, near: bool = False) -> None:
-        """A provider is known, or holds more than before. `have` None: the whole blob. `near`: see `Provider`."""
+    def provide(
+        self, provider: str, have: Collection[int] | None, *, near: bool = False, fetches: bool = False
+    ) -> None:
+        """A provider is known, or holds more than before. `have` None: the whole blob. `near`, `fetches`: see
+        `Provider`; who is known to fetch is so until it has the whole."""
         self._expected.pop(provider, None)
         known = self._providers.setdefault(provider, Provider(frozenset()))
         if known.dropped:
             return
         self._count(known, -1)
-        known.near = near
+        known.near, known.fetches = near, have is not None and (fetches or known.fetches)
+        if near and known.fetches:
+            self._brought.setdefault(provider, set()).update(set(have or ()) - (known.have or frozenset()))
         known.have = None if have is None else frozenset(have)
         known.lacks.clear()
         self._count(known, +1)
@@ -253,7 +273,9 @@ class Picker:
         effects: list[Effect] = [Cancel(number) for number in self._cancelled]
         self._cancelled.clear()
         self._sparing = frozenset(name for name in self.active if self._spares_others(name, now))
-        self._spared = self._given_near(now)
+        given_near = self._given_near(now)
+        self._left = self._left_to_neighbours(self._pieces.free.keys() - given_near, now)
+        self._spared = given_near.union(*self._left.values())
         best_first = sorted(self.active, key=lambda name: (not self._providers[name].near, -self._providers[name].rate))
         if any(until > now for until in self._expected.values()):
             best_first = [name for name in best_first if self._providers[name].near]
@@ -321,6 +343,13 @@ class Picker:
             held = self._pieces.free.keys() if provider.have is None else self._pieces.free.keys() & provider.have
             given |= held - withheld
         return frozenset(given)
+
+    def _left_to_neighbours(self, pieces: Collection[int], now: float) -> dict[str, set[int]]:
+        for name, brought in self._brought.items():
+            self._shares.heard(name, brought, now)
+        self._brought.clear()
+        fetching = [name for name in self._sparing if self._providers[name].fetches]
+        return self._shares.left_to(fetching, pieces, now)
 
     def _offered(self, provider: Provider, now: float) -> Iterator[int]:
         """Free pieces that the provider should be asked for now, in the preferred order where that is cheap."""

@@ -12,6 +12,8 @@ class Provider:
     have: frozenset[int] | None
     near: bool = False
     """It is on this machine's own network: what it sends crosses no uplink."""
+    fetches: bool = False
+    """It fetches the same blob just now."""
     lacks: set[int] = field(default_factory=set)
     elsewhere: dict[int, float] = field(default_factory=dict)
     """Pieces that it lets others pass on, and until when it is not asked for them again."""

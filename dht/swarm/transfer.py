@@ -28,6 +28,7 @@ from protocol.records import ProviderRecord
 log = structlog.get_logger(__name__)
 
 MAX_SOURCES = 12
+"""So many on this machine's own network, and so many elsewhere."""
 MANIFESTS_ASKED_AT_ONCE = 3
 HEDGE_S = 0.4
 """When none of those asked for the manifest has answered for so long, one more is asked."""
@@ -144,10 +145,13 @@ class Transfer:
     def _learn(self, records: Iterable[ProviderRecord]) -> list[Source]:
         new = [source_of(r, self._around.near) for r in records if r.node not in self._sources]
         random.shuffle(new)
-        new.sort(key=lambda source: not source.near)
-        new = new[: MAX_SOURCES - len(self._sources)]
-        self._sources.update({s.node: s for s in new})
-        return new
+        known = list(self._sources.values())
+        welcome: list[Source] = []
+        for near in (True, False):
+            room = MAX_SOURCES - sum(source.near == near for source in known)
+            welcome += [source for source in new if source.near == near][: max(0, room)]
+        self._sources.update({s.node: s for s in welcome})
+        return welcome
 
     # --- the manifest ---------------------------------------------------------------------------------------------
 

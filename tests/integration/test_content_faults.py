@@ -294,6 +294,25 @@ async def test_what_the_lan_has_does_not_cross_the_uplink(tmp_path: Path) -> Non
             assert await bytes_of(third.exchange, digest) == data
 
 
+async def test_two_of_one_network_that_fetch_at_once_divide_what_comes_from_afar(tmp_path: Path) -> None:
+    """Without that, and with two others to be had it from, each takes most of it from afar."""
+    data = noise(8_000_000)
+    shared = Whereabouts()
+    lans: dict[str, set[str]] = {"a": set(), "b": set()}
+    async with AsyncExitStack() as stack:
+        seeder = await stack.enter_async_context(site(shared, tmp_path, 0, upload_mbit_s=80))
+        pairs: dict[str, list[Site]] = {"a": [], "b": []}
+        for number, lan in enumerate("abab", start=1):
+            here = site(shared, tmp_path, number, near=lans[lan].__contains__, upload_mbit_s=400)
+            pairs[lan].append(await stack.enter_async_context(here))
+            lans[lan].add(pairs[lan][-1].address)
+        digest = await seeder.exchange.add(a_file(tmp_path / "blob", data))
+        await asyncio.gather(*(fetch(s.exchange, digest) for pair in pairs.values() for s in pair))
+        for first, second in pairs.values():
+            near = received(first.exchange)[second.node] + received(second.exchange)[first.node]
+            assert near > 0.65 * len(data), "at best, each gets half from the other"
+
+
 async def test_sites_that_fetch_at_once_serve_each_other(tmp_path: Path) -> None:
     data = noise(8_000_000)
     shared = Whereabouts()

@@ -1,7 +1,8 @@
 """A swarm of the real rules (`dht.swarm.picker`, `dht.swarm.crowd`) on simulated uplinks and virtual time.
 
-Each node's uplink sends `uplink` bytes/s, shared slice by slice among the requests served; messages take `delay_s`.
-What a seed gives is decided when the request comes, as in `content_routes`. Deterministic: one seed, one outcome.
+Each node's uplink sends `uplink` bytes/s, shared slice by slice among the requests served; so does its LAN, to those on
+the same one. Messages take `delay_s`. What a seed gives is decided when the request comes, as in `content_routes`.
+Deterministic: one seed, one outcome.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from dht.swarm.crowd import Crowd, Member
-from dht.swarm.meeting import MEET_S, NO_NEWS_S
+from dht.swarm.meeting import MEET_S, MET_NEAR, NO_NEWS_S
 from dht.swarm.picker import Ask, Limits, Picker
 from dht.swarm.transfer import MAX_SOURCES
 
 SEED_NODE = "seed"
 TICK_S = 0.1
+LAN_RATE = 125e6
+"""Bytes/s between two that name each other as near."""
 SLICE = 32_000
 """Bytes that an uplink sends for one request before it turns to the next."""
 
@@ -35,17 +38,27 @@ class Answer:
 
 
 @dataclass
+class Link:
+    """One way out of a node, in bytes/s, and the requests that are served over it."""
+
+    rate: float
+    serving: deque[Answer] = field(default_factory=deque)
+    sending: bool = False
+
+
+@dataclass
 class Node:
     name: str
-    uplink: float
+    uplink: Link
     have: set[int]
     picker: Picker | None = None
     crowd: Crowd = field(default_factory=Crowd)
     known: dict[str, set[int]] = field(default_factory=dict)
     near: frozenset[str] = frozenset()
     """Who is on its own network."""
-    serving: deque[Answer] = field(default_factory=deque)
-    sending: bool = False
+    from_afar: int = 0
+    """Bytes that came from other networks."""
+    lan: Link = field(default_factory=lambda: Link(LAN_RATE))
     alive: bool = True
     told: int = 0
     met_at: float = 0.0
@@ -89,18 +102,19 @@ class Swarm:
     def holder(self, name: str, uplink: float, have: int | None = None) -> Node:
         """`have`: so many pieces only, the first ones."""
         held = set(range(self.pieces if have is None else have))
-        node = self.nodes[name] = Node(name, uplink, held, crowd=self._crowd())
+        node = self.nodes[name] = Node(name, Link(uplink), held, crowd=self._crowd())
         return node
 
     def _crowd(self) -> Crowd:
         return Crowd([str(piece) for piece in range(self.pieces)])
 
     def asker(self, name: str, uplink: float, at: float = 0.0, near: frozenset[str] = frozenset()) -> Node:
-        """Comes at `at`, having found the seed, and the holders on its own network, by a lookup."""
+        """Comes at `at`, having found the seed, and holders on its own network, by a lookup. Of others in `near` that
+        ask, it hears when it meets the crowd."""
         order = list(range(self.pieces))
         self._random.shuffle(order)
-        node = self.nodes[name] = Node(name, uplink, set(), crowd=self._crowd(), near=near)
-        node.picker = Picker(dict.fromkeys(order, self._length), order, self._limits)
+        node = self.nodes[name] = Node(name, Link(uplink), set(), crowd=self._crowd(), near=near)
+        node.picker = Picker(dict.fromkeys(order, self._length), order, self._limits, me=name)
         self.later(at, lambda: self._join(node))
         return node
 
@@ -108,9 +122,10 @@ class Swarm:
         def die() -> None:
             node = self.nodes[name]
             node.alive = False
-            for answer in node.serving:
-                self._fail(answer)
-            node.serving.clear()
+            for link in (node.uplink, node.lan):
+                for answer in link.serving:
+                    self._fail(answer)
+                link.serving.clear()
 
         self.later(at, die)
 
@@ -138,7 +153,8 @@ class Swarm:
         node.picker.provide(SEED_NODE, None)
         self._meet(node, SEED_NODE)
         for name in sorted(node.near):
-            self._meet_near(node, name)
+            if self.nodes[name].picker is None:
+                self._meet_near(node, name)
         self._meet_again(node)
         self._tick(node)
 
@@ -171,6 +187,8 @@ class Swarm:
                     self._meet(node, SEED_NODE)
                     if node.known:
                         self._meet(node, self._random.choice(sorted(node.known)))
+                for name in sorted(node.picker.awaited if node.picker else ())[:MET_NEAR]:
+                    self._meet(node, name)
                 self._meet_again(node)
 
         self.later(self._refresh * self._random.uniform(0.75, 1.25), meet)
@@ -198,12 +216,13 @@ class Swarm:
     def _learn(self, node: Node, held: list[tuple[str, frozenset[int]]], given: set[int]) -> None:
         assert node.picker is not None
         for name, pieces in held:
-            if name not in node.known and len(node.known) + 1 >= self._max_sources:
+            near = name in node.near
+            if name not in node.known and not near and len(node.known.keys() - node.near) + 1 >= self._max_sources:
                 continue
             known = node.known.setdefault(name, set())
             if not known or pieces - known:
                 known |= pieces
-                node.picker.provide(name, known)
+                node.picker.provide(name, known, near=near, fetches=True)
         if given:
             node.picker.given(given)
         self._decide(node)
@@ -215,8 +234,9 @@ class Swarm:
                 self.later(self._delay, lambda ask=effect: self._serve(node, ask))
             else:
                 for peer in self.nodes.values():
-                    kept = [a for a in peer.serving if (a.asker, a.ask.request) != (node.name, effect.request)]
-                    peer.serving = deque(kept)
+                    for link in (peer.uplink, peer.lan):
+                        kept = [a for a in link.serving if (a.asker, a.ask.request) != (node.name, effect.request)]
+                        link.serving = deque(kept)
 
     # --- a provider
 
@@ -225,13 +245,14 @@ class Swarm:
         answer = Answer(asker.name, ask, deque(), self._length)
         if not peer.alive:
             self._fail(answer)
-        elif len(peer.serving) >= self._slots:
+        elif len(peer.uplink.serving) + len(peer.lan.serving) >= self._slots:
             self.later(self._delay, lambda: self._busy(answer))
         else:
             for piece in ask.pieces:
                 self._promise(peer, answer, piece)
-            peer.serving.append(answer)
-            self._send(peer)
+            link = peer.lan if asker.name in peer.near else peer.uplink
+            link.serving.append(answer)
+            self._send(peer, link)
 
     def _promise(self, peer: Node, answer: Answer, piece: int) -> None:
         """The chunk will be sent, or the asker hears at once why it is not."""
@@ -246,21 +267,21 @@ class Swarm:
             peer.crowd.gave(answer.asker, str(piece), self.now)
         answer.left.append(piece)
 
-    def _send(self, peer: Node) -> None:
-        if peer.sending or not peer.serving:
+    def _send(self, peer: Node, link: Link) -> None:
+        if link.sending or not link.serving:
             return
-        answer = peer.serving.popleft()
+        answer = link.serving.popleft()
         if not answer.left:
             self.later(self._delay, lambda: self._finish(answer))
-            self._send(peer)
+            self._send(peer, link)
             return
         size = min(SLICE, answer.unsent)
-        peer.sending = True
-        self.later(size / peer.uplink, lambda: self._sent(peer, answer, size))
-        peer.serving.append(answer)
+        link.sending = True
+        self.later(size / link.rate, lambda: self._sent(peer, link, answer, size))
+        link.serving.append(answer)
 
-    def _sent(self, peer: Node, answer: Answer, size: int) -> None:
-        peer.sending = False
+    def _sent(self, peer: Node, link: Link, answer: Answer, size: int) -> None:
+        link.sending = False
         answer.unsent -= size
         if not peer.alive:
             return
@@ -271,12 +292,14 @@ class Swarm:
             piece = answer.left.popleft()
             peer.sent[piece] += 1
             self.later(self._delay, lambda: self._arrive(answer, piece))
-        self._send(peer)
+        self._send(peer, link)
 
     # --- what an asker hears
 
     def _heard(self, answer: Answer, size: int) -> None:
         node = self.nodes[answer.asker]
+        if answer.ask.provider not in node.near:
+            node.from_afar += size
         if node.picker:
             node.picker.heard(answer.ask.request, size, self.now)
 

@@ -8,6 +8,7 @@ from math import log2
 import pytest
 
 from dht.swarm.meeting import MEET_S
+from dht.swarm.neighbours import PATIENCE_S
 from dht.swarm.picker import Limits
 from tests.sim.swarm import SEED_NODE, Swarm
 
@@ -152,3 +153,28 @@ def test_a_neighbour_far_slower_than_the_uplink_holds_nobody_up() -> None:
     swarm = one_with_a_neighbour(UPLINK / 50)
     assert swarm.run() < 1.3 * ONCE_S + Limits().near_late_s + 1
     assert uploads(swarm) > 0.8
+
+
+@pytest.mark.parametrize("mbit", [5, 100])
+def test_a_crowd_of_sites_with_several_nodes_takes_each_chunk_over_the_uplink_about_once(mbit: float) -> None:
+    uplink = mbit * 1e6 / 8
+    swarm = Swarm(pieces=PIECES, length=LENGTH)
+    swarm.holder(SEED_NODE, uplink)
+    sites = [frozenset({f"n{site}a", f"n{site}b"}) for site in range(4)]
+    for site in sites:
+        for name in sorted(site):
+            swarm.asker(name, uplink, near=site - {name})
+    assert swarm.run() < 1.9 * PIECES * LENGTH / uplink
+    assert uploads(swarm) <= 1.2
+    for site in sites:
+        from_afar = sum(swarm.nodes[name].from_afar for name in site)
+        assert from_afar < 1.25 * PIECES * LENGTH, "both without each other: 2"
+
+
+def test_a_neighbour_that_dies_with_its_share_unbrought_costs_a_moment() -> None:
+    swarm = Swarm(pieces=PIECES, length=LENGTH)
+    swarm.holder(SEED_NODE, UPLINK)
+    for name, other in (("n0", "n1"), ("n1", "n0")):
+        swarm.asker(name, UPLINK, near=frozenset({other}))
+    swarm.kill("n1", at=0.3 * ONCE_S)
+    assert swarm.run() < 1.3 * ONCE_S + 2 * PATIENCE_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dht.swarm.neighbours import PATIENCE_S, bringer
 from dht.swarm.picker import Ask, Cancel, Limits, Picker
 from dht.swarm.pipelining import Pipelining
 
@@ -414,3 +415,60 @@ def test_a_near_provider_that_hesitates_once_still_spares_others() -> None:
     (ask,) = asks(picker)
     deliver(picker, ask, 0.9)
     assert not afar_asked(picker, 0.95)
+
+
+def crowd_with_a_neighbour() -> tuple[Picker, set[int]]:
+    """`me` and `near` both fetch what `afar` has; and what falls to the neighbour."""
+    picker = Picker(dict.fromkeys(range(40), 256 * KB), list(range(40)), me="me")
+    picker.provide("afar", None)
+    picker.provide("near", set(), near=True, fetches=True)
+    return picker, {piece for piece in range(40) if bringer(piece, ["me", "near"]) == "near"}
+
+
+def all_asked_of_afar(picker: Picker, now: float) -> set[int]:
+    """Everything that is asked from afar until nothing more is."""
+    asked: set[int] = set()
+    while of_afar := [ask for ask in asks(picker, now) if ask.provider == "afar"]:
+        for ask in of_afar:
+            asked |= set(ask.pieces)
+            deliver(picker, ask, now)
+    return asked
+
+
+def test_what_a_neighbour_is_to_bring_is_not_asked_from_afar_unless_it_takes_too_long() -> None:
+    picker, of_neighbour = crowd_with_a_neighbour()
+    assert all_asked_of_afar(picker, 0.1) == set(range(40)) - of_neighbour
+    assert list(picker.awaited) == ["near"]
+    assert not picker.hopeless
+    assert all_asked_of_afar(picker, 0.1 + PATIENCE_S) == of_neighbour
+    assert picker.done
+
+
+def test_what_a_neighbour_has_brought_is_had_from_it() -> None:
+    picker, of_neighbour = crowd_with_a_neighbour()
+    all_asked_of_afar(picker, 0.1)
+    picker.provide("near", of_neighbour, near=True)
+    providers = set()
+    while not picker.done:
+        for ask in asks(picker, 1.0):
+            providers.add(ask.provider)
+            deliver(picker, ask, 1.0)
+    assert providers == {"near"}
+    assert list(picker.awaited) == []
+
+
+def test_a_neighbour_that_fails_brings_nothing() -> None:
+    picker, of_neighbour = crowd_with_a_neighbour()
+    all_asked_of_afar(picker, 0.1)
+    some = min(of_neighbour)
+    picker.provide("near", {some}, near=True)
+    (ask,) = [ask for ask in asks(picker, 0.2) if ask.provider == "near"]
+    picker.failed(ask.request, 0.2, "no route")
+    assert all_asked_of_afar(picker, 0.2) == of_neighbour
+
+
+def test_a_neighbour_that_only_keeps_a_part_is_not_waited_for() -> None:
+    picker = picker_of(40)
+    picker.provide("afar", None)
+    picker.provide("near", {0}, near=True)
+    assert all_asked_of_afar(picker, 0.1) == set(range(1, 40))
