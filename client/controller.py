@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 import msgspec
 
-from client.invocation import invoke
+from client.invocation import invoke, relayed
 from client.listing import Listing, listed
 from client.rest import Rest, retried
 from client.sse import EventParser
@@ -35,7 +35,7 @@ from protocol.instances import (
     StartAnswer,
     StartRequest,
 )
-from protocol.problems import BadRequest, ControllerUnreachable, Problem
+from protocol.problems import BadRequest, ControllerUnreachable, Problem, ServiceError, ServiceUnreachable
 
 DEFAULT_ATTEMPTS = 3
 GRACE_S = 10.0
@@ -188,10 +188,23 @@ class ControllerClient:
         accept: str = "*/*",
         timeout_s: float = 60.0,
     ) -> bytes:
-        """Call the service itself; see `client.invocation.invoke`."""
+        """Call the service at its own address; see `client.invocation.invoke`.
+
+        Where no network leads there (it may have been handed off to another site), a POST goes through the controller.
+        """
         assert self._session is not None
         options: dict[str, Any] = {"content_type": content_type, "accept": accept, "timeout_s": timeout_s}
-        return await invoke(self._session, answer, path, body, method=method, **options)
+        try:
+            return await invoke(self._session, answer, path, body, method=method, **options)
+        except ServiceUnreachable as problem:
+            if body is None or method not in (None, "POST"):
+                raise
+            try:
+                return await relayed(self._session, self._rest, answer, path, body, **options)
+            except ServiceError:
+                raise
+            except (Problem, aiohttp.ClientError, TimeoutError) as second:
+                raise problem from second
 
     # --- services ----------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Calling a started service at its own address."""
+"""Calling a started service: at its own address, or through its controller where that cannot be reached."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import aiohttp
 import msgspec
 import stamina
 
-from client.rest import CONNECT_TIMEOUT_S
+from client.rest import CONNECT_TIMEOUT_S, Rest
 from protocol.bounded import read_bounded
-from protocol.instances import StartAnswer
+from protocol.instances import RELAYED_HEADER, StartAnswer
 from protocol.network_errors import network_cause
-from protocol.problems import BadRequest, Conflict, DeadlineExceeded, ServiceError, Unavailable
+from protocol.problems import BadRequest, Conflict, DeadlineExceeded, ServiceError, ServiceUnreachable, Unavailable
 
 MAX_REPLY_BYTES = 256 << 20
 MAX_ERROR_BYTES = 4 << 10
@@ -23,6 +23,7 @@ MAX_LINE = 160
 PATIENCE_S = 3.0
 """How long a refused connection is tried again: an instance that was just restarted needs a moment."""
 
+_GONE_FIX = "See its state with `cornerstore ps`; start it again if it was stopped."
 _NO_WORDS = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
@@ -41,8 +42,8 @@ async def invoke(
     the reply shall have, where the service offers several.
 
     Only connections that could not be opened are tried again: the service has then seen nothing of the request.
-    Raises Conflict (the service has no HTTP address), Unavailable (nobody listens), ServiceError (status 400 or
-    above), DeadlineExceeded.
+    Raises Conflict (the service has no HTTP address), ServiceUnreachable (nobody listens there, or no network leads
+    there), Unavailable (it broke off), ServiceError (status 400 or above), DeadlineExceeded.
     """
     if answer.url is None:
         raise Conflict(f"instance {answer.instance} of {answer.service.id} has no TCP port to call")
@@ -56,20 +57,55 @@ async def invoke(
         async with session.request(
             method or ("GET" if body is None else "POST"), url, data=body, headers=headers, timeout=timeout
         ) as response:
-            if response.status >= 400:
-                raise await _error(response, url, answer.instance)
-            return await read_bounded(response.content.iter_any(), MAX_REPLY_BYTES, "the reply")
+            return await _reply(response, url, answer.instance)
 
     caller = stamina.AsyncRetryingCaller(attempts=None, timeout=PATIENCE_S, wait_initial=0.05, wait_max=0.5)
     try:
         return await caller(aiohttp.ClientConnectorError, attempt)
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        raise ServiceUnreachable(f"the service at {url} cannot be reached: {_cause(error)}", fix=_GONE_FIX) from error
     except TimeoutError:
         raise DeadlineExceeded(f"the service at {url} did not reply within {timeout_s:g} s") from None
     except (aiohttp.ClientError, ValueError) as error:
-        raise Unavailable(
-            f"the service at {url} cannot be reached: {network_cause(error)}",
-            fix="See its state with `cornerstore ps`; start it again if it was stopped.",
-        ) from error
+        raise Unavailable(f"the service at {url} cannot be reached: {network_cause(error)}", fix=_GONE_FIX) from error
+
+
+async def relayed(
+    session: aiohttp.ClientSession,
+    rest: Rest,
+    answer: StartAnswer,
+    path: str,
+    body: bytes,
+    *,
+    content_type: str,
+    accept: str,
+    timeout_s: float,
+) -> bytes:
+    """The same through the controller, for a network that does not lead to the service. POST only; as large as the
+    controller allows. Raises the controller's own Problem besides."""
+    async with session.post(
+        f"{rest.url}/v1/instances/{answer.instance}/invoke",
+        params={"path": path},
+        data=body,
+        headers={"Accept": accept, "Content-Type": content_type, "Authorization": f"Bearer {answer.lease.token}"},
+        timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
+        allow_redirects=False,
+    ) as response:
+        if RELAYED_HEADER not in response.headers:
+            raise await rest.problem(response)
+        return await _reply(response, f"{answer.url}{path}", answer.instance)
+
+
+async def _reply(response: aiohttp.ClientResponse, url: str, instance: str) -> bytes:
+    if response.status >= 400:
+        raise await _error(response, url, instance)
+    return await read_bounded(response.content.iter_any(), MAX_REPLY_BYTES, "the reply")
+
+
+def _cause(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"no connection within {CONNECT_TIMEOUT_S:g} s"
+    return network_cause(error)
 
 
 async def _error(response: aiohttp.ClientResponse, url: str, instance: str) -> ServiceError:

@@ -60,7 +60,7 @@ class Rest:
                 method, f"{self.url}/v1{path}", headers=headers, timeout=timeout, allow_redirects=False, **kwargs
             ) as response:
                 if not 200 <= response.status < 300:
-                    raise await self._problem(response)
+                    raise await self.problem(response)
                 yield response
         except aiohttp.ConnectionTimeoutError:
             raise self._unreachable(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
@@ -96,7 +96,8 @@ class Rest:
         except msgspec.MsgspecError as error:
             raise self._unreachable(f"the answer is not a controller's: {error}") from None
 
-    async def _problem(self, response: aiohttp.ClientResponse) -> Problem:
+    async def problem(self, response: aiohttp.ClientResponse) -> Problem:
+        """What an answer without a 2xx status means."""
         if response.content_type == "application/problem+json":
             return Problem.from_dict(self.decode(await self.body(response), dict[str, Any]))
         return self._unreachable(f"the answer {response.status} is not a controller's")

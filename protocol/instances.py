@@ -21,6 +21,8 @@ RELAY_S = 5.0
 TOTAL_HEADER = "X-Total-Count"
 """Of a list that is answered in pages: how many it has in all. The name that tools know: a new one would serve nobody,
 though RFC 6648 would have it without the X."""
+RELAYED_HEADER = "Cornerstore-Relayed"
+"""Header of a service's own answer, with the instance: without it, an error is the controller's."""
 MAX_LOG_LINES = 400
 """In one answer: with the longest lines, a frame of the agent link still holds them."""
 

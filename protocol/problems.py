@@ -148,6 +148,12 @@ class Unavailable(Problem):
     status, slug, title = 503, "unavailable", "The mesh did not answer in time"
 
 
+class ServiceUnreachable(Unavailable):
+    """The caller could open no connection, so the service has seen nothing of the call."""
+
+    slug, title = "service-unreachable", "The service's address cannot be reached from here"
+
+
 class NoCapacity(Unavailable):
     """`extra`: `regions`, a map of region to the reason why it cannot host; `retry_after` in seconds."""
 

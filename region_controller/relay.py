@@ -20,6 +20,7 @@ import structlog
 from aiohttp import web
 from yarl import URL
 
+from protocol.instances import RELAYED_HEADER
 from protocol.network_errors import network_cause
 from protocol.problems import BadRequest, DeadlineExceeded, ServiceError, TooLarge, Unavailable
 from region_controller.operations import Caller, Operations
@@ -36,8 +37,6 @@ CONNECT_S = 5.0
 STALLED_S = 30.0
 """Of silence by the client."""
 CALL_S = 300.0
-RELAYED = "Cornerstore-Relayed"
-"""Header of a service's own answer, with the instance: without it, an error is the controller's."""
 
 _HARMLESS = {
     "Content-Security-Policy": "default-src 'none'; sandbox",
@@ -99,7 +98,7 @@ class Relay:
 
 
 async def _pass_on(request: web.Request, reply: aiohttp.ClientResponse, instance: str) -> web.StreamResponse:
-    headers = {**_HARMLESS, RELAYED: instance, "Content-Type": reply.headers.get("Content-Type", "text/plain")}
+    headers = {**_HARMLESS, RELAYED_HEADER: instance, "Content-Type": reply.headers.get("Content-Type", "text/plain")}
     if reply.content_length is not None:
         _check_size(reply.content_length)
         headers["Content-Length"] = str(reply.content_length)

@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from protocol.instances import PortBinding
+from client.controller import ControllerClient
+from protocol.instances import RELAYED_HEADER, PortBinding, StartRequest
+from protocol.problems import ServiceError, ServiceUnreachable
 from region_controller import relay
-from region_controller.relay import RELAYED
 from tests.fake_agent import FakeAgent
 from tests.one_region import Site, a_service, node_of, running_site
 from tests.waiting import until
@@ -81,7 +83,7 @@ async def test_it_passes_on_the_body_and_nothing_that_a_browser_would_run(tmp_pa
         asked = {**holds, "Content-Type": "image/jpeg", "Accept": "application/json"}
         status, body, headers = await invoke(site, instance, "/echo?a=1", headers=asked)
         assert status == 200
-        assert headers[RELAYED] == instance
+        assert headers[RELAYED_HEADER] == instance
         assert b'"bytes": 5, "length": "5", "type": "image/jpeg", "accept": "application/json", "query": "a=1"' in body
         assert b'"token": null' in body, "the lease is the controller's business"
         assert not {"Set-Cookie", "Access-Control-Allow-Origin"} & set(headers)
@@ -116,7 +118,7 @@ async def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (await invoke(site, instance, "/echo", headers=holds, data=b"x" * 1001))[0] == 413
         assert (await invoke(site, instance, "/echo", headers=holds, data=chunked()))[0] == 400
         status, body, headers = await invoke(site, instance, "/move", headers=holds)
-        assert (status, b"redirect" in body, RELAYED in headers) == (502, True, False)
+        assert (status, b"redirect" in body, RELAYED_HEADER in headers) == (502, True, False)
         with pytest.raises(Exception, match=r"(?i)payload|closed|reset|disconnect"):
             await invoke(site, instance, "/flood", headers=holds)
 
@@ -126,7 +128,7 @@ async def test_a_service_that_is_gone_is_a_problem_of_the_controller(tmp_path: P
         await agent.report(instance, ports=(PortBinding(8080, 1),))
         await until(lambda: site.controller.instances()[0].port == 1)
         status, body, headers = await invoke(site, instance, "/echo", headers=holds)
-        assert (status, headers.get(RELAYED)) == (503, None)
+        assert (status, headers.get(RELAYED_HEADER)) == (503, None)
         assert b"connection refused" in body
 
 
@@ -137,3 +139,26 @@ async def test_only_so_many_at_once(tmp_path: Path) -> None:
         )
         assert {status for status, *_ in answered} <= {200, 429}
         assert sum(status == 200 for status, *_ in answered) >= relay.MAX_CALLS
+
+
+async def test_a_client_goes_through_the_controller_where_no_network_leads_to_the_service(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.invocation.PATIENCE_S", 0.2)
+    async with a_started_service(tmp_path) as (site, _, instance, holds), ControllerClient(site.rest) as client:
+        answer = await client.start(
+            StartRequest(service="svc", leases=(holds["Authorization"].removeprefix("Bearer "),))
+        )
+        assert answer.instance == instance
+        elsewhere = msgspec.structs.replace(answer, url="http://127.0.0.1:1")
+        reply = await client.invoke(elsewhere, "/echo?a=b", b"hello", accept="application/json")
+        said = msgspec.json.decode(reply)
+        assert (said["bytes"], said["query"], said["accept"]) == (5, "a=b", "application/json")
+        with pytest.raises(ServiceError) as refused:
+            await client.invoke(elsewhere, "/refuse", b"hello")
+        assert refused.value.extra["answered"] == 415
+        with pytest.raises(ServiceUnreachable):
+            await client.invoke(elsewhere, "/echo", b"hello", method="PUT")
+        foreign = msgspec.structs.replace(elsewhere, lease=msgspec.structs.replace(answer.lease, token="another's"))
+        with pytest.raises(ServiceUnreachable):
+            await client.invoke(foreign, "/echo", b"hello")
