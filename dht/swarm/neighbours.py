@@ -7,7 +7,8 @@ hash of member and chunk (rendezvous hashing; Thaler and Ravishankar, "A name-ba
 only its own share moves.
 
 Nobody waits long for a neighbour: one that has brought nothing of its share for `PATIENCE_S`, or twice the longest time
-that this took it before, is waited for no more, until it brings something.
+that this took it before, is waited for no more, until it brings something. And who has nothing else to do waits for all
+neighbours together no longer than it was busy before: one that trickles, or lies, costs twice the time at most.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ class Shares:
         self._me = me
         self._useful_at: dict[str, float] = {}
         """Of each neighbour that fetches: when it was first heard of, or last brought something of its share."""
+        self._began_at: float | None = None
+        self._idle_at: float | None = None
+        """When the first was heard of, and since when all that is free is theirs."""
         self._longest_s: dict[str, float] = {}
         """The longest that each took to bring something of its share."""
         self._bringers: dict[int, str] = {}
@@ -42,6 +46,7 @@ class Shares:
     def heard(self, neighbour: str, new: Collection[int], now: float) -> None:
         """It fetches, too, and has pieces that it did not have before."""
         if neighbour not in self._useful_at:
+            self._began_at = now if self._began_at is None else self._began_at
             self._useful_at[neighbour] = now
             self._bringers.clear()
         elif any(self._bringer(piece) == neighbour for piece in new):
@@ -50,13 +55,22 @@ class Shares:
             self._useful_at[neighbour] = now
 
     def left_to(self, neighbours: Collection[str], pieces: Collection[int], now: float) -> dict[str, set[int]]:
-        """What of these pieces is left to each of these neighbours to bring; all that are not waited for are absent."""
+        """What of these pieces, which nobody near has, is left to each of these neighbours to bring."""
         left: dict[str, set[int]] = {}
+        if self._is_tired(now):
+            return left
         if awaited := [name for name in neighbours if self._is_awaited(name, now)]:
             for piece in pieces:
                 if (name := self._bringer(piece)) in awaited:
                     left.setdefault(name, set()).add(piece)
+        if left and sum(map(len, left.values())) == len(pieces):
+            self._idle_at = now if self._idle_at is None else self._idle_at
         return left
+
+    def _is_tired(self, now: float) -> bool:
+        if self._began_at is None or self._idle_at is None:
+            return False
+        return now - self._idle_at >= max(PATIENCE_S, self._idle_at - self._began_at)
 
     def _is_awaited(self, neighbour: str, now: float) -> bool:
         if neighbour not in self._useful_at:

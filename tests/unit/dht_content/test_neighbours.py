@@ -58,3 +58,15 @@ def test_one_that_is_slow_but_steady_is_waited_for_longer_within_a_bound() -> No
     assert not shares.left_to(["b"], of_b, 9.0)
     shares.heard("b", of_b[1:2], 100.0)
     assert not shares.left_to(["b"], of_b, 100.0 + MAX_PATIENCE_S)
+
+
+def test_who_has_nothing_else_to_do_waits_no_longer_than_it_was_busy() -> None:
+    shares, of_b = shares_of()
+    for second in range(1, 6):
+        shares.heard("b", [of_b[second]], float(second))
+        assert shares.left_to(["b"], PIECES, float(second))
+    for second in range(6, 11):
+        shares.heard("b", [of_b[second]], float(second))
+        assert shares.left_to(["b"], of_b, float(second)), "idle from 6 on, after 6 busy seconds"
+    shares.heard("b", of_b[20:21], 12.0)
+    assert not shares.left_to(["b"], of_b, 12.0), "it trickles"
