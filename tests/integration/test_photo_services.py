@@ -25,7 +25,7 @@ pytestmark = pytest.mark.docker
 
 @asynccontextmanager
 async def started(service: str, folder: Path, **start: object) -> AsyncIterator[int]:
-    """The port of the service: packed, built without a network, started, and ready by its own word."""
+    """The port of the service: packed, built without a network (unless the engine knows it), ready by its own word."""
     try:
         source = await asyncio.to_thread(pack_service.assemble, SERVICES / service, folder / "source")
     except packages.CannotBuild as error:
@@ -38,7 +38,6 @@ async def started(service: str, folder: Path, **start: object) -> AsyncIterator[
         an_agent(folder, shelf, runtime, node=node, alive_port=5001) as agent,
     ):
         running = await agent.runner.start(start_command("photos", digest, deadline_s=110.0, **start))
-        assert "build" in running.timings_ms
         yield running.report.ports[0].port
 
 
