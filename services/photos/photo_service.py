@@ -181,12 +181,16 @@ def with_boxes(picture: Image.Image, found: list[Detection]) -> Image.Image:
     pen = ImageDraw.Draw(drawn)
     line = max(2, max(picture.size) // 400)
     font = ImageFont.load_default(max(12, max(picture.size) // 50))
-    for label, confidence, (left, top, width, height) in reversed(found):  # the surest on top
-        colour = COLOURS[zlib.crc32(label.encode()) % len(COLOURS)]
-        pen.rectangle((left, top, left + width, top + height), outline=colour, width=line)
+    for label, _, (left, top, width, height) in found:
+        pen.rectangle((left, top, left + width, top + height), outline=colour_of(label), width=line)
+    for label, confidence, (left, top, _, _) in reversed(found):  # the surest on top
         text = label if confidence is None else f"{label} {confidence:.0%}"
-        _, _, text_width, text_height = pen.textbbox((0, 0), text, font)
-        above = max(0, top - text_height - 2 * line)
-        pen.rectangle((left, above, left + text_width + 2 * line, above + text_height + 2 * line), fill=colour)
-        pen.text((left + line, above + line), text, "black", font)
+        _, _, width, height = (side + 2 * line for side in pen.textbbox((0, 0), text, font))
+        x, y = max(0, min(left, picture.width - width)), max(0, top - height)
+        pen.rectangle((x, y, x + width, y + height), fill=colour_of(label))
+        pen.text((x + line, y + line), text, "black", font)
     return drawn
+
+
+def colour_of(label: str) -> str:
+    return COLOURS[zlib.crc32(label.encode()) % len(COLOURS)]
