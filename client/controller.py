@@ -200,11 +200,26 @@ class ControllerClient:
             if body is None or method not in (None, "POST"):
                 raise
             try:
-                return await relayed(self._session, self._rest, answer, path, body, **options)
+                return await self.relayed(answer, path, body, **options)
             except ServiceError:
                 raise
-            except (Problem, aiohttp.ClientError, TimeoutError) as second:
+            except Problem as second:
                 raise problem from second
+
+    async def relayed(
+        self,
+        answer: StartAnswer,
+        path: str,
+        body: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        accept: str = "*/*",
+        timeout_s: float = 60.0,
+    ) -> bytes:
+        """POST to the service through the controller, whatever the service's own address; at most 64 MiB."""
+        return await relayed(
+            self._rest, answer, path, body, content_type=content_type, accept=accept, timeout_s=timeout_s
+        )
 
     # --- services ----------------------------------------------------------------------------------------------------
 

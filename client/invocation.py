@@ -13,7 +13,7 @@ import stamina
 
 from client.rest import CONNECT_TIMEOUT_S, Rest
 from protocol.bounded import read_bounded
-from protocol.instances import RELAYED_HEADER, StartAnswer
+from protocol.instances import StartAnswer
 from protocol.network_errors import network_cause
 from protocol.problems import BadRequest, Conflict, DeadlineExceeded, ServiceError, ServiceUnreachable, Unavailable
 
@@ -71,28 +71,21 @@ async def invoke(
 
 
 async def relayed(
-    session: aiohttp.ClientSession,
-    rest: Rest,
-    answer: StartAnswer,
-    path: str,
-    body: bytes,
-    *,
-    content_type: str,
-    accept: str,
-    timeout_s: float,
+    rest: Rest, answer: StartAnswer, path: str, body: bytes, *, content_type: str, accept: str, timeout_s: float
 ) -> bytes:
     """The same through the controller, for a network that does not lead to the service. POST only; as large as the
-    controller allows. Raises the controller's own Problem besides."""
-    async with session.post(
-        f"{rest.url}/v1/instances/{answer.instance}/invoke",
+    controller allows. Raises the controller's own Problem, ControllerUnreachable, ServiceError, DeadlineExceeded."""
+    async with rest.request(
+        "POST",
+        f"/instances/{answer.instance}/invoke",
         params={"path": path},
         data=body,
-        headers={"Accept": accept, "Content-Type": content_type, "Authorization": f"Bearer {answer.lease.token}"},
-        timeout=aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S),
-        allow_redirects=False,
+        headers={"Accept": accept, "Content-Type": content_type},
+        token=answer.lease.token,
+        timeout_s=timeout_s,
+        works=True,
+        relays=True,
     ) as response:
-        if RELAYED_HEADER not in response.headers:
-            raise await rest.problem(response)
         return await _reply(response, f"{answer.url}{path}", answer.instance)
 
 

@@ -15,7 +15,7 @@ from client.discovery import Browser
 from client.dnssd import FoundController
 from client.invocation import invoke
 from protocol.instances import OnProgress, StartAnswer, StartRequest
-from protocol.problems import ControllerUnreachable
+from protocol.problems import ControllerUnreachable, ServiceUnreachable
 
 FIND_TIMEOUT_S = 3.0
 MAX_CONTROLLERS_TRIED = 4
@@ -27,9 +27,11 @@ log = structlog.get_logger(__name__)
 
 
 class Phone:
-    """Calls go to one controller for as long as it answers, then to the next that mDNS shows, then to `url`.
+    """Calls go to one controller for as long as it answers, then to another of its mesh that mDNS shows, then to one of
+    another mesh (a phone goes from site to site), then to `url`.
 
-    `mesh` and `region` choose among several; `url` is the way where multicast is blocked (read from a QR code).
+    `mesh` (a name), `root` (of a mesh, where several have one name) and `region` choose among several; `url` is the way
+    where multicast is blocked (read from a QR code).
     """
 
     def __init__(
@@ -37,14 +39,17 @@ class Phone:
         *,
         url: str | None = None,
         mesh: str | None = None,
+        root: str | None = None,
         region: str | None = None,
         interfaces: Sequence[str] | None = None,
         find_timeout_s: float = FIND_TIMEOUT_S,
     ) -> None:
         self._fallback = url
-        self._browser = Browser(mesh=mesh, region=region, interfaces=interfaces)
+        self._browser = Browser(mesh=mesh, root=root, region=region, interfaces=interfaces)
         self._find_timeout_s = find_timeout_s
         self._chosen: FoundController | None = None
+        self._root: str | None = None
+        """Of the mesh that answered last."""
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -63,12 +68,22 @@ class Phone:
         """The one in use; None before the first call and while the fallback URL is used."""
         return self._chosen
 
+    @property
+    def controllers(self) -> list[FoundController]:
+        """Those that mDNS shows now."""
+        return self._browser.controllers
+
     async def start(self, request: StartRequest, on_progress: OnProgress | None = None) -> StartAnswer:
         return await self.call(lambda client: client.start(request, on_progress))
 
     async def invoke(self, answer: StartAnswer, path: str, body: bytes | None = None, *, accept: str = "*/*") -> bytes:
-        """Call the service; no controller is needed for that."""
-        return await invoke(self._session, answer, path, body, accept=accept)
+        """Call the service at its own address; no controller is needed for that. See `ControllerClient.invoke`."""
+        try:
+            return await invoke(self._session, answer, path, body, accept=accept)
+        except ServiceUnreachable:
+            if body is None:
+                raise
+            return await self.call(lambda client: client.relayed(answer, path, body, accept=accept))
 
     async def call(self, work: Callable[[ControllerClient], Awaitable[T]]) -> T:
         """`work` with a controller that answers. Raises ControllerUnreachable once nobody is left to ask."""
@@ -78,7 +93,9 @@ class Phone:
                 break
             try:
                 async with ControllerClient(self._chosen.url, session=self._session, attempts=ATTEMPTS) as client:
-                    return await work(client)
+                    done = await work(client)
+                    self._root = self._chosen.root
+                    return done
             except ControllerUnreachable as problem:
                 log.info("controller-lost", controller=self._chosen.url, cause=problem.detail)
                 self._browser.forget(self._chosen)
@@ -95,4 +112,4 @@ class Phone:
         if self._chosen in known:
             return self._chosen
         found = known or await self._browser.wait_until(bool, timeout_s=self._find_timeout_s)
-        return found[0] if found else None
+        return min(found, key=lambda c: c.root != self._root, default=None)

@@ -12,6 +12,7 @@ import stamina
 
 from protocol import tracing
 from protocol.bounded import read_bounded
+from protocol.instances import RELAYED_HEADER
 from protocol.network_errors import network_cause
 from protocol.problems import ConfigError, ControllerUnreachable, DeadlineExceeded, Problem
 from protocol.tracing import current_header
@@ -42,12 +43,14 @@ class Rest:
         idle_s: float | None = None,
         token: str | None = None,
         works: bool = False,
+        relays: bool = False,
         **kwargs: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer with a 2xx status.
 
         `timeout_s` None: it may take for ever, but be silent for `idle_s` only. `works`: silence for `timeout_s` means
-        slow work (DeadlineExceeded), not a dead controller.
+        slow work (DeadlineExceeded), not a dead controller. `relays`: a service's own answer, passed on, may have any
+        status.
         """
         headers = dict(kwargs.pop("headers", {}))
         if bearer := token or self._token:
@@ -59,8 +62,9 @@ class Rest:
             async with self._session.request(
                 method, f"{self.url}/v1{path}", headers=headers, timeout=timeout, allow_redirects=False, **kwargs
             ) as response:
-                if not 200 <= response.status < 300:
-                    raise await self.problem(response)
+                passed_on = relays and RELAYED_HEADER in response.headers
+                if not (passed_on or 200 <= response.status < 300):
+                    raise await self._problem(response)
                 yield response
         except aiohttp.ConnectionTimeoutError:
             raise self._unreachable(f"no connection within {CONNECT_TIMEOUT_S:g} s") from None
@@ -96,8 +100,7 @@ class Rest:
         except msgspec.MsgspecError as error:
             raise self._unreachable(f"the answer is not a controller's: {error}") from None
 
-    async def problem(self, response: aiohttp.ClientResponse) -> Problem:
-        """What an answer without a 2xx status means."""
+    async def _problem(self, response: aiohttp.ClientResponse) -> Problem:
         if response.content_type == "application/problem+json":
             return Problem.from_dict(self.decode(await self.body(response), dict[str, Any]))
         return self._unreachable(f"the answer {response.status} is not a controller's")

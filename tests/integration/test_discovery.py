@@ -207,6 +207,27 @@ async def test_a_phone_moves_on_when_its_controller_dies() -> None:
             assert phone.controller.port == other.port
 
 
+async def test_a_phone_moves_on_within_its_mesh_before_it_tries_another_of_that_name() -> None:
+    mesh = a_mesh()
+    async with AsyncExitStack() as stack:
+        strange = await stack.enter_async_context(stub_controller())
+        living = await stack.enter_async_context(stub_controller())
+        dying = await stack.enter_async_context(stub_controller())
+        await stack.enter_async_context(announced_site(mesh, "eu/a", rest_port=dying.port))
+        phone = await stack.enter_async_context(Phone(mesh=mesh, interfaces=LO))
+        await phone.call(ControllerClient.health)
+        await stack.enter_async_context(announced_site(mesh, "eu/b", root=OTHER_ROOT, rest_port=strange.port))
+        await stack.enter_async_context(announced_site(mesh, "eu/c", rest_port=living.port))
+        await until(lambda: len(phone.controllers) == 3)
+        ports = []
+        for dead in (dying, living):
+            await dead.close()
+            await phone.call(ControllerClient.health)
+            assert phone.controller is not None
+            ports.append(phone.controller.port)
+        assert ports == [living.port, strange.port]
+
+
 async def test_a_phone_falls_back_to_a_url_where_nothing_is_announced() -> None:
     async with (
         stub_controller() as stub,
