@@ -21,7 +21,7 @@ import select
 import struct
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -35,12 +35,20 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 @dataclass(frozen=True)
 class Line:
-    """One direction's terms. `rate_mbit` 0: as fast as it goes; `loss` is a share of the frames."""
+    """One direction's terms. `rate_mbit` 0: as fast as it goes; `loss` is a share of the frames.
+
+    `back_mbit`: the rate from the second end to the first (a site's downlink), where it differs.
+    """
 
     delay_ms: float
     rate_mbit: float = 0.0
     loss: float = 0.0
     queue_ms: float = 50.0
+    back_mbit: float | None = None
+
+    @property
+    def back(self) -> Line:
+        return self if self.back_mbit is None else replace(self, rate_mbit=self.back_mbit)
 
 
 @dataclass
@@ -86,7 +94,7 @@ def open_tap(namespace: str, device: str) -> int:
 def carry(ends: tuple[int, int], line: Line) -> None:
     """Runs until the process ends."""
     libc.prctl(PR_SET_TIMERSLACK, 1, 0, 0, 0)  # wake up on time: the default slack is 50 us
-    directions = {ends[0]: (ends[1], Direction(line)), ends[1]: (ends[0], Direction(line))}
+    directions = {ends[0]: (ends[1], Direction(line)), ends[1]: (ends[0], Direction(line.back))}
     while True:
         now = time.monotonic_ns()
         for target, direction in directions.values():
@@ -121,11 +129,12 @@ def main() -> None:
     arguments.add_argument("--rate-mbit", type=float, default=0.0)
     arguments.add_argument("--loss", type=float, default=0.0)
     arguments.add_argument("--queue-ms", type=float, default=50.0)
+    arguments.add_argument("--back-mbit", type=float)
     given = arguments.parse_args()
     (space_a, device_a), (space_b, device_b) = (end.split(":") for end in given.ends)
     ends = open_tap(space_a, device_a), open_tap(space_b, device_b)
     print("ready", flush=True)
-    carry(ends, Line(given.delay_ms, given.rate_mbit, given.loss, given.queue_ms))
+    carry(ends, Line(given.delay_ms, given.rate_mbit, given.loss, given.queue_ms, given.back_mbit))
 
 
 if __name__ == "__main__":

@@ -165,6 +165,8 @@ class TestBed:
         ends = f"{site.gateway.namespace}:wan0", f"{self.wan.namespace}:site{site.number}"
         terms = [f"--delay-ms={line.delay_ms}", f"--rate-mbit={line.rate_mbit}"]
         terms += [f"--loss={line.loss}", f"--queue-ms={line.queue_ms}"]
+        if line.back_mbit is not None:
+            terms.append(f"--back-mbit={line.back_mbit}")
         log = self.folder / f"cable-{site.name}.log"
         await self.popen(self.wan, [sys.executable, "-m", "tests.multihost.cable", *ends, *terms], log=log)
         await until(lambda: "ready" in log.read_text())

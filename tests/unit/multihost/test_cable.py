@@ -34,3 +34,9 @@ def test_a_full_queue_drops_and_takes_again_when_it_has_emptied() -> None:
 def test_loss_takes_its_share() -> None:
     direction = Direction(Line(delay_ms=0, loss=0.25))
     assert [direction.enter(0, FRAME, chance=n / 100) for n in range(100)].count(False) == 25
+
+
+def test_the_way_back_may_have_a_rate_of_its_own() -> None:
+    line = Line(delay_ms=20, rate_mbit=50, back_mbit=300, queue_ms=80)
+    assert line.back == Line(delay_ms=20, rate_mbit=300, back_mbit=300, queue_ms=80)
+    assert Line(delay_ms=20, rate_mbit=50).back.rate_mbit == 50
