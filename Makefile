@@ -46,6 +46,8 @@ test: setup ## run every test (ARGS="tests/unit -k word" narrows; WORKERS=0: one
 docs: setup ## check the links between the Markdown pages
 	@$(BIN)/python scripts/check-links
 
+bench-paper: services
+
 bench-%: setup ## run one benchmark, for example bench-cold-start
 	@scripts/with-docker scripts/in-engine $(BIN)/python -m benchmarks.$(subst -,_,$*) $(ARGS)
 

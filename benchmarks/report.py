@@ -41,9 +41,16 @@ def median_ratio(ours: Sequence[float], reference: Sequence[float]) -> float:
 
 
 def finish(
-    name: str, *, runs: int, ours: Mapping[str, object], reference: Mapping[str, object], ratios: Mapping[str, float]
+    name: str,
+    *,
+    runs: int,
+    ours: Mapping[str, object],
+    reference: Mapping[str, object],
+    ratios: Mapping[str, float],
+    claims: Sequence[object] | None = None,
+    folder: Path = RESULTS,
 ) -> None:
-    """Print the object and keep it."""
+    """Print the object and keep it. `claims`: where somebody else's are judged."""
     result = {
         "name": name,
         "machine": machine(),
@@ -51,7 +58,8 @@ def finish(
         "ours": ours,
         "reference": reference,
         "ratios": ratios,
+        **({} if claims is None else {"claims": claims}),
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result))

@@ -5,7 +5,7 @@ profiles. Its LTE model is that of Huang et al., "A Close Examination of Perform
 Networks" (MobiSys 2012): base power while connected, power in proportion to throughput, and after the last packet a
 long tail of discontinuous reception (DRX).
 Processor: the current that the maker of a phone of the paper's years states for a busy core, times the voltage of its
-battery. Nothing else of the phone counts (screen, memory), and neither does what it draws when it does nothing.
+battery. What the phone draws anyway, above all its screen, is left out; `Terms.base_w` adds it.
 
 A run's energy is counted until its result is there. The tail comes afterwards and is the same whatever the run did, so
 it says nothing about the store; but a phone does pay it: `Terms.tail` adds it.
@@ -83,24 +83,28 @@ BIG_CORE_W = 0.655 * BATTERY_V
 """OnePlus 3 (2016, Snapdragon 820), `cpu.active.cluster1` at 2.15 GHz in its power_profile.xml: 655 mA."""
 LITTLE_CORE_W = 0.356 * BATTERY_V
 """The same phone's `cpu.active.cluster0` at 1.59 GHz: 356 mA."""
+SCREEN_W = (0.051 + 0.218 / 2) * BATTERY_V
+"""The same phone's screen at half brightness: `screen.on`, and half of `screen.full`."""
 PROCESSOR_SWEEP_W = (0.5, LITTLE_CORE_W, BIG_CORE_W, 4.0)
 
 SOURCES = {
     "radio": "AT&T Application Resource Optimizer, default LTE and WiFi profiles (ProfileFactoryImpl)",
     "radio model": "Huang et al., A Close Examination of Performance and Power Characteristics of 4G LTE Networks",
-    "processor": "OnePlus 3, power_profile.xml (cpu.active.cluster0, cpu.active.cluster1), at 3.85 V",
+    "processor": "OnePlus 3, power_profile.xml (cpu.active.cluster0 and 1, screen.on, screen.full), at 3.85 V",
 }
 
 
 class Terms(Struct, frozen=True):
     """What the model leaves open. `tail`: count the radio's tail after the last packet of the run.
 
-    `slowdown`: how many times longer the phone's processor takes for what its client did on ours.
+    `slowdown`: how many times longer the phone's processor takes for what its client did on ours. `base_w`: what the
+    phone draws anyway, for as long as the run takes.
     """
 
     processor_w: float = BIG_CORE_W
     tail: bool = False
     slowdown: float = 4.0
+    base_w: float = 0.0
 
 
 class Energy(Struct, frozen=True):
@@ -108,18 +112,20 @@ class Energy(Struct, frozen=True):
 
     radio: float
     processor: float
+    base: float
 
     @property
     def total(self) -> float:
-        return self.radio + self.processor
+        return self.radio + self.processor + self.base
 
 
 def energy(run: Run, terms: Terms) -> Energy:
     """A run on the phone itself keeps its core busy for the whole time, and its radio is idle."""
+    base = run.total_s * terms.base_w
     if run.mode == "local":
-        return Energy(run.total_s * RADIOS[run.link].idle_w, run.total_s * terms.processor_w)
+        return Energy(run.total_s * RADIOS[run.link].idle_w, run.total_s * terms.processor_w, base)
     cpu_s = sum(phase.cpu_s for phase in run.phases) * terms.slowdown
-    return Energy(radio_j(RADIOS[run.link], run.phases, tail=terms.tail), cpu_s * terms.processor_w)
+    return Energy(radio_j(RADIOS[run.link], run.phases, tail=terms.tail), cpu_s * terms.processor_w, base)
 
 
 def radio_j(radio: Radio, phases: Sequence[Phase], *, tail: bool) -> float:

@@ -112,6 +112,7 @@ async def published(there: Stage, case: Case, store: Store) -> Variant:
 
 
 def _told(runs: list[Run]) -> list[Run]:
+    """The same, and a line for each to who waits."""
     for run in runs:
         words = [run.service, run.mode, run.link, run.store, f"{run.total_s:.3f} s"]
         print(" ".join(words), {phase.name: round(phase.seconds, 3) for phase in run.phases}, file=sys.stderr)

@@ -52,3 +52,8 @@ def test_on_the_phone_itself_a_core_is_busy_and_the_radio_idles() -> None:
     assert spent.processor == pytest.approx(3 * BIG_CORE_W)
     assert spent.total == pytest.approx(3 * BIG_CORE_W + 3 * 0.02)
     assert energy(run, NO_PROCESSOR).processor == 0
+
+
+def test_what_is_drawn_anyway_counts_for_as_long_as_the_run_takes() -> None:
+    run = Run(service="s", mode="cold", phases=(Phase("start", 2.0, waits=True), Phase("call", 1.0)))
+    assert energy(run, Terms(base_w=0.6)).total - energy(run, Terms()).total == pytest.approx(3 * 0.6)
