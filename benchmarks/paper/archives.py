@@ -1,8 +1,8 @@
 """The archives that are sent: lean as the paper's were, and each time new.
 
-The repository's photo services bring their Python packages along as wheels, 82 MB, so that a site without Internet can
-build them. The paper's archives did not: what their Dockerfile installs came from elsewhere. So here the wheels are left
-out, and the edge's base image has them.
+The repository's photo services bring their Python packages along as wheels, 82 MB, so that a site without Internet
+can build them. The paper's archives did not: what their Dockerfile installs came from elsewhere. So here the wheels are
+left out, and the edge's base image has them.
 """
 
 from __future__ import annotations

@@ -2,43 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.multihost.testbed import REPOSITORY
+from tests.photos import photo
 
 BUILD = REPOSITORY / "build"
 WORDS = 2_000
+JPEG_BEGINS, JPEG_ENDS = b"\xff\xd8", b"\xff\xd9"
 
 
 @dataclass(frozen=True)
 class Case:
-    """`name`: the folder in `services/`, and `build/<name>.csar`. `check` raises ValueError for a wrong reply."""
+    """`name`: the folder in `services/`, and `build/<name>.csar`. `check` raises ValueError for a wrong reply.
+
+    `labels`: what a photo service must see on the photo; asked once, as JSON, before the runs.
+    """
 
     name: str
     path: str
     body: bytes
     check: Callable[[bytes], None]
+    labels: frozenset[str] = frozenset()
 
     @property
-    def archive(self) -> Path:
+    def packed(self) -> Path:
         return BUILD / f"{self.name}.csar"
 
 
-def word_count() -> Case:
-    """About 12 KB of text: the paper's is tiny, too."""
+def check_count(reply: bytes) -> None:
+    if int(reply) != WORDS:
+        raise ValueError(f"{reply!r} words were counted of {WORDS}")
+
+
+def check_photo(reply: bytes) -> None:
+    if not (reply.startswith(JPEG_BEGINS) and reply.endswith(JPEG_ENDS)):
+        raise ValueError(f"no JPEG: {reply[:80]!r}")
+
+
+def check_labels(case: Case, reply: str) -> None:
+    seen = {str(one["label"]) for one in json.loads(reply)["detections"]}
+    if not case.labels <= seen:
+        raise ValueError(f"{case.name} saw {sorted(seen)}, not {sorted(case.labels)}")
+
+
+def text() -> bytes:
+    """About 12 KB: the paper's word count is tiny, too."""
     dice = random.Random(2019)
     words = ["".join(dice.choices("etaoinshrdlu", k=dice.randint(2, 8))) for _ in range(WORDS)]
-
-    def check(reply: bytes) -> None:
-        if int(reply) != WORDS:
-            raise ValueError(f"{reply!r} words were counted of {WORDS}")
-
-    return Case("word_count", "/wordcount", " ".join(words).encode(), check)
+    return " ".join(words).encode()
 
 
 def cases() -> list[Case]:
-    """All of the paper's that this repository has."""
-    return [word_count()]
+    """The paper's three, in its order from small to large."""
+    return [
+        Case("word_count", "/wordcount", text(), check_count),
+        Case("face_detection", "/detect", photo("astronaut.png"), check_photo, frozenset({"face"})),
+        Case("object_detection", "/detect", photo("dog.jpg"), check_photo, frozenset({"dog", "bicycle"})),
+    ]

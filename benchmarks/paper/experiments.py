@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from msgspec import Struct
 
-from benchmarks.paper.cases import Case
+from benchmarks.paper.cases import Case, check_labels
 from benchmarks.paper.links import Measured
 from benchmarks.paper.local import Calibrated, calibrate, image_of, installed
 from benchmarks.paper.phone import Order
@@ -19,7 +19,10 @@ FAR: tuple[Store, ...] = ("colocated", "ireland", "us-east", "nearby")
 
 
 class Results(Struct, frozen=True, kw_only=True):
-    """`first_build_s`: what the very first build of each service took, before its layers were in the engine's cache."""
+    """`archive_bytes`: of the lean archives, which are sent.
+
+    `first_build_s`: what the very first build of each took, before its layers were in the engine's cache.
+    """
 
     links: dict[str, Measured]
     throttles: list[Calibrated]
@@ -40,7 +43,7 @@ async def experiment(cases: Sequence[Case], plan: Plan) -> Results:
     runs: list[Run] = []
     first_builds: dict[str, float] = {}
     images: dict[str, tuple[str, int]] = {}
-    async with running_stage() as there:
+    async with running_stage(cases) as there:
         for case in cases:
             first_builds[case.name] = await first_build(there, case)
             for _ in range(plan.repeats):
@@ -60,18 +63,26 @@ async def experiment(cases: Sequence[Case], plan: Plan) -> Results:
                 for throttle in throttles:
                     runs += _told([await service.run(throttle) for _ in range(plan.repeats)])
         links = dict(there.links)
+        sizes = {case.name: there.size(case) for case in cases}
     return Results(
         links=links,
         throttles=throttles,
-        archive_bytes={case.name: case.archive.stat().st_size for case in cases},
+        archive_bytes=sizes,
         first_build_s=first_builds,
         runs=runs,
     )
 
 
 async def first_build(there: Stage, case: Case) -> float:
-    """Not a run: with it the engine has the layers that all variants of the service share."""
-    run = await upload(there, case, "wifi")
+    """Not a run: with it the engine has the layers that all variants of the service share. Checks what it sees."""
+    variant = there.variant(case)
+    order = Order(do="upload", archive=str(variant.archive), record=variant.record, service=variant.digest)
+    run, report = await there.run(case, order, "upload", "wifi", "lan")
+    if case.labels:
+        photo = f"@{there.body_of(case)}"
+        curl = ("curl", "-sS", "-H", "Accept: application/json", "--data-binary", photo, report.url + case.path)
+        check_labels(case, await there.bed.run(there.bed.host("wifi", "phone"), *curl))
+    await there.remove("wifi", report)
     return run.edge_ms["build"] / 1e3
 
 
@@ -104,7 +115,7 @@ async def cold_from(there: Stage, case: Case, store: Store) -> Run:
 
 async def published(there: Stage, case: Case, store: Store) -> Variant:
     """A variant at the store, of which the edge has nothing yet (unless the store is the edge)."""
-    if case.archive.stat().st_size > SHARES_CHUNKS:
+    if there.size(case) > SHARES_CHUNKS:
         await there.forget_content()
     variant = there.variant(case)
     await there.publish(variant, store)

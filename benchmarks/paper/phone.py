@@ -60,6 +60,7 @@ class Report(Struct, frozen=True, kw_only=True):
     instance: str = ""
     token: str = ""
     container_port: int = 0
+    url: str = ""
     error: str = ""
 
 
@@ -125,6 +126,7 @@ async def offload(client: ControllerClient, order: Order) -> Report:
         instance=answer.instance,
         token=answer.lease.token,
         container_port=answer.ports[0].container_port if answer.ports else 0,
+        url=answer.url or "",
     )
 
 

@@ -7,8 +7,7 @@ import json
 import secrets
 import shutil
 import sys
-import zipfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Literal
 
 from msgspec.structs import replace
 
+from benchmarks.paper.archives import base_of, lean, variant
 from benchmarks.paper.cases import Case
 from benchmarks.paper.claims import CLOUD
 from benchmarks.paper.links import LINES, Measured, limit_lan, measure
@@ -25,7 +25,7 @@ from csar.limits import DEFAULT_LIMITS
 from csar.parser import describe_sync
 from node.cli.publisher import digest_and_size, publisher_key, signed_archive
 from node.config import NodeConfig
-from node.local_mesh import Site, up
+from node.local_mesh import BASE_IMAGE, Site, up
 from tests.multihost.testbed import REPOSITORY, Host, TestBed, running_testbed
 from tests.waiting import until
 
@@ -42,6 +42,7 @@ SHARES_CHUNKS = 128 << 10
 ANNOUNCED_S = 1.0
 """A node announces what it fetched within this time."""
 MEMORY_MB = 4096
+BASE_WITH_WHEELS = "cornerstore/paper-base"
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Stage:
     phones: Mapping[Link, Phone]
     hands: Mapping[Store, Phone]
     links: Mapping[str, Measured]
+    archives: Mapping[str, Path]
 
     @property
     def edge(self) -> Site:
@@ -117,13 +119,14 @@ class Stage:
         return len(json.loads(said)) == 1
 
     def variant(self, case: Case) -> Variant:
-        """The archive with a file that no other has: another digest, the same service, so that nobody has it yet."""
+        """The case's archive as nobody has it yet."""
         target = self.bed.folder / f"{case.name}-{secrets.token_hex(4)}.csar"
-        shutil.copyfile(case.archive, target)
-        with zipfile.ZipFile(target, "a") as archive:
-            archive.writestr("variant.txt", secrets.token_hex(32))
+        variant(self.archives[case.name], target)
         signed = signed_archive(target, describe_sync(target, DEFAULT_LIMITS), publisher_key(self.bed.folder))
         return Variant(target, digest_and_size(target)[0], signed.envelope)
+
+    def size(self, case: Case) -> int:
+        return self.archives[case.name].stat().st_size
 
     async def run(self, case: Case, order: Order, mode: Mode, link: Link, store: Store) -> tuple[Run, Report]:
         """Carry out the order with the phone on `link`; raises RuntimeError if the service's reply is wrong."""
@@ -137,12 +140,17 @@ class Stage:
         return run, report
 
     async def call(self, phone: Phone, case: Case, order: Order) -> Report:
-        body, reply = self.bed.folder / f"{case.name}.input", self.bed.folder / "reply"
-        if not body.exists():
-            body.write_bytes(case.body)
-        report = await phone.do(replace(order, path=case.path, body=str(body), reply=str(reply)))
+        reply = self.bed.folder / "reply"
+        report = await phone.do(replace(order, path=case.path, body=str(self.body_of(case)), reply=str(reply)))
         case.check(reply.read_bytes())
         return report
+
+    def body_of(self, case: Case) -> Path:
+        """The file that is sent."""
+        body = self.bed.folder / f"{case.name}.input"
+        if not body.exists():
+            body.write_bytes(case.body)
+        return body
 
     async def remove(self, link: Link, report: Report) -> None:
         order = Order(do="remove", controller=self.edge.running.rest, instance=report.instance, token=report.token)
@@ -157,7 +165,7 @@ async def joined(site: Site, edge: Site) -> AsyncIterator[None]:
 
 
 @asynccontextmanager
-async def running_stage() -> AsyncIterator[Stage]:
+async def running_stage(cases: Sequence[Case]) -> AsyncIterator[Stage]:
     """The edge and the store of its LAN run; `far_sites` adds the others."""
     async with running_testbed(LAYOUT, uplinks=LINES) as bed, AsyncExitStack() as stack:
         hosts: dict[Store, Host] = {
@@ -168,13 +176,17 @@ async def running_stage() -> AsyncIterator[Stage]:
             "us-east": bed.host("us-east", "node"),
         }
         engine = await _engine(bed, hosts["colocated"])
+        archives = {case.name: bed.folder / f"{case.name}.csar" for case in cases}
+        for case in cases:
+            await asyncio.to_thread(lean, case.packed, archives[case.name])
+        aliases = await _base_images(bed, hosts["colocated"], engine, cases)
         sites = {store: _site(bed, host, store, engine) for store, host in hosts.items()}
         for store in ("colocated", "lan"):
             await limit_lan(bed, hosts[store])
         links = await _measured_links(bed)
         edge = sites["colocated"]
         await edge.found("paper")
-        _any_number_of_starts(edge)
+        _configure(edge, aliases)
         await stack.enter_async_context(up(edge))
         await stack.enter_async_context(joined(sites["lan"], edge))
         phones: dict[Link, Phone] = {
@@ -183,7 +195,7 @@ async def running_stage() -> AsyncIterator[Stage]:
         hands: dict[Store, Phone] = {
             store: await stack.enter_async_context(running_phone(host)) for store, host in hosts.items()
         }
-        there = Stage(bed, engine, sites, phones, hands, links)
+        there = Stage(bed, engine, sites, phones, hands, links, archives)
         await until(there._agent_linked, timeout_s=20, every_s=0.2)
         yield there
 
@@ -196,6 +208,19 @@ async def _engine(bed: TestBed, host: Host) -> str:
     await bed.run(host, "docker", "-H", engine, "load", "-i", str(image), timeout_s=120)
     image.unlink()
     return engine
+
+
+async def _base_images(bed: TestBed, host: Host, engine: str, cases: Sequence[Case]) -> dict[str, str]:
+    """Aliases of the images that have what the lean archives lack. One is enough: all photo services have one lock."""
+    for case in cases:
+        folder = bed.folder / "base"
+        if (replaced := await asyncio.to_thread(base_of, case.packed, folder, BASE_IMAGE)) is not None:
+            await bed.run(
+                host, "docker", "-H", engine, "build", "-q", "-t", BASE_WITH_WHEELS, str(folder), timeout_s=300
+            )
+            await asyncio.to_thread(shutil.rmtree, folder)
+            return {replaced: BASE_WITH_WHEELS}
+    return {}
 
 
 def _site(bed: TestBed, host: Host, store: Store, engine: str) -> Site:
@@ -213,9 +238,12 @@ def _site(bed: TestBed, host: Host, store: Store, engine: str) -> Site:
     )
 
 
-def _any_number_of_starts(site: Site) -> None:
+def _configure(site: Site, aliases: Mapping[str, str]) -> None:
+    """Any number of starts from one client, and what a Dockerfile's FROM is read as."""
     config = NodeConfig.load(site.data_dir)
-    replace(config, controller=replace(config.controller, starts_per_client_s=0.0)).save(site.data_dir)
+    docker = replace(config.agent.docker, base_image_aliases={**config.agent.docker.base_image_aliases, **aliases})
+    agent, controller = replace(config.agent, docker=docker), replace(config.controller, starts_per_client_s=0.0)
+    replace(config, agent=agent, controller=controller).save(site.data_dir)
 
 
 async def _measured_links(bed: TestBed) -> dict[str, Measured]:
