@@ -66,13 +66,13 @@ def main() -> None:
         wanted = [case for case in cases() if not given.services or case.name in given.services]
         results = asyncio.run(experiment(wanted, plan))
     found = claims(results.runs, TERMS)
+    keep(results, found, folder, plan)
     all_figures(results, found, TERMS, folder)
     if not given.quick:
         PAGE.write_text(rewritten(PAGE.read_text(), results, found, TERMS))
     for claim in found:
         print(f"{claim.verdict}: {claim.claim}: {claim.ours}. {claim.why}", file=sys.stderr)
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)
-    keep(results, found, folder, plan)
 
 
 if __name__ == "__main__":

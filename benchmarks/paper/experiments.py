@@ -114,9 +114,13 @@ async def cold_from(there: Stage, case: Case, store: Store) -> Run:
 
 
 async def published(there: Stage, case: Case, store: Store) -> Variant:
-    """A variant at the store, of which the edge has nothing yet (unless the store is the edge)."""
+    """A variant at the store, of which the edge has nothing yet (unless the store is the edge).
+
+    An edge that was started anew for this has served another request before the run: the first of all is not measured.
+    """
     if there.size(case) > SHARES_CHUNKS:
         await there.forget_content()
+        await cold_from(there, there.tiny, store)
     variant = there.variant(case)
     await there.publish(variant, store)
     return variant

@@ -9,6 +9,7 @@ clock, the bytes and the processor time are those of the phone alone. Each run o
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 import time
@@ -196,5 +197,9 @@ async def running_phone(host: Host, prefix: Sequence[str] = ()) -> AsyncIterator
 
 
 if __name__ == "__main__":
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))  # retries are told, but not in answers
+    # Standard output is for reports; retries need not be told.
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
     asyncio.run(serve())

@@ -16,7 +16,7 @@ from typing import Literal
 from msgspec.structs import replace
 
 from benchmarks.paper.archives import base_of, lean, variant
-from benchmarks.paper.cases import Case
+from benchmarks.paper.cases import Case, word_count
 from benchmarks.paper.claims import CLOUD
 from benchmarks.paper.links import LINES, Measured, limit_lan, measure
 from benchmarks.paper.phone import Order, Phone, Report, running_phone
@@ -56,7 +56,10 @@ class Variant:
 
 @dataclass
 class Stage:
-    """`phones` by link. `hands` are clients beside the nodes, who publish there and see to things between runs."""
+    """`phones` by link. `hands` are clients beside the nodes, who publish there and see to things between runs.
+
+    `tiny`: a service for requests that are not measured.
+    """
 
     bed: TestBed
     engine: str
@@ -65,6 +68,7 @@ class Stage:
     hands: Mapping[Store, Phone]
     links: Mapping[str, Measured]
     archives: Mapping[str, Path]
+    tiny: Case
 
     @property
     def edge(self) -> Site:
@@ -176,8 +180,9 @@ async def running_stage(cases: Sequence[Case]) -> AsyncIterator[Stage]:
             "us-east": bed.host("us-east", "node"),
         }
         engine = await _engine(bed, hosts["colocated"])
-        archives = {case.name: bed.folder / f"{case.name}.csar" for case in cases}
-        for case in cases:
+        tiny = word_count()
+        archives = {case.name: bed.folder / f"{case.name}.csar" for case in (tiny, *cases)}
+        for case in (tiny, *cases):
             await asyncio.to_thread(lean, case.packed, archives[case.name])
         aliases = await _base_images(bed, hosts["colocated"], engine, cases)
         sites = {store: _site(bed, host, store, engine) for store, host in hosts.items()}
@@ -195,7 +200,7 @@ async def running_stage(cases: Sequence[Case]) -> AsyncIterator[Stage]:
         hands: dict[Store, Phone] = {
             store: await stack.enter_async_context(running_phone(host)) for store, host in hosts.items()
         }
-        there = Stage(bed, engine, sites, phones, hands, links, archives)
+        there = Stage(bed, engine, sites, phones, hands, links, archives, tiny)
         await until(there._agent_linked, timeout_s=20, every_s=0.2)
         yield there
 
