@@ -301,7 +301,7 @@ def _range(values: tuple[float, ...], unit: str) -> str:
 
 
 def _number(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 10 or abs(value - round(value)) < 0.05 else f"{value:.1f}"
+    return f"{value:.0f}" if abs(value) >= 10 else f"{value:.2g}"
 
 
 def _named(cases: Cases, suffix: str) -> str:

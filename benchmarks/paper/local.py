@@ -21,7 +21,6 @@ from benchmarks.paper.stage import Stage
 from node.local_mesh import BASE_IMAGE
 from tests.waiting import until
 
-SLOWDOWNS = (2.0, 4.0, 8.0)
 PERIOD_US = 10_000
 CORE = ("--cpuset-cpus", "0", "--cpu-period", str(PERIOD_US))
 LOOP = """import time
