@@ -30,11 +30,11 @@ TERMS = Terms()
 QUICK = Plan(repeats=1, slowdowns=(4.0,), stores=("colocated", "us-east", "nearby"))
 
 
-def keep(results: Results, found: Sequence[Claim], folder: Path, plan: Plan) -> None:
+def keep(results: Results, found: Sequence[Claim], folder: Path) -> None:
     """`paper.json` as all benchmarks, and what it needs to be judged again: the runs themselves."""
     finish(
         "paper",
-        runs=plan.repeats,
+        runs=results.repeats,
         ours=msgspec.to_builtins(results),
         reference={"energy_model": {"terms": msgspec.to_builtins(TERMS), "sources": SOURCES}},
         ratios={},
@@ -66,7 +66,7 @@ def main() -> None:
         wanted = [case for case in cases() if not given.services or case.name in given.services]
         results = asyncio.run(experiment(wanted, plan))
     found = claims(results.runs, TERMS)
-    keep(results, found, folder, plan)
+    keep(results, found, folder)
     all_figures(results, found, TERMS, folder)
     if not given.quick:
         PAGE.write_text(rewritten(PAGE.read_text(), results, found, TERMS))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.multihost.testbed import REPOSITORY
-from tests.photos import photo
+from tests.samples import photo
 
 BUILD = REPOSITORY / "build"
 WORDS = 2_000

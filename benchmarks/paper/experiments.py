@@ -24,6 +24,7 @@ class Results(Struct, frozen=True, kw_only=True):
     `first_build_s`: what the very first build of each took, before its layers were in the engine's cache.
     """
 
+    repeats: int
     links: dict[str, Measured]
     throttles: list[Calibrated]
     archive_bytes: dict[str, int]
@@ -65,6 +66,7 @@ async def experiment(cases: Sequence[Case], plan: Plan) -> Results:
         links = dict(there.links)
         sizes = {case.name: there.size(case) for case in cases}
     return Results(
+        repeats=plan.repeats,
         links=links,
         throttles=throttles,
         archive_bytes=sizes,
