@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import hashlib
 import ssl
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -195,17 +197,19 @@ def admission_of(certificate: x509.Certificate, root: x509.Certificate) -> Admis
 def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket | None) -> PeerIdentity | None:
     """The mesh member at the other end of a TLS connection, or None if there is none.
 
-    None also for plain connections, and for contexts that do not verify: there a certificate proves nothing. With
-    aiohttp: `peer_identity(request.transport.get_extra_info("ssl_object"))`.
+    None also for plain connections, for contexts that do not verify (there a certificate proves nothing), and once the
+    certificate has ended: TLS looks at that only when a connection begins. With aiohttp:
+    `peer_identity(request.transport.get_extra_info("ssl_object"))`.
     """
     der = _verified_der(connection)
-    return _identity_in(der) if der else None
+    held = _held_in(der) if der else None
+    return held.identity if held is not None and time.time() < held.ends else None
 
 
 def peer_public_key(connection: ssl.SSLObject | ssl.SSLSocket | None) -> Ed25519PublicKey | None:
     """The key of the member at the other end, under the same conditions as `peer_identity`."""
     der = _verified_der(connection)
-    if der is None or _identity_in(der) is None:
+    if der is None or peer_identity(connection) is None:
         return None
     return ed25519_key(x509.load_der_x509_certificate(der))
 
@@ -216,11 +220,19 @@ def _verified_der(connection: ssl.SSLObject | ssl.SSLSocket | None) -> bytes | N
     return connection.getpeercert(binary_form=True)
 
 
+class _Held(NamedTuple):
+    """What a certificate says, and when it ends (Unix s)."""
+
+    identity: PeerIdentity
+    ends: float
+
+
 @lru_cache(maxsize=1024)
-def _identity_in(der: bytes) -> PeerIdentity | None:
+def _held_in(der: bytes) -> _Held | None:
     """Parsing costs more than the rest of a short request; connections live for many requests."""
     try:
-        return identity_of(x509.load_der_x509_certificate(der))
+        certificate = x509.load_der_x509_certificate(der)
+        return _Held(identity_of(certificate), validity(certificate)[1])
     except (BadRequest, ValueError):
         return None
 

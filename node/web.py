@@ -178,7 +178,10 @@ def members_only(
         transport = request.transport
         peer = identify(transport.get_extra_info("ssl_object") if transport else None)
         if peer is None and request.path not in open_paths:
-            raise KeyNeeded("only members of the mesh may ask this", fix="Join with `cornerstore bootstrap join`.")
+            refusal = KeyNeeded("only members of the mesh may ask this", fix="Join with `cornerstore bootstrap join`.")
+            response = problem_response(refusal)
+            response.force_close()  # who renewed its certificate meanwhile shows it only over a new connection
+            return response
         if peer is not None:
             request[PEER] = peer
             if guest := guest_of(transport):

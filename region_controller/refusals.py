@@ -21,7 +21,7 @@ _FIXES: Mapping[Cause, str] = {
     Cause.CONFINEMENT: "Allow it under [agent.docker] in config.toml of a machine that may run it: "
     "`allow_capabilities`, `max_processes`.",
     Cause.MEMORY: "Stop something, or let an agent offer more (`memory_mb` under [agent] in config.toml).",
-    Cause.DISK: "Free disk space on the agents' machines.",
+    Cause.DISK: "Free disk space on the agents' machines, or raise `quota_gb` under [content] there.",
     Cause.AWAY: "Ask again in a moment: an agent or a region that lost its link dials again.",
     Cause.EMPTY: "Add an agent with `cornerstore bootstrap invite`.",
 }

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 from dht.peer_http import MAX_PROBLEM_BYTES, PeerHttp, decode_problem, unreachable
 from dht.swarm.content_wire import LENGTH, OPENING
-from protocol.problems import CorruptContent, Problem, TooManyRequests, Unavailable
+from protocol.problems import CorruptContent, KeyNeeded, Problem, TooManyRequests, Unavailable
 
 T = TypeVar("T")
 
@@ -139,6 +139,9 @@ class PeerStreams:
             if sock is not None:
                 sock.close()
         if isinstance(outcome, Problem):
+            if isinstance(outcome, KeyNeeded):  # the session goes on from a certificate that has ended by now
+                with self._lock:
+                    self._sessions.pop(address, None)
             raise outcome
         return outcome
 

@@ -20,7 +20,7 @@ from bootstrap.mesh import create_mesh
 from dht.peer_http import PeerHttp
 from dht.swarm.content_wire import NO_PROBLEM, encode_problem
 from dht.swarm.peer_streams import PeerStreams, Stream, running_streams
-from protocol.problems import CorruptContent, NotFound, Problem, TooManyRequests, Unavailable
+from protocol.problems import CorruptContent, KeyNeeded, NotFound, Problem, TooManyRequests, Unavailable
 from tests.content_sites import served
 from tests.waiting import until
 
@@ -123,6 +123,21 @@ async def test_over_tls_a_second_connection_goes_on_from_the_first(tmp_path: Pat
         for _ in range(3):
             assert await running.ask(address, b"?", whole, idle_s=5) == BODY
     assert peer.asked == [(identity.node, False), (identity.node, True), (identity.node, True)]
+
+
+async def test_who_is_no_member_any_more_begins_anew_with_the_certificate_that_it_has_now(tmp_path: Path) -> None:
+    """The peer knows a session by the certificate with which it began, which may have ended since."""
+    identity = create_mesh(tmp_path, mesh="home", region="eu", roles=["store"], now=time.time())
+    peer = TlsPeer(server_context(identity))
+    peer.hangs_up = True
+    async with served([], take_content=peer.take) as address, streams(tls=client_context(identity)) as running:
+        assert await running.ask(address, b"?", whole, idle_s=5) == BODY
+        peer.answer = encode_problem(KeyNeeded("only members of the mesh may ask this"))
+        with pytest.raises(KeyNeeded):
+            await running.ask(address, b"?", whole, idle_s=5)
+        peer.answer = NO_PROBLEM + BODY
+        assert await running.ask(address, b"?", whole, idle_s=5) == BODY
+    assert [reused for _, reused in peer.asked] == [False, True, False]
 
 
 async def test_who_speaks_no_tls_is_told_apart() -> None:

@@ -18,7 +18,7 @@ from dht.records.memory_directory import MemoryDirectory, MemoryMesh
 from dht.tasks import running_loops
 from node import membership
 from node.membership import Membership
-from protocol.problems import JoinRefused, KeyNeeded
+from protocol.problems import JoinRefused, KeyNeeded, Unavailable
 from protocol.records import raw_public_key
 from tests.integration.test_join import ask, invite, node_of, peer
 from tests.waiting import until
@@ -53,6 +53,21 @@ async def test_a_member_renews_and_goes_on_with_its_contexts(founder: Identity, 
         assert (new.operator_token, new.keyring) == (old.operator_token, old.keyring)
         use_renewed(context, new)
         assert await ask(context, address) == new.member
+
+
+async def test_a_certificate_that_ends_ends_what_goes_on_over_an_open_connection(
+    founder: Identity, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TLS looks at dates only when a connection begins."""
+    member = member_since(founder, tmp_path / "member", days=1)
+    async with node_of(founder) as address, peer(client_context(member)) as http:
+        async with http.request("GET", address, "/whoami", timeout_s=5) as response:
+            await response.read()
+        later = time.time() + 90 * DAY_S
+        monkeypatch.setattr("bootstrap.certificates.time.time", lambda: later)
+        with pytest.raises(Unavailable, match="answered 401"):
+            async with http.request("GET", address, "/whoami", timeout_s=5):
+                pass
 
 
 async def test_a_stranger_cannot_renew(founder: Identity, tmp_path: Path) -> None:

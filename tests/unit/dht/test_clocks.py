@@ -5,12 +5,15 @@ from dht.clocks import HEARD_S, MAX_REMEMBERED, Clocks
 DATE, AT = "Tue, 24 Nov 2026 12:00:00 GMT", 1_795_521_600.0
 
 
-def test_the_middle_of_what_was_heard_lately_counts() -> None:
+def test_what_was_heard_lately_counts_and_the_many_more_than_the_few() -> None:
     clocks = Clocks()
     assert clocks.ahead(0.0) == 0.0
     for address, ahead in (("a", 172_800.0), ("b", 172_801.0), ("liar", -10e6)):
         clocks.heard(address, DATE, AT + ahead, 0.0)
-    assert clocks.ahead(1.0) == 172_800.0
+    assert clocks.ahead(1.0) == 172_801.0
+    clocks.heard("b", DATE, AT, 1.0)
+    clocks.heard("c", DATE, AT + 1, 1.0)
+    assert clocks.ahead(1.0) == 1.0, "half of them agree with this clock"
     clocks.heard("a", DATE, AT, 100.0)
     assert clocks.ahead(100.0) == 0.0
     assert clocks.ahead(HEARD_S + 50) == 0.0, "only a is left"

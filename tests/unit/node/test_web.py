@@ -121,6 +121,8 @@ async def test_only_members_pass(peer: PeerIdentity | None, path: str, status: i
         assert response.status == status
         if status == 200:
             assert (await response.json())["node"] == (peer and peer.node)
+        else:
+            assert response.headers["Connection"] == "close"
 
 
 def test_a_default_port_that_is_taken_is_replaced_and_a_named_one_is_not() -> None:
