@@ -11,7 +11,8 @@ Cohort: 40 nodes, then 160 that all join through one of them; the 40 put 80 reco
 Two rounds; plain kademlia, whose figures are multiples of its timeout of 5 s, and the cohorts of the others in one.
 
 `opendht_p99`, `kademlia_p99`: the smaller of their put and get p99 over ours, with 30% killed. `get_success`: gets of
-ours that found their record, under the kill; `cohort_success`: the same in the cohort.
+ours that found their record, under the kill; `cohort_success`: the same in the cohort. `full_key`: what records and
+questions cost one node of ours at a key that is full; see `benchmarks.full_key`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks import full_key
 from benchmarks.report import finish, summary
 
 WORKER = Path(__file__).with_name("record_peers.py")
@@ -218,6 +220,7 @@ def require_opendht() -> None:
 
 async def main() -> None:
     require_opendht()
+    held = full_key.measured()
     kills: dict[str, list[dict[str, list[Any]]]] = {system: [] for system in SYSTEMS}
     cohorts: dict[str, list[float]] = {system: [] for system in SYSTEMS}
     for round_number in range(ROUNDS):
@@ -262,7 +265,7 @@ async def main() -> None:
     finish(
         "records",
         runs=ROUNDS,
-        ours=report("cornerstore"),
+        ours={**report("cornerstore"), "full_key": held},
         reference={system: report(system) for system in ("opendht", "kademlia")},
         ratios=ratios,
     )
