@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from enum import IntEnum
 from itertools import pairwise
 from typing import NamedTuple
@@ -272,6 +272,13 @@ class OrderedSet(Places):
         del self.positions[at], self.envelopes[at]
         self._changed_at(place)
         return True
+
+    def remove_all(self, envelopes: Container[bytes]) -> None:
+        """In one pass: for many of them."""
+        kept = [at for at, envelope in enumerate(self.envelopes) if envelope not in envelopes]
+        self.positions = [self.positions[at] for at in kept]
+        self.envelopes = [self.envelopes[at] for at in kept]
+        self._whole, self._parts = None, [None] * PARTS
 
     def _changed_at(self, place: bytes) -> None:
         self._whole = None

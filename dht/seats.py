@@ -25,7 +25,7 @@ them a turn. Within a holder's queue its signers take turns in the same way, in 
 from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 from dht.rules import MAX_PER_KEY
@@ -141,6 +141,15 @@ def seat(there: Occupancy, *, owner: bytes, via: bytes, per_owner: int) -> Seat:
 def _instead_of_largest(pool: Tally, owner: bytes, via: bytes) -> Seat:
     largest, rows = pool.largest
     return Seat(granted=True, leaver=Leaver(largest, via)) if rows > pool[owner] + 1 else REFUSED
+
+
+def by_turns(queues: Iterable[Sequence[T]]) -> list[T]:
+    """One queue of several that have nobody in common: the first of each, then the second of each, and so on."""
+    turns: defaultdict[int, list[T]] = defaultdict(list)
+    for queue in queues:
+        for turn, one in enumerate(queue):
+            turns[turn].append(one)
+    return [one for turn in sorted(turns) for one in turns[turn]]
 
 
 def seated(queues: Iterable[Iterable[T]], room: int) -> list[T]:

@@ -20,12 +20,12 @@ import hashlib
 import os
 from bisect import bisect_left, insort
 from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Iterable, Mapping
-from itertools import islice
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import NamedTuple
 
 from dht import rules
-from dht.seats import seated
+from dht.seats import by_turns, seated
 from protocol.records import ServiceRecord, Signed, is_withdrawn
 
 MAX_VIEWS = 64
@@ -35,8 +35,12 @@ MAX_HOLDERS = 16
 """Nodes of which it is remembered what they hold at a key: those heard last. A lookup hears 5 to 8 that hold it."""
 SEEN_BEYOND = 2 * rules.MAX_PER_KEY
 """Positions remembered beside those of the records in a view."""
+EXCESS = 1 / 4
+"""While records come in, a view may have so many more than there is room for: room is not made for each of them."""
 ASK_ALL_S = 600.0
 """Where more was left out than is remembered, all of it is asked for again this often."""
+MANY = 64
+"""More records than this are not taken out of a view one by one: it is made anew without them."""
 WORTH_KEEPING = 8
 """Smaller sets fit in a page or two: they are read whole."""
 
@@ -56,8 +60,8 @@ class View:
         self._slots: dict[bytes, Signed] = {}
         self._seen: dict[bytes, tuple[bytes, bytes]] = {}
         """By shortened position, the position and the slot of an envelope."""
-        self._left_out: dict[bytes, _Contender] = {}
-        """By slot, records that had no seat."""
+        self._contenders: dict[bytes, _Contender] = {}
+        """By slot: those that have a seat, and those that were left out."""
         self._ask_all_at = 0.0
         self._per_owner: Counter[bytes] = Counter()
         self._shown: list[Signed] = []
@@ -92,7 +96,7 @@ class View:
             self._held.move_to_end(node)
         while len(self._held) > MAX_HOLDERS:
             self._held.popitem(last=False)
-        if self._left_out:
+        if len(self._contenders) > len(self._slots):
             self._reconsider()
 
     def add(self, *records: Signed) -> None:
@@ -104,7 +108,7 @@ class View:
                 changed = self._merge(signed, place, shown) or changed
         if changed:
             self._shown = shown
-        if len(self._slots) > 2 * rules.MAX_PER_KEY:
+        if len(self._slots) > rules.MAX_PER_KEY * (1 + EXCESS):
             self._make_room()
 
     def add_own(self, *records: Signed) -> None:
@@ -122,7 +126,7 @@ class View:
                 return False
             self._take_out(slot, before, shown)
         self._slots[slot] = signed
-        self._left_out.pop(slot, None)
+        self._contenders[slot] = _contender(signed, place)
         self._per_owner[signed.public_key] += 1
         self.ordered.add(signed.envelope)
         self._next_expiry = min(self._next_expiry, signed.record.expiry)
@@ -146,7 +150,10 @@ class View:
     def visible(self, now: float) -> list[Signed]:
         """What a reader is shown. The same object as long as nothing changes."""
         if now >= self._next_expiry:
-            self._forget(slot for slot, signed in self._slots.items() if signed.record.expiry <= now)
+            expired = [slot for slot, signed in self._slots.items() if signed.record.expiry <= now]
+            self._forget(expired)
+            for slot in expired:
+                del self._contenders[slot]
             self._next_expiry = min((s.record.expiry for s in self._slots.values()), default=float("inf"))
         if self._is_overfull:
             self._make_room()
@@ -162,9 +169,16 @@ class View:
             count > rules.MAX_PER_OWNER[ServiceRecord] for count in self._per_owner.values()
         )
 
-    def _forget(self, slots: Iterable[bytes]) -> None:
+    def _forget(self, slots: Collection[bytes]) -> None:
+        """Expired, or left out: then it stays a contender."""
+        if len(slots) > MANY:
+            gone = {self._slots.pop(slot).envelope for slot in slots}
+            self.ordered.remove_all(gone)
+            self._per_owner = Counter(signed.public_key for signed in self._slots.values())
+            self._shown = [signed for signed in self._shown if signed.envelope not in gone]
+            return
         shown = list(self._shown)
-        for slot in list(slots):
+        for slot in slots:
             self._take_out(slot, self._slots[slot], shown)
         self._shown = shown
 
@@ -172,37 +186,44 @@ class View:
 
     def _make_room(self) -> None:
         """Leave out what has no seat. What nobody holds any more comes last."""
-        standing = {rules.slot(signed.record): signed for signed in rules.merge(self._slots.values())}
-        kept = set(standing)
-        if len(standing) > rules.MAX_PER_KEY:
-            kept = set(seated(self._queues({s: _contender(r) for s, r in standing.items()}), rules.MAX_PER_KEY))
-            kept.update(islice((slot for slot in standing if slot not in kept), rules.MAX_PER_KEY - len(kept)))
-            self._left_out.update((slot, _contender(standing[slot])) for slot in standing if slot not in kept)
-        self._forget([slot for slot in self._slots if slot not in kept])
+        contenders = self._contenders_by_signer(self._slots)
+        kept = list(chain.from_iterable(contenders))
+        if len(kept) > rules.MAX_PER_KEY:
+            named = dict.fromkeys(seated(self._queues(contenders), rules.MAX_PER_KEY))
+            kept = list(islice(dict.fromkeys([*named, *kept]), rules.MAX_PER_KEY))
+        self._forget(self._slots.keys() - kept)
 
     def _reconsider(self) -> None:
         """Ask again for what was left out and would have a seat now that others hold less, or other records."""
-        there = {slot: _contender(signed) for slot, signed in self._slots.items()}
-        seats = seated(self._queues({**self._left_out, **there}), rules.MAX_PER_KEY)
-        wanted = {slot for slot in seats if slot not in there}
+        seats = seated(self._queues(self._contenders_by_signer(self._contenders)), rules.MAX_PER_KEY)
+        wanted = {slot for slot in seats if slot not in self._slots}
         if wanted:
             self._ask_for({place for place, slot in self._seen.values() if slot in wanted})
 
-    def _queues(self, contenders: Mapping[bytes, _Contender]) -> list[list[bytes]]:
-        """For each holder, its slots: first the highest ranked of each signer, then the second of each, and so on."""
+    def _contenders_by_signer(self, slots: Iterable[bytes]) -> list[list[bytes]]:
+        """The slots of each signer, the highest rank first, no more than one may have. The signers in drawn order."""
         by_signer: defaultdict[bytes, list[bytes]] = defaultdict(list)
-        for slot in sorted(contenders, key=lambda slot: contenders[slot].rank, reverse=True):
-            by_signer[contenders[slot].signer].append(slot)
+        for slot in slots:
+            by_signer[self._contenders[slot].signer].append(slot)
         in_order = sorted(by_signer, key=lambda signer: hashlib.blake2b(signer, key=self._lots).digest())
-        of_signers = [by_signer[signer] for signer in in_order]
-        return [seated((filter(has, one) for one in of_signers), len(contenders)) for has in self._holders()]
+        return [self._highest(by_signer[signer]) for signer in in_order]
 
-    def _holders(self) -> list[Callable[[bytes], bool]]:
-        """For each holder, whether it has something in a slot: who has an older version counts as one of the newer, as
-        where records are kept."""
+    def _highest(self, slots: list[bytes]) -> list[bytes]:
+        ranked = sorted(slots, key=lambda slot: self._contenders[slot].rank, reverse=True)
+        return ranked[: self._contenders[ranked[0]].most]
+
+    def _queues(self, contenders: Sequence[Sequence[bytes]]) -> list[list[bytes]]:
+        """For each holder, its slots: first the highest ranked of each signer, then the second of each, and so on."""
         slot_at = dict(self._seen.values())
-        held = [*(places.positions for places in self._held.values()), self._own]
-        return [{slot_at[place] for place in positions if place in slot_at}.__contains__ for positions in held]
+
+        def queue_of(positions: Iterable[bytes]) -> list[bytes]:
+            """Who has an older version counts as a holder of the newer, as where records are kept."""
+            slots = {slot_at.get(place) for place in positions}
+            return by_turns([slot for slot in of_one if slot in slots] for of_one in contenders)
+
+        equal = {id(places): places for places in self._held.values()}
+        queues = {same: queue_of(places.positions) for same, places in equal.items()}
+        return [*(queues[id(places)] for places in self._held.values()), queue_of(self._own)]
 
     def _forget_seen(self, now: float) -> None:
         """Remember nothing beside what is in the view. Of what is forgotten so, some may have a seat some time: so once
@@ -210,7 +231,7 @@ class View:
         kept = {place[: rules.SHORT_BYTES] for place in self.ordered.positions}
         self._seen = {short: seen for short, seen in self._seen.items() if short in kept}
         self._own.intersection_update(self.ordered.positions)
-        self._left_out.clear()
+        self._contenders = {slot: self._contenders[slot] for slot in self._slots}
         if now >= self._ask_all_at:
             self._ask_all_at = now + ASK_ALL_S
             self._ask_for(set().union(*(p.positions for p in self._held.values())).difference(self.ordered.positions))
@@ -218,28 +239,25 @@ class View:
     def _ask_for(self, places: set[bytes]) -> None:
         """Forget that these were ever seen: the next reader compares with sets that lack them."""
         for place in places:
-            self._seen.pop(place[: rules.SHORT_BYTES], None)
-        self._left_out = {slot: one for slot, one in self._left_out.items() if one.place not in places}
-        for node, held in self._held.items():
-            self._held[node] = rules.Places(place for place in held.positions if place not in places)
+            _, slot = self._seen.pop(place[: rules.SHORT_BYTES], (place, b""))
+            if slot not in self._slots:
+                self._contenders.pop(slot, None)
+        equal = {id(held): held for held in self._held.values()}
+        fewer = {same: rules.Places(p for p in held.positions if p not in places) for same, held in equal.items()}
+        self._held = OrderedDict((node, fewer[id(held)]) for node, held in self._held.items())
 
 
 class _Contender(NamedTuple):
-    """A record that stands in a slot, or that was left out, with what decides on its place in a queue."""
+    """What stands in a slot, or was left out: what decides on its place in a queue. `most`: of one signer."""
 
     signer: bytes
-    seq: int
-    withdrawn: bool
-    place: bytes
-
-    @property
-    def rank(self) -> tuple[int, bool]:
-        return self.seq, self.withdrawn
+    rank: tuple[int, bool, bytes]
+    most: int
 
 
-def _contender(signed: Signed) -> _Contender:
-    seq, withdrawn, envelope = rules.rank(signed)
-    return _Contender(signed.public_key, seq, withdrawn, rules.position(envelope))
+def _contender(signed: Signed, place: bytes) -> _Contender:
+    seq, withdrawn, _ = rules.rank(signed)
+    return _Contender(signed.public_key, (seq, withdrawn, place), rules.MAX_PER_OWNER[type(signed.record)])
 
 
 def _descending(signed: Signed) -> int:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from dht import rules
 from dht.records.views import View
-from dht.seats import seated
+from dht.seats import by_turns, seated
 from protocol.identifiers import record_key
 from protocol.records import ServiceRecord, Signed
 from tests.dht_mesh import identity, service
@@ -42,6 +42,12 @@ def test_every_queue_has_its_first_seated_and_no_seat_stays_empty(given_queues: 
     assert len(found) == len(set(found)) == min(room, len(everybody))
     for queue in given_queues:
         assert set(queue[: room // len(given_queues)]) <= set(found)
+
+
+@given(st.lists(st.lists(st.integers(), max_size=5), max_size=5))
+def test_by_turns_is_how_queues_without_common_members_are_seated(numbers: list[list[int]]) -> None:
+    given_queues = [[(at, number) for number in dict.fromkeys(queue)] for at, queue in enumerate(numbers)]
+    assert by_turns(given_queues) == seated(given_queues, sum(map(len, given_queues)))
 
 
 @given(st.lists(st.integers(0, 30), unique=True), st.integers(1, 5), queues, st.integers(0, 40))
@@ -115,5 +121,6 @@ def test_what_was_told_before_takes_nothing_from_what_is_told_now(
 @given(lies, st.randoms(use_true_random=False))
 def test_where_there_is_room_the_view_is_the_merge_of_all(lying: list[set[int]], chance: random.Random) -> None:
     held = [[ALL[n] for n in lie] for lie in lying]
-    shown = read(View(KEY), held, chance)
-    assert shown == {signed.envelope for signed in rules.merge(*held)}
+    with patch.dict(rules.MAX_PER_OWNER, {ServiceRecord: PER_OWNER}):
+        shown = read(View(KEY), held, chance)
+        assert shown == {signed.envelope for signed in rules.merge(*held)}
