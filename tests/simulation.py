@@ -11,7 +11,7 @@ import random
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
-from dht import rules
+from dht import ordering
 from dht.overlay import Overlay, Tuning, running_overlay
 from dht.overlay.answering import Answering
 from dht.overlay.datagrams import Address
@@ -139,8 +139,8 @@ class Simulation:
 
 
 class SwallowingShelf:
-    def ordered(self, key: bytes) -> rules.OrderedSet:
-        return rules.OrderedSet(())
+    def ordered(self, key: bytes) -> ordering.OrderedSet:
+        return ordering.OrderedSet(())
 
     def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes) -> list[int]:
         return [0] * len(envelopes)

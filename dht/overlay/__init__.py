@@ -2,7 +2,8 @@
 
 from dht.overlay.datagrams import Address, DatagramTransport, OpenTransport, udp_transport
 from dht.overlay.network import Overlay, running_overlay
-from dht.overlay.reading import ReadOutcome, WholeSets
+from dht.overlay.reading import ReadOutcome
+from dht.overlay.set_reading import WholeSets
 from dht.overlay.storing import StoreOutcome
 from dht.overlay.tuning import Tuning
 

@@ -10,7 +10,7 @@ from typing import Protocol
 
 from kademlia.node import Node
 
-from dht import rules
+from dht import ordering
 from dht.overlay.endpoint import size_of
 from dht.overlay.messages import (
     AnyAnswer,
@@ -41,7 +41,7 @@ PAGE_RESERVE = 24
 class Shelf(Protocol):
     """What this node keeps for others. A Problem is raised only when its disk fails."""
 
-    def ordered(self, key: bytes) -> rules.OrderedSet: ...
+    def ordered(self, key: bytes) -> ordering.OrderedSet: ...
 
     def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes) -> Sequence[int]:
         """One `dht.rules.Verdict` for each envelope. `via`: the proven id of the node that sent them, or UNPROVEN."""
@@ -86,9 +86,9 @@ class Answering:
         return Page(request.id, self._own_id, proof, contacts, tuple(taken), following, *told)
 
     def _parts(self, request: Compare, proof: Proof | None) -> Parts | None:
-        if not request.low <= request.high <= rules.EVERYWHERE[1]:
+        if not request.low <= request.high <= ordering.EVERYWHERE[1]:
             return None
-        everywhere = (request.low, request.high) == rules.EVERYWHERE
+        everywhere = (request.low, request.high) == ordering.EVERYWHERE
         contacts = self.contacts_for(request, PAGE_CONTACTS) if everywhere else ()
         held = self._shelf.ordered(request.key)
         told = held.summary(request.low, request.high)

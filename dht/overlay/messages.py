@@ -16,9 +16,9 @@ PROOF_CONTEXT || mesh name || 0 || request id || asker's node id || answerer's n
 public key; and the admission (`protocol.admission`) is the mesh root's word that this key is a member's. An asker
 believes an address to be a node's only after such a proof, so there are no more node ids than certificates.
 `cursor` nil asks for the first page and for contacts nearer to the key; bytes ask for what follows. `low` and `high`
-bound a range of positions: see `dht.rules.Summary`; the range of all positions is answered with contacts too. `count`
-is how many envelopes the answerer holds at the key; `door` the TCP port, at the same host, where the whole set can be
-had over HTTP (0: none).
+bound a range of positions: see `dht.ordering.Summary`; the range of all positions is answered with contacts too.
+`count` is how many envelopes the answerer holds at the key; `door` the TCP port, at the same host, where the whole set
+can be had over HTTP (0: none).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from msgspec import Meta, Struct
 
+from dht.ordering import LISTED, PARTS, POSITION_BYTES, SHORT_BYTES
 from dht.overlay.datagrams import Address
-from dht.rules import LISTED, PARTS, POSITION_BYTES, SHORT_BYTES
 from protocol.admission import Admission, Credentials, is_admitted
 from protocol.identifiers import KEY_BYTES, node_id
 from protocol.records import MAX_ENVELOPE, raw_public_key

@@ -14,12 +14,14 @@ from dht.overlay.answering import Answering, Shelf
 from dht.overlay.asking import Asking
 from dht.overlay.datagrams import Address, DatagramTransport, OpenTransport
 from dht.overlay.endpoint import Endpoint, Peer
+from dht.overlay.gathering import Known
 from dht.overlay.lookups import Lookups
 from dht.overlay.membership import Membership
 from dht.overlay.messages import AnyAnswer, AnyRequest, Proof
-from dht.overlay.reading import Known, Reading, ReadOutcome, WholeSets
+from dht.overlay.reading import Reading, ReadOutcome
 from dht.overlay.routing import Routing, address_of
 from dht.overlay.sealing import Keyring, Sealer
+from dht.overlay.set_reading import WholeSets
 from dht.overlay.storing import StoreOutcome, Storing
 from dht.overlay.tuning import Tuning
 from dht.tasks import OwnedTasks

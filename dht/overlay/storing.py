@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from kademlia.node import Node
 
-from dht import rules
+from dht import ordering, rules
 from dht.overlay.asking import Asking
 from dht.overlay.messages import Compare, Parts, Store, Stored
 from dht.overlay.sealing import MAX_PLAINTEXT
@@ -84,13 +84,13 @@ class Storing:
         """The verdicts, or None if the node went silent or refused everything."""
         verdicts: list[int] = []
         if len(envelopes) > COMPARE_FROM:
-            told = await self._asking.ask(node, Compare, Parts, key, *rules.EVERYWHERE)
+            told = await self._asking.ask(node, Compare, Parts, key, *ordering.EVERYWHERE)
             if told is None:
                 return None
-            lacking = rules.lacking(envelopes, told.parts, told.positions)
+            lacking = ordering.lacking(envelopes, told.parts, told.positions)
             verdicts += [rules.Verdict.KEPT] * (len(envelopes) - len(lacking))
             envelopes = lacking
-        for batch in rules.batches(envelopes, MAX_PLAINTEXT - STORE_OVERHEAD):
+        for batch in ordering.batches(envelopes, MAX_PLAINTEXT - STORE_OVERHEAD):
             stored = await self._asking.ask(node, Store, Stored, key, tuple(batch))
             if stored is None:
                 return None

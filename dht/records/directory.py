@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 from msgspec import Struct, field
 
-from dht import rules
+from dht import ordering, rules
 from dht.overlay import (
     Address,
     OpenTransport,
@@ -302,7 +302,7 @@ class NetworkDirectory:
         if refused and self._quiet.may_say("records-from-peers-refused", time.monotonic()):
             log.info("records-from-peers-refused", count=len(refused), first=refused[0])
 
-    def held_set(self, key: bytes) -> rules.OrderedSet:
+    def held_set(self, key: bytes) -> ordering.OrderedSet:
         """What this node answers to peers who ask what it holds at a key."""
         return self._replica.ordered(key)
 

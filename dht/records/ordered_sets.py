@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from heapq import heappop, heappush
 
-from dht import rules
+from dht import ordering
 
 MAX_SETS = 4096
 """Most of them empty: a lookup asks at many nodes that hold nothing at its key."""
@@ -21,7 +21,7 @@ class OrderedSets:
         self._sets: OrderedDict[bytes, _Expiring] = OrderedDict()
         self._rows = 0
 
-    def get(self, key: bytes, now: float) -> rules.OrderedSet | None:
+    def get(self, key: bytes, now: float) -> ordering.OrderedSet | None:
         """Without what has expired at `now` (Unix s). None: the set is not known here."""
         kept = self._sets.get(key)
         if kept is None:
@@ -31,7 +31,7 @@ class OrderedSets:
             self._rows -= kept.forget_expired(now)
         return kept.ordered
 
-    def keep(self, key: bytes, rows: Iterable[tuple[bytes, int]]) -> rules.OrderedSet:
+    def keep(self, key: bytes, rows: Iterable[tuple[bytes, int]]) -> ordering.OrderedSet:
         """Remember the set at a key that is not known yet: envelopes, and when they expire (Unix s)."""
         kept = self._sets[key] = _Expiring(rows)
         self._rows += len(kept)
@@ -56,7 +56,7 @@ class _Expiring:
 
     def __init__(self, rows: Iterable[tuple[bytes, int]]) -> None:
         self._heap = sorted((expiry, envelope) for envelope, expiry in rows)
-        self.ordered = rules.OrderedSet(envelope for _, envelope in self._heap)
+        self.ordered = ordering.OrderedSet(envelope for _, envelope in self._heap)
 
     def __len__(self) -> int:
         return len(self.ordered.envelopes)

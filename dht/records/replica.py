@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from dht import rules
+from dht import ordering, rules
 from dht.records.allowance import Allowance
 from dht.records.ordered_sets import OrderedSets
 from dht.records.storage import Row, Storage
@@ -83,7 +83,7 @@ class Replica:
             and not rules.is_ahead(row.seq, self._clock())
         )
 
-    def ordered(self, key: bytes) -> rules.OrderedSet:
+    def ordered(self, key: bytes) -> ordering.OrderedSet:
         """The same, ordered for answers to peers."""
         now = self._clock()
         known = self._ordered.get(key, now)

@@ -23,7 +23,7 @@ PIECE = 32 << 10
 
 
 class SetClient:
-    """See `dht.overlay.reading.WholeSets`."""
+    """See `dht.overlay.set_reading.WholeSets`."""
 
     def __init__(self, http: PeerHttp) -> None:
         self._http = http

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import structlog
 from aiohttp import web
 
-from dht import rules
+from dht import ordering
 from dht.peer_http import PEER
 from dht.records.set_wire import encoded, encoded_size, position_in
 from protocol.identifiers import KEY_BYTES
@@ -26,13 +26,13 @@ STALL_S = 5.0
 """A peer that takes nothing for this long is cut off."""
 
 
-def set_routes(held: Callable[[bytes], rules.OrderedSet]) -> list[web.RouteDef]:
+def set_routes(held: Callable[[bytes], ordering.OrderedSet]) -> list[web.RouteDef]:
     """`held`: the set at a key, as it is paged over UDP."""
     return [web.get("/peer/records/{key}", _SetRoutes(held).get_set)]
 
 
 class _SetRoutes:
-    def __init__(self, held: Callable[[bytes], rules.OrderedSet]) -> None:
+    def __init__(self, held: Callable[[bytes], ordering.OrderedSet]) -> None:
         self._held = held
         self._under_way = 0
 

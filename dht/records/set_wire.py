@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-from dht import rules
+from dht import ordering, rules
 from protocol.problems import BadRequest, CorruptContent
 from protocol.records import MAX_ENVELOPE
 
@@ -28,9 +28,9 @@ def position_in(text: str) -> bytes:
     try:
         after = bytes.fromhex(text)
     except ValueError:
-        after = bytes(rules.POSITION_BYTES + 1)
-    if len(after) > rules.POSITION_BYTES:
-        raise BadRequest(f"{text[:40]!r} is no position: at most {2 * rules.POSITION_BYTES} hex digits")
+        after = bytes(ordering.POSITION_BYTES + 1)
+    if len(after) > ordering.POSITION_BYTES:
+        raise BadRequest(f"{text[:40]!r} is no position: at most {2 * ordering.POSITION_BYTES} hex digits")
     return after
 
 
@@ -75,7 +75,7 @@ class SetDecoder:
         return envelopes
 
     def _in_order(self, envelope: bytes) -> bytes:
-        place = rules.position(envelope)
+        place = ordering.position(envelope)
         if place <= self.position:
             raise CorruptContent("a set that is not in the order of its positions")
         self.position = place

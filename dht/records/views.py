@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import chain, islice
 from typing import NamedTuple
 
-from dht import rules
+from dht import ordering, rules
 from dht.seats import by_turns, seated
 from protocol.records import ServiceRecord, Signed, is_withdrawn
 
@@ -51,10 +51,10 @@ class View:
 
     def __init__(self, key: bytes, records: Iterable[Signed] = (), *, lots: bytes = b"") -> None:
         """`records`: what the reader holds itself."""
-        self.ordered = rules.OrderedSet(())
+        self.ordered = ordering.OrderedSet(())
         self._key = key
         self._lots = lots
-        self._held: OrderedDict[bytes, rules.Places] = OrderedDict()
+        self._held: OrderedDict[bytes, ordering.Places] = OrderedDict()
         self._own: set[bytes] = set()
         """Positions of what the reader holds itself: it is one of the holders."""
         self._slots: dict[bytes, Signed] = {}
@@ -77,10 +77,10 @@ class View:
         """How many envelopes are remembered, with their records or without."""
         return len(self._seen)
 
-    # --- what the reader of a set asks: see `dht.overlay.reading.Known` ---
+    # --- what the reader of a set asks: see `dht.overlay.gathering.Known` ---
 
     @property
-    def held(self) -> Mapping[bytes, rules.Places]:
+    def held(self) -> Mapping[bytes, ordering.Places]:
         return self._held
 
     def place(self, short: bytes) -> bytes | None:
@@ -89,7 +89,7 @@ class View:
 
     # --- what comes in ---
 
-    def tell(self, held: Mapping[bytes, rules.Places]) -> None:
+    def tell(self, held: Mapping[bytes, ordering.Places]) -> None:
         """What holders were found to hold now. To be told before what they brought is added."""
         for node, places in held.items():
             self._held[node] = places
@@ -103,8 +103,8 @@ class View:
         """Merge checked records."""
         shown, changed = list(self._shown), False
         for signed in records:
-            place = rules.position(signed.envelope)
-            if place[: rules.SHORT_BYTES] not in self._seen:
+            place = ordering.position(signed.envelope)
+            if place[: ordering.SHORT_BYTES] not in self._seen:
                 changed = self._merge(signed, place, shown) or changed
         if changed:
             self._shown = shown
@@ -113,13 +113,13 @@ class View:
 
     def add_own(self, *records: Signed) -> None:
         """Merge records that this node holds itself."""
-        self._own.update(rules.position(signed.envelope) for signed in records)
+        self._own.update(ordering.position(signed.envelope) for signed in records)
         self.add(*records)
 
     def _merge(self, signed: Signed, place: bytes, shown: list[Signed]) -> bool:
         """True if the record has taken its slot."""
         slot = rules.slot(signed.record)
-        self._seen[place[: rules.SHORT_BYTES]] = place, slot
+        self._seen[place[: ordering.SHORT_BYTES]] = place, slot
         before = self._slots.get(slot)
         if before is not None:
             if rules.rank(before) > rules.rank(signed):
@@ -228,7 +228,7 @@ class View:
     def _forget_seen(self, now: float) -> None:
         """Remember nothing beside what is in the view. Of what is forgotten so, some may have a seat some time: so once
         in a while all of it is asked for again."""
-        kept = {place[: rules.SHORT_BYTES] for place in self.ordered.positions}
+        kept = {place[: ordering.SHORT_BYTES] for place in self.ordered.positions}
         self._seen = {short: seen for short, seen in self._seen.items() if short in kept}
         self._own.intersection_update(self.ordered.positions)
         self._contenders = {slot: self._contenders[slot] for slot in self._slots}
@@ -239,11 +239,11 @@ class View:
     def _ask_for(self, places: set[bytes]) -> None:
         """Forget that these were ever seen: the next reader compares with sets that lack them."""
         for place in places:
-            _, slot = self._seen.pop(place[: rules.SHORT_BYTES], (place, b""))
+            _, slot = self._seen.pop(place[: ordering.SHORT_BYTES], (place, b""))
             if slot not in self._slots:
                 self._contenders.pop(slot, None)
         equal = {id(held): held for held in self._held.values()}
-        fewer = {same: rules.Places(p for p in held.positions if p not in places) for same, held in equal.items()}
+        fewer = {same: ordering.Places(p for p in held.positions if p not in places) for same, held in equal.items()}
         self._held = OrderedDict((node, fewer[id(held)]) for node, held in self._held.items())
 
 

@@ -7,7 +7,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht import rules
+from dht import ordering
 from dht.records import ordered_sets
 from dht.records.ordered_sets import OrderedSets
 
@@ -47,7 +47,7 @@ def test_sets_are_what_would_be_read_anew(given_steps: list[tuple[str, bytes | N
                 rows = [(e, expiry_of(e)) for e in held[key] if expiry_of(e) > now]
                 known = sets.get(key, now)
                 found = sets.keep(key, rows) if known is None else known
-                made = rules.OrderedSet(e for e, _ in rows)
+                made = ordering.OrderedSet(e for e, _ in rows)
                 assert (found.envelopes, found.fingerprint) == (made.envelopes, made.fingerprint)
             assert len(sets._sets) <= 2
             assert sets._rows == sum(len(kept) for kept in sets._sets.values())

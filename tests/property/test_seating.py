@@ -10,7 +10,7 @@ from unittest.mock import patch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dht import rules
+from dht import ordering, rules
 from dht.records.views import View
 from dht.seats import by_turns, seated
 from protocol.identifiers import record_key
@@ -29,7 +29,7 @@ INVENTED = [
     for n in numbers
 ]
 ALL = [*HONEST, *INVENTED]
-PLACES = {signed.envelope: rules.position(signed.envelope) for signed in ALL}
+PLACES = {signed.envelope: ordering.position(signed.envelope) for signed in ALL}
 
 queues = st.lists(st.lists(st.integers(0, 30), unique=True, max_size=20), max_size=6)
 lies = st.lists(st.sets(st.sampled_from(range(len(ALL)))), max_size=4)
@@ -64,8 +64,8 @@ def little_room() -> Iterator[None]:
         yield
 
 
-def places(records: Sequence[Signed]) -> rules.Places:
-    return rules.Places(PLACES[signed.envelope] for signed in records)
+def places(records: Sequence[Signed]) -> ordering.Places:
+    return ordering.Places(PLACES[signed.envelope] for signed in records)
 
 
 def read(view: View, held: Sequence[Sequence[Signed]], chance: random.Random) -> set[bytes]:
@@ -78,7 +78,7 @@ def read(view: View, held: Sequence[Sequence[Signed]], chance: random.Random) ->
             for node, records in zip(holding, held, strict=True)
             if node not in known or known[node].fingerprint != holding[node].fingerprint
             for signed in records
-            if view.place(PLACES[signed.envelope][: rules.SHORT_BYTES]) is None
+            if view.place(PLACES[signed.envelope][: ordering.SHORT_BYTES]) is None
         }
         came = sorted(lacking.values(), key=lambda _: chance.random())
         view.tell(holding)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dht.ordering import OrderedSet
 from dht.records.set_wire import SetDecoder, encoded, encoded_size
-from dht.rules import OrderedSet
 from protocol.problems import CorruptContent
 
 

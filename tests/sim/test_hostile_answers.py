@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from dht import rules
+from dht import ordering, rules
 from dht.overlay import Tuning
 from dht.overlay.answering import Answering, Shelf
 from dht.overlay.messages import Compare, Page, Parts, Proof, Records, decode, encode
@@ -45,14 +45,14 @@ class Lying(Answering, ABC):
 
 
 def noise(told: Parts, length: int) -> bytes:
-    return (told.id * length)[: length * rules.SHORT_BYTES]
+    return (told.id * length)[: length * ordering.SHORT_BYTES]
 
 
 class Endless(Lying):
     """However narrow the range: it differs in all its parts."""
 
     def lie(self, request: Compare, told: Parts) -> Parts:
-        return msgspec.structs.replace(told, fingerprint=told.id, parts=noise(told, rules.PARTS), positions=b"")
+        return msgspec.structs.replace(told, fingerprint=told.id, parts=noise(told, ordering.PARTS), positions=b"")
 
 
 class EndlessPages(Endless):
@@ -70,7 +70,7 @@ class Elsewhere(Lying):
     """Positions that do not lie in the range, again and again the same."""
 
     def lie(self, request: Compare, told: Parts) -> Parts:
-        return msgspec.structs.replace(told, fingerprint=told.id, parts=b"", positions=noise(told, rules.LISTED))
+        return msgspec.structs.replace(told, fingerprint=told.id, parts=b"", positions=noise(told, ordering.LISTED))
 
 
 class Invented(Lying):
@@ -102,8 +102,8 @@ class Crowding(Answering, ABC):
     def numbers(self) -> tuple[int, int]:
         """Of those that it invents."""
 
-    def ordered(self, key: bytes) -> rules.OrderedSet:
-        return rules.OrderedSet([*self.honest.ordered(key).envelopes, *self._fakes])
+    def ordered(self, key: bytes) -> ordering.OrderedSet:
+        return ordering.OrderedSet([*self.honest.ordered(key).envelopes, *self._fakes])
 
     def offer(self, key: bytes, envelopes: Sequence[bytes], via: bytes) -> Sequence[int]:
         return self.honest.offer(key, envelopes, via)
@@ -127,8 +127,8 @@ class CrowdingTogether(Crowding):
 class OnlyInvented(CrowdingTogether):
     """And it hides what is real."""
 
-    def ordered(self, key: bytes) -> rules.OrderedSet:
-        return rules.OrderedSet(self._fakes)
+    def ordered(self, key: bytes) -> ordering.OrderedSet:
+        return ordering.OrderedSet(self._fakes)
 
 
 class InDisguise(OnlyInvented):
@@ -142,8 +142,8 @@ class InDisguise(OnlyInvented):
         told = super()._parts(request, proof)
         if told is None:
             return None
-        real = self.honest.ordered(request.key).summary(*rules.EVERYWHERE)
-        if (request.low, request.high) == rules.EVERYWHERE:
+        real = self.honest.ordered(request.key).summary(*ordering.EVERYWHERE)
+        if (request.low, request.high) == ordering.EVERYWHERE:
             return msgspec.structs.replace(told, **real._asdict())
         return told
 
@@ -213,7 +213,7 @@ async def test_holders_who_invent_records_crowd_nothing_out(
 async def test_when_all_answer_without_end_the_questions_end_and_the_reader_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("dht.overlay.reading.QUESTIONS", 300)
+    monkeypatch.setattr("dht.overlay.set_reading.QUESTIONS", 300)
     async with category(12) as sim:
         assert await read(sim) == 12
         with sim.turned(OTHERS, EndlessPages):
@@ -228,8 +228,8 @@ async def test_when_all_answer_without_end_the_questions_end_and_the_reader_says
     ("parts", "positions"), [(1, 0), (95, 0), (97, 0), (96, 1)], ids=["one part", "one less", "one more", "both"]
 )
 def test_wrong_counts_are_no_message(parts: int, positions: int) -> None:
-    shorts = [bytes(rules.SHORT_BYTES) * count for count in (parts, positions)]
-    good = Parts(b"i" * 8, b"s" * 20, None, (), bytes(8), bytes(96 * rules.SHORT_BYTES), b"", 200, 0)
+    shorts = [bytes(ordering.SHORT_BYTES) * count for count in (parts, positions)]
+    good = Parts(b"i" * 8, b"s" * 20, None, (), bytes(8), bytes(96 * ordering.SHORT_BYTES), b"", 200, 0)
     assert decode(encode(good)) == good
     with pytest.raises(ValueError, match="told in"):
         msgspec.structs.replace(good, parts=shorts[0], positions=shorts[1])

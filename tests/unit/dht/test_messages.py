@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from dht.ordering import LISTED_WITH_CONTACTS, SHORT_BYTES
 from dht.overlay import messages
 from dht.overlay.datagrams import Address
 from dht.overlay.messages import Answer, Nodes, Page, Parts, Proof, wire_contact
 from dht.overlay.sealing import MAX_PLAINTEXT
-from dht.rules import LISTED_WITH_CONTACTS, SHORT_BYTES
 from protocol.admission import Credentials
 from protocol.identifiers import node_id
 from protocol.records import raw_public_key

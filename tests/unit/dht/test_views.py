@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import time
 
-from dht import rules
+from dht import ordering
 from dht.records.views import View, Views
 from protocol.identifiers import record_key
 from tests.dht_mesh import service
@@ -26,8 +26,8 @@ def test_a_view_shows_the_newest_of_each_slot_and_the_same_list_while_nothing_ch
 def test_what_lost_its_slot_is_remembered_as_seen() -> None:
     old, new = service("a", seq=1), service("a", seq=2, content="v2")
     view = View(ROOT, [old, new])
-    place = rules.position(old.envelope)
-    assert view.place(place[: rules.SHORT_BYTES]) == place
+    place = ordering.position(old.envelope)
+    assert view.place(place[: ordering.SHORT_BYTES]) == place
     assert view.ordered.envelopes == [new.envelope]
 
 
@@ -36,7 +36,7 @@ def test_expired_records_leave_the_view_and_its_fingerprint() -> None:
     view = View(ROOT, [brief, lasting])
     assert len(view.visible(NOW)) == 2
     assert [s.envelope for s in view.visible(NOW + 6)] == [lasting.envelope]
-    assert view.ordered.fingerprint == rules.OrderedSet([lasting.envelope]).fingerprint
+    assert view.ordered.fingerprint == ordering.OrderedSet([lasting.envelope]).fingerprint
 
 
 def test_a_record_that_does_not_name_the_key_hides_its_older_version_only() -> None:

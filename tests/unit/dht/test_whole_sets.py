@@ -10,7 +10,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from dht import rules
+from dht import ordering
 from dht.peer_http import PeerHttp
 from dht.records import set_client, set_serving, set_wire
 from dht.records.directory import NetworkDirectory
@@ -25,7 +25,7 @@ from tests.dht_mesh import identity, node, service
 
 ROOT = "category:/"
 KEY = record_key(ROOT)
-SET = rules.OrderedSet(b"record %d" % n for n in range(700))
+SET = ordering.OrderedSet(b"record %d" % n for n in range(700))
 
 
 @asynccontextmanager
@@ -159,7 +159,7 @@ class Noted:
 
 @asynccontextmanager
 async def reader_of(
-    held: list[list[Signed]], doors: list[Callable[[rules.OrderedSet], rules.OrderedSet] | None]
+    held: list[list[Signed]], doors: list[Callable[[ordering.OrderedSet], ordering.OrderedSet] | None]
 ) -> AsyncIterator[tuple[NetworkDirectory, list[bytes]]]:
     """Nodes that hold such sets at the root and show them, changed by `doors`, over HTTP (None: nobody opens); yields
     another node, and what comes to it over HTTP."""
@@ -169,7 +169,7 @@ async def reader_of(
         for number, (records, shown) in enumerate(zip(held, doors, strict=True)):
             address = "127.0.0.1:1"
             if shown is not None:
-                ordered = shown(rules.OrderedSet(s.envelope for s in records))
+                ordered = shown(ordering.OrderedSet(s.envelope for s in records))
                 address = await enter(served(set_routes(lambda _, ordered=ordered: ordered)))
             holder = await enter(node(number, bootstrap=contacts[:1], door=int(address.rpartition(":")[2])))
             contacts += holder.contacts()[:1]
@@ -179,7 +179,7 @@ async def reader_of(
         yield await enter(node(99, bootstrap=contacts[:1], whole_sets=sets)), sets.came
 
 
-def same(ordered: rules.OrderedSet) -> rules.OrderedSet:
+def same(ordered: ordering.OrderedSet) -> ordering.OrderedSet:
     return ordered
 
 
@@ -196,8 +196,8 @@ async def test_a_large_set_comes_over_http_and_what_others_hold_beyond_it_too() 
 async def test_who_leaves_something_out_hides_nothing() -> None:
     records = services(420)
 
-    def half(ordered: rules.OrderedSet) -> rules.OrderedSet:
-        return rules.OrderedSet(ordered.envelopes[::2])
+    def half(ordered: ordering.OrderedSet) -> ordering.OrderedSet:
+        return ordering.OrderedSet(ordered.envelopes[::2])
 
     async with reader_of([records, records, records], [half, half, half]) as (reader, _):
         assert len(await reader.services(ROOT)) == 420
@@ -206,8 +206,8 @@ async def test_who_leaves_something_out_hides_nothing() -> None:
 async def test_what_nobody_signed_is_not_believed() -> None:
     records = services(300)
 
-    def with_forgeries(ordered: rules.OrderedSet) -> rules.OrderedSet:
-        return rules.OrderedSet([*ordered.envelopes, *(e[:-1] + b"x" for e in ordered.envelopes[:50])])
+    def with_forgeries(ordered: ordering.OrderedSet) -> ordering.OrderedSet:
+        return ordering.OrderedSet([*ordered.envelopes, *(e[:-1] + b"x" for e in ordered.envelopes[:50])])
 
     async with reader_of([records, records], [with_forgeries, with_forgeries]) as (reader, _):
         found = await reader.services(ROOT)
