@@ -91,12 +91,13 @@ class View:
 
     def tell(self, held: Mapping[bytes, ordering.Places]) -> None:
         """What holders were found to hold now. To be told before what they brought is added."""
+        changed = any(self._held.get(node) is not places for node, places in held.items())
         for node, places in held.items():
             self._held[node] = places
             self._held.move_to_end(node)
         while len(self._held) > MAX_HOLDERS:
             self._held.popitem(last=False)
-        if len(self._contenders) > len(self._slots):
+        if changed and len(self._contenders) > len(self._slots):
             self._reconsider()
 
     def add(self, *records: Signed) -> None:
@@ -185,9 +186,11 @@ class View:
     # --- who has a seat when there is too little room ---
 
     def _make_room(self) -> None:
-        """Leave out what has no seat. What nobody holds any more comes last."""
+        """Forget what is more than a signer may have, and leave out what has no seat. What nobody holds comes last."""
         contenders = self._contenders_by_signer(self._slots)
         kept = list(chain.from_iterable(contenders))
+        for slot in self._slots.keys() - kept:
+            del self._contenders[slot]
         if len(kept) > rules.MAX_PER_KEY:
             named = dict.fromkeys(seated(self._queues(contenders), rules.MAX_PER_KEY))
             kept = list(islice(dict.fromkeys([*named, *kept]), rules.MAX_PER_KEY))

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 import time
 
-from dht import ordering
+import pytest
+
+from dht import ordering, rules
 from dht.records.views import View, Views
 from protocol.identifiers import record_key
-from tests.dht_mesh import service
+from protocol.records import ServiceRecord, Signed
+from tests.dht_mesh import identity, service
 
 ROOT = record_key("category:/")
 NOW = time.time()
@@ -60,3 +63,40 @@ def test_small_sets_are_not_kept_and_the_least_used_is_forgotten(monkeypatch) ->
     views.keep(b"3", View(ROOT, [service("c"), service("d")]))
     assert views.get(b"2") is None
     assert views.get(b"1") is not None
+
+
+def places(*records: Signed) -> ordering.Places:
+    return ordering.Places(ordering.position(signed.envelope) for signed in records)
+
+
+def test_what_had_no_seat_is_asked_for_again_when_it_would_have_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "MAX_PER_KEY", 4)
+    real = [service(f"r{n}", key=identity(n)) for n in range(3)]
+    invented = [service(f"z{n}", key=identity(100 + n)) for n in range(12)]
+    view = View(ROOT)
+    liars = {b"liar%d" % n: places(*invented[n::3]) for n in range(3)}
+    view.tell({b"honest": places(*real), **liars})
+    view.add(*real, *invented)
+    shown = view.visible(NOW)
+    assert len(shown) == 4
+    left_out = [signed for signed in real if signed not in shown]
+    assert len(left_out) == 2, "each of four holders has one seat"
+    assert all(view.place(ordering.position(s.envelope)[:6]) for s in left_out), "it was seen: nobody is asked for it"
+
+    view.tell({node: places() for node in liars})
+    assert not any(view.place(ordering.position(s.envelope)[:6]) for s in left_out)
+    assert view.held[b"honest"].positions == places(*(s for s in real if s in shown)).positions
+    view.tell({b"honest": places(*real)})
+    view.add(*left_out)
+    assert {s.envelope for s in real} <= {s.envelope for s in view.visible(NOW)}
+
+
+def test_of_one_signer_the_newest_stay_and_the_others_are_not_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(rules.MAX_PER_OWNER, ServiceRecord, 20)
+    many = [service(f"s{n}", seq=n) for n in range(25)]
+    view = View(ROOT)
+    view.tell({b"holder": places(*many)})
+    view.add(*many)
+    assert [s.envelope for s in view.visible(NOW)] == [s.envelope for s in reversed(many[5:])]
+    view.tell({b"holder": places(*many), b"other": places(*many)})
+    assert all(view.place(ordering.position(s.envelope)[:6]) for s in many)
