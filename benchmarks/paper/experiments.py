@@ -18,6 +18,9 @@ FAR: tuple[Store, ...] = ("colocated", "ireland", "us-east", "nearby")
 """Fig. 4a beside the store in the LAN, which Fig. 2 has."""
 
 
+OFTEN = 3
+
+
 class Results(Struct, frozen=True, kw_only=True):
     """`archive_bytes`: of the lean archives, which are sent.
 
@@ -33,7 +36,7 @@ class Results(Struct, frozen=True, kw_only=True):
 
 
 class Plan(Struct, frozen=True):
-    """`repeats` of what starts a service; warm and local calls, which are short, three times as often."""
+    """`repeats` of what starts a service; warm and local calls, which are short, OFTEN as often."""
 
     repeats: int = 3
     slowdowns: tuple[float, ...] = (2.0, 4.0, 8.0)
@@ -50,7 +53,7 @@ async def experiment(cases: Sequence[Case], plan: Plan) -> Results:
             for _ in range(plan.repeats):
                 for link in LINKS:
                     runs += _told([await upload(there, case, link)])
-                    started, image = await cold_and_warm(there, case, link, warm=3)
+                    started, image = await cold_and_warm(there, case, link, warm=OFTEN)
                     images[case.name] = image
                     runs += _told(started)
         async with there.far_sites():
@@ -61,8 +64,8 @@ async def experiment(cases: Sequence[Case], plan: Plan) -> Results:
         throttles = [await calibrate(there, slowdown) for slowdown in plan.slowdowns]
         for case in cases:
             async with installed(there, case, *images[case.name]) as service:
-                for throttle in throttles:
-                    runs += _told([await service.run(throttle) for _ in range(plan.repeats)])
+                for _ in range(OFTEN * plan.repeats):
+                    runs += _told([await service.run(throttle) for throttle in throttles])
         links = dict(there.links)
         sizes = {case.name: there.size(case) for case in cases}
     return Results(

@@ -1,8 +1,8 @@
 """The phone's own processor: one core of ours, throttled. A baseline that is named as such, not a phone.
 
 Method: a plain container of the service's image, pinned to one core (`--cpuset-cpus`), with CFS bandwidth control of
-the Linux scheduler (`--cpu-period` 10 ms, `--cpu-quota`). The quota is calibrated: the same processor-bound loop is
-timed with and without it, until it takes as many times longer as wanted. The service is installed and runs already, and
+the Linux scheduler (`--cpu-period` 10 ms, `--cpu-quota`). The quota is calibrated: a processor-bound loop is
+timed under it until it takes as many times the processor time that it needs without, as wanted. The service is installed and runs already, and
 is called without any link; so what is compared with offloading is the work alone.
 """
 
@@ -25,13 +25,14 @@ PERIOD_US = 10_000
 CORE = ("--cpuset-cpus", "0", "--cpu-period", str(PERIOD_US))
 LOOP = """import time
 def work():
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     for _ in range(40):
         sum(n * n for n in range(100_000))
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu
 work()
-print(work())
+print(*work())
 """
+"""Prints the seconds that it took, and those of its processor."""
 TRIES = 3
 CLOSE = 0.05
 
@@ -46,11 +47,11 @@ class Calibrated(Struct, frozen=True):
 
 async def calibrate(there: Stage, slowdown: float) -> Calibrated:
     """The quota that comes closest in a few tries."""
-    full = await _loop_s(there, PERIOD_US)
+    _, full = await _loop_s(there, PERIOD_US)
     quota = round(PERIOD_US / slowdown)
     found = []
     for _ in range(TRIES):
-        measured = await _loop_s(there, quota) / full
+        measured = (await _loop_s(there, quota))[0] / full
         found.append(Calibrated(slowdown, round(measured, 2), quota))
         if abs(measured / slowdown - 1) < CLOSE:
             break
@@ -58,9 +59,11 @@ async def calibrate(there: Stage, slowdown: float) -> Calibrated:
     return min(found, key=lambda one: abs(one.measured - slowdown))
 
 
-async def _loop_s(there: Stage, quota_us: int) -> float:
+async def _loop_s(there: Stage, quota_us: int) -> tuple[float, float]:
     loop = ("python3", "-c", LOOP)
-    return float(await docker(there, "run", "--rm", *CORE, f"--cpu-quota={quota_us}", BASE_IMAGE, *loop))
+    said = await docker(there, "run", "--rm", *CORE, f"--cpu-quota={quota_us}", BASE_IMAGE, *loop)
+    wall, cpu = said.split()
+    return float(wall), float(cpu)
 
 
 async def docker(there: Stage, *arguments: str) -> str:

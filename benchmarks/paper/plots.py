@@ -160,6 +160,9 @@ def ranges(claims: Sequence[Claim], file: Path) -> None:
         axes.grid(axis="x", alpha=0.3)
         if claim.unit == "times" and claim.our_range and max(claim.our_range) > 30:
             axes.set_xscale("log")
+        else:
+            everything = (0.0, *claim.our_range, *claim.paper_range)
+            axes.set_xlim(min(everything) * 1.1 - 0.1, max(everything) * 1.1)
     figure.savefig(file, metadata={"Date": None})
     pyplot.close(figure)
 
