@@ -1,9 +1,9 @@
 """The phone's own processor: one core of ours, throttled. A baseline that is named as such, not a phone.
 
 Method: a plain container of the service's image, pinned to one core (`--cpuset-cpus`), with CFS bandwidth control of
-the Linux scheduler (`--cpu-period` 10 ms, `--cpu-quota`). The quota is calibrated: a processor-bound loop is
-timed under it until it takes as many times the processor time that it needs without, as wanted. The service is installed and runs already, and
-is called without any link; so what is compared with offloading is the work alone.
+the Linux scheduler (`--cpu-period` 10 ms, `--cpu-quota`). The quota is calibrated: under it, a processor-bound loop
+takes as many times the processor time that it needs at full speed as is wanted. The service is installed and runs
+already, and is called without any link; so what is compared with offloading is the work alone.
 """
 
 from __future__ import annotations
