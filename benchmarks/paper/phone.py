@@ -77,7 +77,7 @@ class Stopwatch:
         yield
         seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
         up_after, down_after = link_bytes()
-        self.phases.append(Phase(name, seconds, up_after - up, down_after - down, cpu, waits))
+        self.phases.append(Phase(name, round(seconds, 6), up_after - up, down_after - down, round(cpu, 6), waits))
 
 
 def link_bytes() -> tuple[int, int]:
