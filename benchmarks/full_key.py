@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from dht import rules
+from dht import ordering, rules
 from dht.overlay.answering import Answering
 from dht.overlay.messages import Compare, Records, Store
 from dht.overlay.routing import Routing
@@ -95,7 +95,7 @@ class Holder:
         self._answering.answer(Records(ID, ME, False, key, None), None, proven=True)
 
     def compare(self, _: object = None) -> None:
-        self._answering.answer(Compare(ID, ME, False, KEY, *rules.EVERYWHERE), None, proven=True)
+        self._answering.answer(Compare(ID, ME, False, KEY, *ordering.EVERYWHERE), None, proven=True)
 
 
 def measured() -> dict[str, float]:
