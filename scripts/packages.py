@@ -6,6 +6,7 @@ uses a file that is not pinned by its package's digest checks it with `check`. F
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -110,11 +111,14 @@ class DebianPackages:
 
 
 def debian_package(name: str) -> Path:
-    """A folder with the files of the package, unpacked once."""
-    packages = DebianPackages([name])
-    known = sorted(packages.folder.glob(f"{name}_*.deb"))  # files are checked by digest: any version will do
-    deb = known[0] if known else packages.download(packages.versions())[0]
-    return _kept("unpacked", deb.stem, lambda target: unpack_deb(deb, target))
+    """A folder with the files of the package, of whatever version: what is used of them is checked by digest."""
+
+    def unpack(target: Path) -> None:
+        packages = DebianPackages([name])
+        [deb] = packages.download(packages.versions())
+        unpack_deb(deb, target)
+
+    return _kept("unpacked", f"deb-{name}", unpack)
 
 
 def unpack_deb(deb: Path, target: Path) -> None:
@@ -157,19 +161,18 @@ def npm_package(name: str, sha256: str) -> Path:
 
 
 def _kept(kind: str, name: str, make: Callable[[Path], None]) -> Path:
-    """The folder `name`, made once: all or nothing, and by whoever is first."""
+    """The folder `name`, made once: all or nothing, by one process at a time."""
     target = cache_folder() / kind / name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="making-", dir=target.parent) as scratch:
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.with_name(".lock").open("w") as lock, tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
             made = Path(scratch) / name
             made.mkdir()
             make(made)
-            try:
-                made.rename(target)
-            except OSError:
-                if not target.exists():  # else another process was faster
-                    raise
+            made.rename(target)
     return target
 
 
