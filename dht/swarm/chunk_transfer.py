@@ -11,6 +11,7 @@ import structlog
 
 from dht.blobs.proof import Proof
 from dht.swarm.meeting import Meetings
+from dht.swarm.patience import Patience
 from dht.swarm.peer_streams import Stream
 from dht.swarm.picker import Ask, Effect, Picker
 from dht.swarm.sources import Source, Surroundings
@@ -78,6 +79,7 @@ class ChunkTransfer:
         self._sent_away = False
         """A holder said "elsewhere"."""
         self._fatal: Problem | None = None
+        self._patience = Patience(around.clock())
         lengths = {c.digest: c.length for c in manifest.chunks}
         self._done = sum(lengths.values()) - sum(manifest.chunks[i].length for i in missing)
         self._total = sum(lengths.values())
@@ -115,6 +117,12 @@ class ChunkTransfer:
                 hopeless_since = now
             elif now - hopeless_since > PATIENCE_S or self._all_lied():
                 return self._gave_up()
+            if self._patience.is_over(now):
+                problem = self._gave_up()
+                for node in self._picker.active:
+                    self._around.reputation.lagged(node, now)
+                log.warning("transfer-stuck", digest=self._manifest.digest, why=problem.detail)
+                return problem
             for effect in self._picker.decide(now):
                 self._perform(group, effect)
             await _set_or_late(self._wake, TICK_S)
@@ -132,9 +140,8 @@ class ChunkTransfer:
         return all(self._around.reputation.is_liar(node, now) for node in self._sources)
 
     def _gave_up(self) -> Problem:
-        reasons = (
-            "; ".join(f"{node[:8]}: {why}" for node, why in self._picker.troubles.items()) or "no provider answers"
-        )
+        troubles = dict.fromkeys(self._picker.active, "next to nothing comes") | self._picker.troubles
+        reasons = "; ".join(f"{node[:8]}: {why}" for node, why in troubles.items()) or "no provider answers"
         if self._all_lied():
             return CorruptContent(f"all providers of {self._manifest.digest} lied ({reasons})", fix="Try again later.")
         return Unavailable(
@@ -161,6 +168,7 @@ class ChunkTransfer:
             self._hear(ask.request, clock())
             picker.finished(ask.request, clock())
         except TooManyRequests as problem:
+            self._patience.gained(clock())
             picker.busy(ask.request, clock(), _jittered(problem.retry_after or 0.5))
         except CorruptContent as problem:
             self._hear_reports()
@@ -187,6 +195,7 @@ class ChunkTransfer:
         if received > heard:
             self._streams[request] = (stream, received)
             self._picker.heard(request, received - heard, now)
+            self._patience.heard(received - heard, now)
 
     # --- what arrives: in the thread that reads, then on the loop -----------------------------------------------------
 
@@ -211,6 +220,7 @@ class ChunkTransfer:
 
         def report() -> None:
             self._sent_away = True
+            self._patience.gained(self._around.clock())
             self._picker.elsewhere(ask.request, piece, self._around.clock())
 
         self._reports.append(report)
@@ -230,6 +240,7 @@ class ChunkTransfer:
         fresh = self._picker.delivered(ask.request, piece, self._around.clock())
         self._around.received.add(ask.provider, "chunk" if fresh else "duplicate", size)
         if fresh:
+            self._patience.gained(self._around.clock())
             self._done += size
             if not self._announced and self._around.clock() >= self._announce_at:
                 self._announced = True

@@ -222,6 +222,7 @@ class Picker:
         if current := self._pieces.requests.get(request):
             provider = self._providers[current.provider]
             provider.lacks.add(piece)
+            provider.trouble = "it lacks what it offered"
             if provider.have is not None and piece in provider.have:
                 self._rarity[piece] -= 1
                 provider.have -= {piece}

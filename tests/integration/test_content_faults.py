@@ -16,6 +16,7 @@ import pytest
 from aiohttp import web
 
 from dht.blobs.packs import Packs, Place
+from dht.swarm import patience
 from dht.swarm.content_wire import CHUNK_HEADER, NO_PROBLEM, Asked
 from dht.swarm.crowd_wire import encode_told
 from dht.swarm.exchange import Exchange
@@ -229,6 +230,18 @@ async def test_a_malformed_answer_is_an_error_not_a_hang(tmp_path: Path, answer:
         shared.offer(manifest.digest, node_name(66), address)
         with pytest.raises((CorruptContent, Unavailable)):
             await fetch(getter.exchange, manifest.digest)
+
+
+async def test_who_claims_all_and_has_nothing_is_named_long_before_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "STUCK_S", 3.0)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1) as claims, site(shared, tmp_path, 2) as getter:
+        digest = await claims.exchange.add(a_file(tmp_path / "blob", noise(1_000_000)))
+        monkeypatch.setattr(claims.exchange, "sizes", lambda digests: [0] * len(digests))
+        with pytest.raises(Unavailable, match=f"{claims.node[:8]}: it lacks what it offered"):
+            await fetch(getter.exchange, digest)
 
 
 async def test_a_stale_provider_record_is_not_the_end(tmp_path: Path) -> None:
