@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from dht import ordering
 
@@ -55,7 +55,8 @@ class _Expiring:
     """A set, and its envelopes in a heap by their expiry; those that went are left in there for a while."""
 
     def __init__(self, rows: Iterable[tuple[bytes, int]]) -> None:
-        self._heap = sorted((expiry, envelope) for envelope, expiry in rows)
+        self._heap = [(expiry, envelope) for envelope, expiry in rows]
+        heapify(self._heap)
         self.ordered = ordering.OrderedSet(envelope for _, envelope in self._heap)
 
     def __len__(self) -> int:
@@ -70,7 +71,8 @@ class _Expiring:
         heappush(self._heap, (expiry, envelope))
         if len(self._heap) > 2 * len(self) + 16:  # a publisher may replace its record as often as it likes
             held = set(self.ordered.envelopes)
-            self._heap = sorted({row for row in self._heap if row[1] in held})
+            self._heap = list({row for row in self._heap if row[1] in held})
+            heapify(self._heap)
 
     def forget_expired(self, now: float) -> int:
         """How many went."""
