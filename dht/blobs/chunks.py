@@ -190,8 +190,9 @@ class Chunks:
     def reconcile(self) -> None:
         """Bring index and packs together after a start, in a transaction of the caller's: packs and parts of packs that
         nothing uses go, blobs that lack a chunk are partial."""
-        if not self._index.blobs():
+        if self._index.is_new:
             salvage(self.packs, self._index)
+            self._index.is_new = False
         self.packs.open(self._index.packs())
         self.present_bytes = 0
         absent: list[str] = []

@@ -67,8 +67,17 @@ class BlobIndex:
         self._open()
 
     def _open(self) -> None:
+        before = self._inode_now()
         self._db = _connected(self._path)
-        self._inode = self._path.stat().st_ino
+        self._inode = self._inode_now()
+        self.is_new = before != self._inode
+        """There was no file, or a damaged one: what packs hold is not what this index knows."""
+
+    def _inode_now(self) -> int | None:
+        try:
+            return self._path.stat().st_ino
+        except FileNotFoundError:
+            return None
 
     def close(self) -> None:
         self._db.close()
@@ -76,10 +85,7 @@ class BlobIndex:
     @property
     def is_taken_away(self) -> bool:
         """Somebody removed or replaced the file."""
-        try:
-            return self._path.stat().st_ino != self._inode
-        except FileNotFoundError:
-            return True
+        return self._inode_now() != self._inode
 
     def begin_anew(self) -> None:
         """An empty file in place of the one that was taken away. Raises what `opened_index` does."""

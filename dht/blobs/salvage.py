@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 
 
 def salvage(packs: Packs, index: BlobIndex) -> Sequence[str]:
-    """The blobs that an empty index was taught, in a transaction of the caller's. Reads every pack; raises OSError."""
+    """The blobs that a new index was taught, in a transaction of the caller's. Reads every pack; raises OSError."""
     found: list[str] = []
     for number in packs.numbers():
         path = Path(packs.path(number))

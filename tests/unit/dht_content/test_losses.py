@@ -13,7 +13,7 @@ from dht.blobs.chunking import manifest_of
 from dht.blobs.intake import put_from_file
 from dht.blobs.store import BlobStore, opened_store
 from protocol.identifiers import digest_of
-from tests.content_sites import a_file, noise
+from tests.content_sites import a_file, files_of, noise
 from tests.unit.dht_content.test_blobs import QUOTA, blobs, keep, manifest_for
 
 
@@ -87,3 +87,14 @@ def test_a_quota_that_was_lowered_is_kept_from_the_next_start_on(tmp_path: Path)
         assert store.held() == [pinned]
     assert [entry["pinned_bytes"] for entry in logs if entry["event"] == "quota-exceeded"] == [100_000]
     assert unused not in {pinned, used}
+
+
+def test_what_a_killed_intake_left_is_no_blob_for_want_of_others(tmp_path: Path) -> None:
+    """The index of a new node knows nothing, and is not lost."""
+    with opened_store(blobs(tmp_path), quota_bytes=QUOTA):
+        pass
+    (blobs(tmp_path) / "packs" / "1").write_bytes(noise(200_000))
+    (blobs(tmp_path) / "packs" / "1.kept").write_bytes(b"\1")
+    with opened_store(blobs(tmp_path), quota_bytes=QUOTA) as store:
+        assert store.held() == []
+        assert files_of(blobs(tmp_path)) == []
