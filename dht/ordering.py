@@ -50,6 +50,9 @@ class Places:
     def fingerprint(self) -> bytes:
         return self.summary(*EVERYWHERE).fingerprint
 
+    def without(self, gone: Container[bytes]) -> Places:
+        return Places(place for place in self.positions if place not in gone)
+
     def summary(self, low: int, high: int) -> Summary:
         """What is at the positions from `low` to `high`, both included: listed, or as fingerprints of its parts."""
         if (low, high) == EVERYWHERE:

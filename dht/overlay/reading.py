@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from kademlia.node import Node
 
-from dht import ordering
+from dht import ordering, rules
 from dht.overlay.asking import Asking
 from dht.overlay.crawl import Crawl
 from dht.overlay.datagrams import Address
@@ -40,11 +40,11 @@ Answers: TypeAlias = Mapping[bytes, Page] | Mapping[bytes, Parts]
 
 @dataclass(frozen=True)
 class ReadOutcome:
-    """`envelopes` as peers sent them, not judged; `held`, by node id, the positions of what was found to be there,
-    known before or not. `conclusive`: what is not among them does not exist. `whole` false: the sets of too few holders
-    are here to their ends to rely on what is."""
+    """`envelopes` as peers sent them, not judged, no more than there is room for; `held`, by node id, the positions of
+    what was found to be there, among them or known before. `conclusive`: what is not among them does not exist. `whole`
+    false: the sets of too few holders are here to their ends to rely on what is."""
 
-    envelopes: frozenset[bytes] = frozenset()
+    envelopes: Sequence[bytes] = ()
     held: Mapping[bytes, ordering.Places] = field(default_factory=dict)
     conclusive: bool = False
     answered: int = 0
@@ -79,9 +79,7 @@ class Reading:
             whole = await self._read_sets(key, nodes, crawl.answers, gathering)
             if gathering.envelopes or known or (crawl.conclusive and whole) or not crawl.converged:
                 break
-        return ReadOutcome(
-            frozenset(gathering.envelopes), gathering.held, crawl.conclusive and whole, len(crawl.answers), whole
-        )
+        return ReadOutcome(*gathering.result(rules.MAX_PER_KEY), crawl.conclusive and whole, len(crawl.answers), whole)
 
     async def _read_sets(self, key: bytes, nodes: Sequence[Node], answers: Answers, gathering: Gathering) -> bool:
         """Read what `nodes`, nearest first, did not tell in their first answers. True if enough sets are here whole:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -286,7 +286,7 @@ class NetworkDirectory:
             yield batch
             await asyncio.sleep(0)
 
-    async def _checked(self, key: bytes, envelopes: frozenset[bytes]) -> AsyncIterator[list[Signed]]:
+    async def _checked(self, key: bytes, envelopes: Iterable[bytes]) -> AsyncIterator[list[Signed]]:
         """Those that are good, in batches. Other tasks get their turn after CHECKED_AT_ONCE of them: some 5 ms."""
         unchecked = iter(envelopes)
         refused: list[str] = []

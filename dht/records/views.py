@@ -246,7 +246,7 @@ class View:
             if slot not in self._slots:
                 self._contenders.pop(slot, None)
         equal = {id(held): held for held in self._held.values()}
-        fewer = {same: ordering.Places(p for p in held.positions if p not in places) for same, held in equal.items()}
+        fewer = {same: held.without(places) for same, held in equal.items()}
         self._held = OrderedDict((node, fewer[id(held)]) for node, held in self._held.items())
 
 
