@@ -147,12 +147,8 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 fix="Make a mesh with `cornerstore bootstrap init`, or join one: `cornerstore bootstrap join TOKEN`.",
             ) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, BadRequest) as error:
-            meant = _meant_key(str(error))
-            raise ConfigError(
-                f"{path}: {error}",
-                fix=f"{f'Perhaps `{meant}` was meant. ' if meant else ''}Correct the file; "
-                "docs/operations.md lists every key.",
-            ) from None
+            fix = f"{_hint(str(error))}Correct the file; docs/operations.md lists every key."
+            raise ConfigError(f"{path}: {error}", fix=fix) from None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         return config
@@ -167,6 +163,14 @@ def _without_none(value: object) -> object:
     if isinstance(value, dict):
         return {k: _without_none(v) for k, v in value.items() if v is not None}
     return value
+
+
+def _hint(message: str) -> str:
+    """What a person may have meant who wrote what the reader objects to."""
+    if message.startswith("Cannot declare"):
+        return "A table stands in the file once: add the lines to the one that is there. "
+    meant = _meant_key(message)
+    return f"Perhaps `{meant}` was meant. " if meant else ""
 
 
 def _meant_key(message: str) -> str:

@@ -37,8 +37,8 @@ LONG_CALLS = 4
 """Builds, image loads and event streams at once; each holds a thread for as long as it takes."""
 
 FIX = (
-    "Install and start Docker (Debian: apt-get install docker.io && systemctl start docker), or point docker.url "
-    "in config.toml at its socket. Until then the node runs without containers."
+    "Install and start Docker (Debian: apt-get install docker.io && systemctl start docker), or set `url` under "
+    "[agent.docker] in config.toml to its socket. Until then the node runs without containers."
 )
 
 DEFAULT_URL = "unix:///var/run/docker.sock"

@@ -10,7 +10,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,7 +114,7 @@ class DockerImages:
                 )
         except docker.errors.APIError as error:
             await self._engine.ping()
-            raise _build_failed(str(error.explanation or error), work.log) from error
+            raise build_failed(str(error.explanation or error), work.log) from error
         except BuildFailed:
             await self._engine.ping()  # an engine that stops kills its builds first: then it is the engine that failed
             raise
@@ -228,7 +228,7 @@ class _Make:
         if "error" in said:
             message = str(said["error"])
             self._log += message + "\n"
-            raise _build_failed(message, self.log)
+            raise build_failed(message, self.log)
         step = _STEP.match(text)
         if step is not None:
             self._on_progress(Progress("build", step[3].strip()[:200], int(step[1]), int(step[2])))
@@ -246,10 +246,22 @@ def _rewrite(dockerfile: Path, aliases: Mapping[str, str]) -> None:
 _NO_BASE = ("pull access denied", "manifest unknown", "manifest for", "dial tcp", "no such host", "i/o timeout")
 
 
-def _build_failed(message: str, lines: list[str]) -> BuildFailed:
+def _base(lines: Sequence[str]) -> str:
+    """The image of the FROM line that was tried last; a well-known one if the log does not tell."""
+    steps = (_STEP.match(line) for line in reversed(lines))
+    words = next((step[3].split() for step in steps if step is not None and step[3].upper().startswith("FROM ")), [])
+    return next((word for word in words[1:] if not word.startswith("--")), "python:3.11-slim")
+
+
+def build_failed(message: str, lines: list[str]) -> BuildFailed:
+    """What the engine said, in `lines` of its log, with what would help."""
     fix = "Read the log; the Dockerfile must build with the files of the archive alone."
     if any(sign in message for sign in _NO_BASE):
-        fix = "The base image is not here and no registry gives it: map it to a local one in base_image_aliases."
+        fix = (
+            "The base image is not here and no registry gives it: name a local one in config.toml, under "
+            f'[agent.docker.base_image_aliases], such as "{_base(lines)}" = "cornerstore/python:3.11", '
+            "and start the node again (docs/base-images.md)."
+        )
     elif "layer.tar: no such file" in message:
         fix = "The image archive leaves out base layers that are not here: publish it with all its layers."
     return BuildFailed(f"the engine says: {message.strip()[:500]}", fix=fix, log=lines)

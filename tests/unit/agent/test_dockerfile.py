@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agent.docker.dockerfile import rewrite_from
-from agent.docker.images import image_tag
+from agent.docker.images import build_failed, image_tag
 
 ALIASES = {"python:3.6-alpine": "local/exact", "python:3.*": "local/pattern", "debian": "local/debian"}
 
@@ -41,3 +41,18 @@ def test_a_tag_is_of_the_digest_and_of_a_special_artifact() -> None:
     digest = "sha256:" + "ab" * 32
     assert image_tag(digest, None) == "cornerstore/svc:" + "ab" * 16
     assert image_tag(digest, "small") != image_tag(digest, "large") != image_tag(digest, None)
+
+
+@pytest.mark.parametrize(
+    ("step", "image"),
+    [
+        ("Step 1/9 : FROM python:3.11-slim", "python:3.11-slim"),
+        ("Step 4/9 : from --platform=linux/amd64 debian:12 AS build", "debian:12"),
+    ],
+)
+def test_a_base_image_that_nobody_gives_is_named_with_the_line_to_write(step: str, image: str) -> None:
+    problem = build_failed(
+        "Get registry-1.docker.io: dial tcp: i/o timeout", ["Step 1/9 : FROM other", step, "dial tcp"]
+    )
+    assert f'"{image}" = "cornerstore/python:3.11"' in problem.fix
+    assert "base_image_aliases" not in build_failed("exit code 1", [step]).fix

@@ -59,6 +59,16 @@ def test_the_key_that_was_meant_is_named(tmp_path: Path, text: str, meant: str) 
     assert f"`{meant}` was meant" in caught.value.fix
 
 
+def test_a_table_that_was_added_again_is_told_from_a_misspelt_key(tmp_path: Path) -> None:
+    config = NodeConfig(mesh="m", region="r")
+    config.save(tmp_path)
+    with (tmp_path / FILE_NAME).open("a") as file:
+        file.write('[agent.docker.base_image_aliases]\n"python:3.6-alpine" = "cornerstore/python:3.11"\n')
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig.load(tmp_path)
+    assert "add the lines to the one that is there" in caught.value.fix
+
+
 def test_no_config_says_how_to_begin(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         NodeConfig.load(tmp_path)
