@@ -57,6 +57,7 @@ from node.membership import Membership
 from node.metrics import metrics_routes
 from node.neighbours import met_neighbours
 from node.page import page_routes
+from node.ports import Ports, keep_ports, last_ports
 from node.running import Running, shown, sole_node
 from node.warnings import clock_warning, tell_warnings
 from node.web import bind, members_only, serving
@@ -96,6 +97,7 @@ async def running_node(config: NodeConfig, data_dir: Path) -> AsyncIterator[Node
         if controller is not None and config.network.mdns:
             await parts.announce()
         agent = await parts.agent() if "agent" in config.roles else None
+        parts.keep_ports()
         running = Running(identity.node, os.getpid(), parts.rest, parts.peer, parts.dht)
         stack.enter_context(shown(data_dir, running))
         await stack.enter_async_context(running_loops({"keep-ballast": keep_ballast(data_dir)}))
@@ -118,7 +120,8 @@ class _Parts:
         self._identity = identity
         self._host = config.network.host or lan_address()
         self._phones, self._peers = _connections(config.network), _connections(config.network)
-        self._peer_socket = self._bound(config.network.peer_port, DEFAULT_PEER_PORT)
+        self._last = last_ports(data_dir)
+        self._peer_socket = self._bound(config.network.peer_port, DEFAULT_PEER_PORT, self._last.peer)
         self.peer = _address(self._peer_socket)
 
     @property
@@ -173,7 +176,7 @@ class _Parts:
 
     async def controller(self) -> Controller:
         """The region's controller and its listener for phones."""
-        rest_socket = self._bound(self._config.network.rest_port, DEFAULT_REST_PORT)
+        rest_socket = self._bound(self._config.network.rest_port, DEFAULT_REST_PORT, self._last.rest)
         self.rest = f"http://{_address(rest_socket)}"
         controller = await self._stack.enter_async_context(
             running_controller(
@@ -348,8 +351,13 @@ class _Parts:
         records = await self.directory.regions(f"region:{region}")
         return records[0].node if records else None
 
-    def _bound(self, port: int | None, default: int) -> socket.socket:
-        sock = bind(self._host, port, default)
+    def keep_ports(self) -> None:
+        keep_ports(
+            self._data_dir, Ports(rest=_port(self.rest) if self.rest else self._last.rest, peer=_port(self.peer))
+        )
+
+    def _bound(self, port: int | None, default: int, last: int) -> socket.socket:
+        sock = bind(self._host, port, default, last=last)
         self._stack.callback(sock.close)
         return sock
 

@@ -191,12 +191,14 @@ def members_only(
     return check
 
 
-def bind(host: str, port: int | None, default: int, *, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
-    """A bound socket: the named port, or the default, or a free one if the default is taken.
+def bind(
+    host: str, port: int | None, default: int, *, last: int = 0, kind: socket.SocketKind = socket.SOCK_STREAM
+) -> socket.socket:
+    """A bound socket: the named port, or the default, or where that is taken the one it had `last`, or a free one.
 
     Raises PortTaken if a port that was asked for by name is in use, or the address is not of this machine.
     """
-    for candidate in (port,) if port is not None else (default, 0):
+    for candidate in (port,) if port is not None else (default, last, 0):
         sock = socket.socket(socket.AF_INET, kind)
         if kind == socket.SOCK_STREAM:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

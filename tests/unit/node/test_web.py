@@ -130,6 +130,11 @@ def test_a_default_port_that_is_taken_is_replaced_and_a_named_one_is_not() -> No
         taken = first.getsockname()[1]
         with bind("127.0.0.1", None, taken) as second:
             assert second.getsockname()[1] != taken
+            last = second.getsockname()[1]
+        with bind("127.0.0.1", None, taken, last=last) as again:
+            assert again.getsockname()[1] == last
+        with bind("127.0.0.1", None, taken, last=taken) as third:
+            assert third.getsockname()[1] != taken
         with pytest.raises(PortTaken) as caught:
             bind("127.0.0.1", taken, 1)
         assert str(taken) in caught.value.detail
