@@ -33,8 +33,9 @@ def environment_of(descriptor: ServiceDescriptor, command: Start) -> dict[str, s
 def check_variant(descriptor: ServiceDescriptor, variant: str | None) -> None:
     """Raises BadRequest for one that the service does not describe."""
     if variant is not None and variant not in descriptor.variants:
-        known = ", ".join(sorted(descriptor.variants)) or "none"
-        raise BadRequest(f"the service has no variant {variant[:80]!r}", fix=f"Its variants: {known}.")
+        known = ", ".join(sorted(descriptor.variants))
+        fix = f"Its variants: {known}." if known else "It has none: leave the variant out."
+        raise BadRequest(f"the service has no variant {variant[:80]!r}", fix=fix)
 
 
 def check_labels(descriptor: ServiceDescriptor, labels: Mapping[str, str]) -> None:

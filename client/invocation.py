@@ -27,6 +27,12 @@ _GONE_FIX = "See its state with `cornerstore ps`; start it again if it was stopp
 _NO_WORDS = re.compile(r"<(script|style|head)\b.*?</\1\s*>|<[^>]*>", re.DOTALL | re.IGNORECASE)
 
 
+def check_path(path: str) -> None:
+    """Raises BadRequest for what cannot be the path of a service."""
+    if not path.startswith("/"):
+        raise BadRequest(f"{path[:80]!r} is not a path", fix="A path starts with a slash, such as /wordcount.")
+
+
 async def invoke(
     session: aiohttp.ClientSession,
     answer: StartAnswer,
@@ -47,8 +53,7 @@ async def invoke(
     """
     if answer.url is None:
         raise Conflict(f"instance {answer.instance} of {answer.service.id} has no TCP port to call")
-    if not path.startswith("/"):
-        raise BadRequest(f"{path[:80]!r} is not a path", fix="A path starts with a slash, such as /wordcount.")
+    check_path(path)
     url = answer.url.rstrip("/") + path
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
     headers = {"Accept": accept} | ({} if body is None else {"Content-Type": content_type})

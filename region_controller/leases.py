@@ -94,7 +94,8 @@ class Leases:
         if not token:
             raise KeyNeeded(
                 "this call needs the lease token of the instance",
-                fix="Send `Authorization: Bearer <token>` with the token that the start answered.",
+                fix="Ask from where it was started, or send the token that the start answered: --token TOKEN, "
+                "over REST `Authorization: Bearer TOKEN`.",
             )
         lease = self._leases[instance].get(token_hash(token))
         if lease is None:

@@ -112,6 +112,7 @@ class Operations:
                 seen.state is State.RUNNING and seen.expires_at is not None and seen.expires_at < self._region.clock()
             )
             return msgspec.structs.replace(seen, state=State.UNKNOWN, reason=_MAY_BE_OVER) if over else seen
+        lapsed = self._region.leases.lapsed(held.instance, self._region.clock())
         return InstanceView(
             instance=held.instance,
             service=ServiceRef(held.digest, held.service_id, held.service_name),
@@ -120,7 +121,7 @@ class Operations:
             agent="",
             host=held.host,
             mem=held.mem,
-            reason=f"handed off to {held.region}, not asked yet",
+            reason=f"handed off to {held.region}, " + ("its time may be over" if lapsed else "not asked yet"),
         )
 
     # --- act --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Iterable, Sequence
 from enum import IntEnum
 
 from protocol.identifiers import in_category
-from protocol.instances import StartRequest
+from protocol.instances import ServiceView, StartRequest
 from protocol.problems import AmbiguousService, NoMatchingService
 from protocol.records import ServiceRecord
 from region_controller.placement import Warmth
@@ -128,8 +128,9 @@ def known_first(records: Sequence[ServiceRecord], standing_of: StandingOf) -> Ca
     return lambda r: (standing[r.publisher], -r.seq, r.publisher, r.id, r.name)
 
 
-def no_such_service(text: str, all_records: Iterable[ServiceRecord]) -> NoMatchingService:
-    names = sorted({n for r in all_records for n in (r.id, r.name)})
+def no_such_service(text: str, published: Iterable[ServiceRecord | ServiceView]) -> NoMatchingService:
+    """Names up to three published ids and names that come near."""
+    names = sorted({n for service in published for n in (service.id, service.name)})
     near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
     fix = (
         f"Did you mean {', '.join(near)}?"

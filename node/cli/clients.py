@@ -13,12 +13,20 @@ import click
 
 from node.cli.framework import Command, Duration, Seconds
 from node.cli.leases import MIN_PREFIX, LeaseBook
-from node.cli.output import facts, readable, remaining, styled, table
+from node.cli.output import facts, readable, remaining, size, styled, table
 from node.cli.services import whole_digest
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_category
 from protocol.instances import MAX_ALIVE_S, MAX_LOG_LINES, PHASES, InstanceView, StartAnswer, StartRequest, State
-from protocol.problems import BadRequest, ConfigError, Conflict, Forbidden, NoMatchingService, UnknownInstance
+from protocol.problems import (
+    BadRequest,
+    ConfigError,
+    Conflict,
+    ControllerUnreachable,
+    Forbidden,
+    NoMatchingService,
+    UnknownInstance,
+)
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -228,11 +236,22 @@ def _with_lease(
     name, kept = LeaseBook(session.data_dir).find(instance)
     lease = token or (kept.token if kept else None)
 
-    async def work() -> tuple[T, bool]:
-        url = session.controller or (kept.controller if kept else None)
+    async def through(url: str | None) -> tuple[T, bool]:
         async with session.connected(url, changing=changing) as client:
             whole = name if kept else await whole_instance_id(client, name)
             return await _asked(session, client, whole, lease, ask), client.operator
+
+    async def work() -> tuple[T, bool]:
+        if session.controller or kept is None:
+            return await through(session.controller)
+        try:
+            return await through(kept.controller)
+        except ControllerUnreachable:  # perhaps it is this machine's own, and has another address by now
+            own = session.local_node
+            if own is None or own.rest in ("", kept.controller):
+                raise
+            session.output.note(f"{kept.controller}, which gave the lease, does not answer; asking {own.rest}.")
+            return await through(own.rest)
 
     return asyncio.run(work())
 
@@ -380,8 +399,11 @@ def invoke(
 
     With --category, --input or --output, write - for SERVICE.
     """
+    from client.invocation import check_path
+
     session = command_session()
     request = start_request(None if service == "-" else service, **options)
+    check_path(path)  # before anything is started
     body = None if file is None else _read(file)
 
     async def work() -> tuple[StartAnswer, bytes]:
@@ -396,8 +418,24 @@ def invoke(
     if session.json:
         shown = None if out is not None else reply.decode("utf-8", "replace")
         session.output.give({"start": answer, "bytes": len(reply), "reply": shown})
+    elif out is None and sys.stdout.isatty():
+        click.echo(as_text(reply), nl=not reply.endswith(b"\n"))
     elif out is None:
-        click.echo(reply, nl=sys.stdout.isatty() and not reply.endswith(b"\n"))
+        click.echo(reply, nl=False)
+
+
+def as_text(reply: bytes) -> str:
+    """What a terminal can show. Raises BadRequest for anything but text: a photo would garble it."""
+    try:
+        text = reply.decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise BadRequest(
+            f"the service replied {size(len(reply))} that are no text: a terminal cannot show them",
+            fix="Write them to a file with -o FILE, or pipe the command's output.",
+        )
+    return text
 
 
 def _read(file: Path) -> bytes:

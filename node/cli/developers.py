@@ -17,7 +17,7 @@ from node.cli.services import candidates, whole_digest
 from node.cli.session import Session, command_session
 from protocol.identifiers import DIGEST_PREFIX, check_category, check_service_id, is_digest
 from protocol.instances import ServiceView
-from protocol.problems import AmbiguousService, Conflict, NoMatchingService
+from protocol.problems import AmbiguousService, Conflict
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 SUFFIX = ".csar"
 SHOWN = 100
 """Lines of a search, unless a person asks for another number."""
+MAX_COMPARED = 1000
+"""Published services among which names like a misspelt one are looked for."""
 _existing = click.Path(exists=True, path_type=Path)
 
 
@@ -254,7 +256,9 @@ async def named(client: ControllerClient, service: str) -> list[ServiceView]:
     if not found and (digest := await whole_digest(client, service)):
         return await named(client, digest)
     if not found:
-        raise NoMatchingService(f"nothing published is called {service}", fix="Look with `cornerstore search`.")
+        from region_controller.resolution import no_such_service  # rarely needed, slow to import
+
+        raise no_such_service(service, (await client.services(category="/", at_most=MAX_COMPARED)).items)
     return found
 
 

@@ -17,13 +17,16 @@ import pytest
 from click.testing import CliRunner, Result
 
 from node.cli import main
-from node.cli.clients import start_request
+from node.cli.clients import as_text, start_request
 from node.cli.framework import sole_problem
+from node.cli.leases import FILE_NAME as LEASES
+from node.cli.leases import KeptLease
 from node.cli.publisher import publisher_key
 from node.config import NodeConfig
+from node.files import replace_file
 from node.running import Running, shown, sole_node
 from protocol.identifiers import digest_of
-from protocol.problems import NoCapacity, NotFound, Problem
+from protocol.problems import BadRequest, NoCapacity, NotFound, Problem
 from protocol.records import ServiceRecord, raw_public_key, verify
 from tests.stub_controller import ARCHIVE, INSTANCE, SERVICE, TOKEN, StubController, stub_controller
 
@@ -228,6 +231,21 @@ def test_invoke_writes_a_file(shell: Shell, tmp_path: Path) -> None:
     assert out.read_bytes() == b"2"
 
 
+def test_what_is_no_path_starts_nothing(shell: Shell, stub: StubController) -> None:
+    result = shell("invoke", "wc01", "wordcount", "-", stdin=b"one")
+    assert result.exit_code == 1
+    assert "A path starts with a slash" in result.stderr
+    assert stub.starts == []
+
+
+def test_a_terminal_is_shown_text_and_nothing_else() -> None:
+    assert as_text("zwölf\n".encode()) == "zwölf\n"
+    for photo in (b"\xff\xd8\xff\xe0\x00\x10JFIF", b"BM\x00\x00"):
+        with pytest.raises(BadRequest) as caught:
+            as_text(photo)
+        assert "-o FILE" in caught.value.fix
+
+
 def test_a_request_names_a_service_or_a_meaning_but_not_both() -> None:
     assert start_request("wc01").service == "wc01"
     for service, category in (("wc01", "/text"), (None, None)):
@@ -287,6 +305,13 @@ def test_a_long_search_is_cut_for_people_and_whole_for_programs(shell: Shell, st
     result = shell("search", "--limit", "5000")
     assert result.stdout.count("wordcount") == 1201
     assert result.stderr == ""
+
+
+def test_a_misspelt_service_is_told_what_comes_near(shell: Shell) -> None:
+    for command in ("show", "fetch", "withdraw"):
+        result = shell(command, "wordcont")
+        assert result.exit_code == 1
+        assert "Did you mean wordcount?" in result.stderr, result.stderr
 
 
 def test_a_file_that_is_there_is_not_overwritten_unless_asked(shell: Shell, tmp_path: Path) -> None:
@@ -479,6 +504,20 @@ def test_the_operators_token_goes_to_this_machines_own_controller_only(shell: Sh
     with sole_node(shell.data_dir), shown(shell.data_dir, own):
         shell("stop", INSTANCE.instance)
     assert stub.authorizations == ["", "Bearer operators-secret"]
+
+
+def test_a_lease_works_at_this_machines_own_controller_when_its_address_changed(
+    stub: StubController, alone: Shell
+) -> None:
+    lease = KeptLease(TOKEN, "http://127.0.0.1:9", "wc01")
+    replace_file(alone.data_dir / LEASES, msgspec.json.encode({INSTANCE.instance: lease}))
+    assert "nothing listens there" in alone("alive", INSTANCE.instance).stderr
+    own = Running(node="ab" * 20, pid=1, rest=stub.url, peer="127.0.0.1:7401", dht="127.0.0.1:7401")
+    with sole_node(alone.data_dir), shown(alone.data_dir, own):
+        result = alone("alive", INSTANCE.instance)
+    assert result.exit_code == 0, result.stderr
+    assert f"asking {stub.url}" in result.stderr
+    assert stub.authorizations[-1] == f"Bearer {TOKEN}"
 
 
 # --- documentation ----------------------------------------------------------------------------------------------------
