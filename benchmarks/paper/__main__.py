@@ -1,7 +1,8 @@
 """Measure, judge, draw: `make bench-paper`, or `make bench-paper ARGS=--quick` for a look that keeps no results.
 
 With `--quick`, each start is measured once, without Ireland, and everything goes to `build/paper/` instead of
-`benchmarks/results/` and docs/paper.md. `--again` judges and draws what was measured last, and measures nothing.
+`benchmarks/results/`, docs/paper.md and the README. `--again` judges and draws what was measured last, and measures
+nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from benchmarks.paper.cases import BUILD, cases
 from benchmarks.paper.claims import Claim, claims
 from benchmarks.paper.energy import SOURCES, Terms
 from benchmarks.paper.experiments import Plan, Results, experiment
-from benchmarks.paper.page import PAGE, rewritten
+from benchmarks.paper.page import PAGE, README, readme_rewritten, rewritten
 from benchmarks.paper.plots import all_figures
 from benchmarks.report import RESULTS, finish
 
@@ -70,6 +71,7 @@ def main() -> None:
     all_figures(results, found, TERMS, folder)
     if not given.quick:
         PAGE.write_text(rewritten(PAGE.read_text(), results, found, TERMS))
+        README.write_text(readme_rewritten(README.read_text(), found))
     for claim in found:
         print(f"{claim.verdict}: {claim.claim}: {claim.ours}. {claim.why}", file=sys.stderr)
     print(f"{time.monotonic() - began:.0f} s", file=sys.stderr)

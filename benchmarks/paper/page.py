@@ -1,8 +1,8 @@
-"""docs/paper.md: what lies between two marks is written by the benchmark, the rest by people."""
+"""docs/paper.md and the README: what lies between two marks is written by the benchmark, the rest by people."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.paper.claims import Claim
 from benchmarks.paper.energy import Terms, energy
@@ -11,6 +11,7 @@ from benchmarks.paper.runs import LINKS, MODES, STORES, median_of, of, services_
 from tests.multihost.testbed import REPOSITORY
 
 PAGE = REPOSITORY / "docs" / "paper.md"
+README = REPOSITORY / "README.md"
 BEGIN = "<!-- written by `make bench-paper`: {} -->"
 END = "<!-- end -->"
 
@@ -25,19 +26,34 @@ def rewritten(page: str, results: Results, claims: Sequence[Claim], terms: Terms
         "local": local_table(results),
     }
     for name, lines in parts.items():
-        mark = BEGIN.format(name)
-        before, begin, rest = page.partition(mark)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise ValueError(f"docs/paper.md has no part {mark} ... {END}")
-        page = "\n".join([before + begin, *lines, end]) + after
+        page = _with_part(page, name, lines)
     return page
+
+
+def readme_rewritten(readme: str, claims: Sequence[Claim]) -> str:
+    """The README with its short table of claims made anew. Raises ValueError where a mark is missing."""
+    return _with_part(readme, "verdicts", verdict_table(claims))
+
+
+def _with_part(page: str, name: str, lines: Iterable[str]) -> str:
+    mark = BEGIN.format(name)
+    before, begin, rest = page.partition(mark)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"the page has no part {mark} ... {END}")
+    return "\n".join([before + begin, *lines, end]) + after
 
 
 def claim_table(claims: Sequence[Claim]) -> Iterator[str]:
     yield from _head("the paper's claim", "paper", "ours", "verdict", "why")
     for claim in claims:
         yield _row(claim.claim, claim.paper, claim.ours, f"**{claim.verdict}**", claim.why)
+
+
+def verdict_table(claims: Sequence[Claim]) -> Iterator[str]:
+    yield from _head("the paper says that", "there", "here", "verdict")
+    for claim in claims:
+        yield _row(claim.claim, claim.paper, claim.ours, claim.verdict)
 
 
 def link_table(results: Results) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""docs/paper.md says what `results/paper.json` says: nobody writes a number by hand."""
+"""docs/paper.md and the README say what `results/paper.json` says: nobody writes a number by hand."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import pytest
 
 from benchmarks.paper.__main__ import TERMS, measured_before
 from benchmarks.paper.claims import claims
-from benchmarks.paper.page import PAGE, rewritten
+from benchmarks.paper.page import PAGE, README, readme_rewritten, rewritten
 from benchmarks.report import RESULTS
 
 
-def test_the_page_is_what_the_results_make_it() -> None:
+def test_the_pages_are_what_the_results_make_them() -> None:
     results = measured_before(RESULTS)
-    assert rewritten(PAGE.read_text(), results, claims(results.runs, TERMS), TERMS) == PAGE.read_text()
+    found = claims(results.runs, TERMS)
+    assert rewritten(PAGE.read_text(), results, found, TERMS) == PAGE.read_text()
+    assert readme_rewritten(README.read_text(), found) == README.read_text()
 
 
 def test_a_page_without_a_mark_is_refused() -> None:
