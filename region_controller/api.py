@@ -50,6 +50,8 @@ BODY_S = 10.0
 STALLED_S = 60.0
 """A client that takes no part of an archive for so long is hung up on: it holds one of few slots."""
 UPLOAD_PART = 256 << 10
+DOWNLOAD_PART = 1 << 20
+"""Each part costs a turn of a thread and of the event loop."""
 KEEP_ALIVE_S = 10.0
 """Between two comments on a quiet event stream, so that middleboxes keep it open."""
 MAX_QUEUED_PROGRESS = 256
@@ -369,7 +371,7 @@ async def _send_file(request: web.Request, path: Path, digest: str) -> web.Strea
 
 async def _parts(path: Path) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
-        while part := await asyncio.to_thread(file.read, UPLOAD_PART):
+        while part := await asyncio.to_thread(file.read, DOWNLOAD_PART):
             yield part
 
 

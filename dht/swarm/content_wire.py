@@ -18,6 +18,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from dht.swarm.bitfield import bitfield, positions_in
 from protocol.identifiers import digest_of
 from protocol.manifest import MAX_MANIFEST, Manifest
 from protocol.problems import BadRequest, CorruptContent, Problem
@@ -44,7 +45,7 @@ def framed_size(length: int) -> int:
 
 
 class Have(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """msgpack `[digest of the encoded manifest, bits]`: bit 7 of byte 0 is the first chunk, unused bits are 0."""
+    """msgpack `[digest of the encoded manifest, bits]`; see `dht.swarm.bitfield`."""
 
     manifest: Digest
     bits: Annotated[bytes, Meta(max_length=MAX_HAVE)]
@@ -61,7 +62,7 @@ _asked_decoder = msgspec.msgpack.Decoder(Asked)
 
 
 def encode_have(manifest: Manifest, present: Sequence[bool]) -> bytes:
-    return msgspec.msgpack.encode(Have(digest_of(manifest.encode()), packed(present)))
+    return msgspec.msgpack.encode(Have(digest_of(manifest.encode()), bitfield(present)))
 
 
 def decode_have(data: bytes, manifest: Manifest) -> set[int]:
@@ -75,20 +76,12 @@ def decode_have(data: bytes, manifest: Manifest) -> set[int]:
     return held_in(have.bits, len(manifest.chunks))
 
 
-def packed(present: Sequence[bool]) -> bytes:
-    """Bit 7 of byte 0 is the first chunk."""
-    bits = bytearray((len(present) + 7) // 8)
-    for position, is_here in enumerate(present):
-        if is_here:
-            bits[position // 8] |= 0x80 >> position % 8
-    return bytes(bits)
-
-
 def held_in(bits: bytes, count: int) -> set[int]:
     """Positions of the bits that are set. Raises CorruptContent if they are not `count`."""
-    if len(bits) != (count + 7) // 8:
-        raise CorruptContent("the peer cut the content in another way")
-    return {i for i in range(count) if bits[i // 8] & 0x80 >> i % 8}
+    try:
+        return positions_in(bits, count)
+    except ValueError:
+        raise CorruptContent("the peer cut the content in another way") from None
 
 
 def encode_asked(digests: Iterable[str], crowd: str | None = None) -> bytes:

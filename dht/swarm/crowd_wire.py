@@ -9,7 +9,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from dht.swarm.content_wire import MAX_HAVE, decode_have, encode_have, held_in, packed
+from dht.swarm.bitfield import bitfield, bitfield_of
+from dht.swarm.content_wire import MAX_HAVE, decode_have, encode_have, held_in
 from dht.swarm.crowd import MAX_MEMBERS, Member
 from protocol.manifest import Manifest
 from protocol.problems import BadRequest, CorruptContent
@@ -76,8 +77,8 @@ def encode_heard(
 ) -> bytes:
     count = len(manifest.chunks)
     room = MAX_ABOUT_OTHERS // (_OF_MEMBER + count // 8)
-    named = tuple(_Other(m.offer, packed([i in m.held for i in range(count)])) for m in others[:room] if m.offer)
-    return msgspec.msgpack.encode(_Heard(encode_have(manifest, present), packed(elsewhere), named))
+    named = tuple(_Other(m.offer, bitfield_of(m.held, count)) for m in others[:room] if m.offer)
+    return msgspec.msgpack.encode(_Heard(encode_have(manifest, present), bitfield(elsewhere), named))
 
 
 def decode_heard(data: bytes, manifest: Manifest) -> Heard:

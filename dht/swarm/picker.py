@@ -173,13 +173,14 @@ class Picker:
         known = self._providers.setdefault(provider, Provider(frozenset()))
         if known.dropped:
             return
-        self._count(known, -1)
+        before, now_held = known.have or frozenset(), frozenset(have or ())
+        self._count(now_held - before, +1)
+        self._count(before - now_held, -1)
         known.near, known.fetches = near, have is not None and (fetches or known.fetches)
         if near and known.fetches:
-            self._brought.setdefault(provider, set()).update(set(have or ()) - (known.have or frozenset()))
-        known.have = None if have is None else frozenset(have)
+            self._brought.setdefault(provider, set()).update(now_held - before)
+        known.have = None if have is None else now_held
         known.lacks.clear()
-        self._count(known, +1)
 
     def given(self, pieces: Collection[int]) -> None:
         """Pieces that a holder gave away lately, beside those that this transfer asked it for."""
@@ -190,7 +191,7 @@ class Picker:
         known = self._providers.setdefault(provider, Provider(frozenset()))
         if known.dropped:
             return
-        self._count(known, -1)
+        self._count(known.have or (), -1)
         known.dropped = why
         for number in list(known.requests):
             self._end(number)
@@ -396,9 +397,9 @@ class Picker:
     def _offers(self, provider: Provider) -> bool:
         return any(provider.offers(piece) for piece in self._pieces.wanted)
 
-    def _count(self, provider: Provider, step: int) -> None:
+    def _count(self, pieces: Collection[int], step: int) -> None:
         """Rarity counts partial holders only: a whole one adds the same to every piece."""
-        for piece in provider.have or ():
+        for piece in pieces:
             self._rarity[piece] = self._rarity.get(piece, 0) + step
 
     def _end(self, number: int) -> None:
