@@ -110,7 +110,7 @@ class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`max_uploads`, `max_downloads`: archives that phones and developers send and fetch at once.
 
     `starts_per_client_s` (0: any number), `starts_burst`: requests for services of one address. `max_starts`: of all,
-    under way at once. `prefer_warm_within_ms`: rather than start a service cold, use it where it runs already, if that
+    under way at once. `prefer_warm_within_ms`: rather than build a service here, use it where it runs already, if that
     region is at most so long a round trip away; 0: never.
     """
 

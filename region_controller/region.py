@@ -36,7 +36,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     most `spool_bytes` together. At most `max_uploads` and `max_downloads` of archives at once.
     `starts_per_client_s` (0: any number), `starts_burst`: requests of one address for services. `max_starts`: of all,
     under way at once. `unwanted_start_s`: a start that is not ready is given up so long after the last client's
-    `wait_s` is over. `prefer_warm_within_s`: rather than cold here, a service is used where it runs already, if that
+    `wait_s` is over. `prefer_warm_within_s`: rather than built here, a service is used where it runs already, if that
     region is at most so long a round trip away; 0: never.
     """
 
