@@ -115,7 +115,7 @@ class Ours:
 
 
 async def cpu_s(*children: Child) -> float:
-    return sum([(await c.ask(weigh=True))["cpu_s"] for c in children])
+    return float(sum([(await c.ask(weigh=True))["cpu_s"] for c in children]))
 
 
 async def mesh_of(folder: Path, count: int) -> list[Site]:

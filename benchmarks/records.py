@@ -206,7 +206,7 @@ def mean(samples: Sequence[float]) -> float:
 
 
 def share_found(answers: Sequence[dict[str, Any]]) -> float:
-    return sum(a["ok"] for a in answers) / len(answers)
+    return float(sum(a["ok"] for a in answers) / len(answers))
 
 
 def require_opendht() -> None:

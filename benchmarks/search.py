@@ -26,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ def fill(members: Sequence[Identity]) -> None:
             via, seq, expiry = signed.public_key[:20], signed.record.seq, signed.record.expiry
             row = Row(key, place, signed.public_key, via, seq, False, expiry, False, now, signed.envelope)
             if key not in at:
-                nearest = sorted(by_id, key=lambda node_id, k=key: distance(node_id, k))
+                nearest = sorted(by_id, key=partial(distance, key))
                 at[key] = [by_id[node_id] for node_id in nearest[:REPLICAS]]
             for holder in at[key]:
                 rows[holder].append(row)
@@ -248,12 +249,13 @@ async def measure(chance: random.Random, controller: Node, holders: Sequence[Nod
     times: list[float] = []
     began_cpu = time.process_time()
     for i in range(SEARCHES):
-        query: dict[str, Any] = [
+        queries: list[dict[str, Any]] = [
             {"text": f"number {chance.randrange(SERVICES)} "},
             {"category": "/field3", "inputs": ("text",), "outputs": ("number",)},
             {"category": f"/field1/kind{chance.choice(KINDS)}"},
             {"inputs": ("text",), "text": "kind7"},
-        ][i % 4]
+        ]
+        query = queries[i % 4]
         began = time.perf_counter()
         catalogue.page(await catalogue.search(**query), PageRequest())
         times.append((time.perf_counter() - began) * 1e3)

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -80,7 +81,7 @@ async def main() -> None:
             await client.remove(first.instance, first.lease.token)
             fl01 = await started(client, session, "fl01")
             cold, docker_run, phases = await cold_starts(client, session, image_of(fl01))
-            urls = {s: (await started(client, session, s)).url for s in ("wc02", "fl01", "wc01")}
+            urls = {s: (await started(client, session, s)).url or "" for s in ("wc02", "fl01", "wc01")}
             rates = await loads({**urls, "fl01 direct": address_of(fl01)})
             node = site.running.node
     docker_remove(node)
@@ -124,12 +125,12 @@ async def cold_starts(
     phases: dict[str, list[float]] = {phase: [] for phase in PHASES}
     for run in range(COLD_RUNS):
         answers: list[StartAnswer] = []
-        ours.append(await measured(lambda answers=answers: start_module(client, session, answers)))
+        ours.append(await measured(partial(start_module, client, session, answers)))
         for phase in PHASES:
             phases[phase].append(answers[0].timings_ms.get(phase, 0.0))
         await client.remove(answers[0].instance, answers[0].lease.token)
         containers: list[str] = []
-        reference.append(await measured(lambda containers=containers: run_flask(session, image, containers)))
+        reference.append(await measured(partial(run_flask, session, image, containers)))
         docker("rm", "-f", containers[0])
         print(f"run {run}: ours {ours[-1]:.1f} ms, docker run {reference[-1]:.0f} ms", file=sys.stderr)
     return ours, reference, phases

@@ -32,7 +32,7 @@ def photo(name: str) -> bytes:
     try:
         if name in IN_DARKNET:
             file = packages.debian_package("darknet") / "usr/share/darknet/data" / name
-            return packages.check(file, IN_DARKNET[name]).read_bytes()
+            return bytes(packages.check(file, IN_DARKNET[name]).read_bytes())
         with zipfile.ZipFile(next(packages.locked_wheels(LOCK).glob("*.whl"))) as wheel:
             return wheel.read(f"skimage/data/{name}")
     except packages.CannotBuild as error:

@@ -23,6 +23,7 @@ from collections.abc import AsyncIterator, Container, Iterable, Iterator, Mappin
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tests.multihost.cable import Line
 from tests.scripts import with_docker
@@ -66,7 +67,7 @@ class TestBed:
         self.wan = Host(f"{prefix}-wan", "100.64.0.1")
         self.sites = {name: _site(prefix, n, name, hosts) for n, (name, hosts) in enumerate(layout.items(), start=1)}
         self._processes: list[Process] = []
-        self._engines: dict[str, with_docker.Engine] = {}
+        self._engines: dict[str, Any] = {}
 
     def host(self, site: str, name: str) -> Host:
         return self.sites[site].hosts[name]
