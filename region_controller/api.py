@@ -38,7 +38,7 @@ from region_controller.controller import Controller
 from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, HandoffRequest, Verb
 from region_controller.openapi import OPERATIONS, Operation, describe_api
 from region_controller.operations import Caller
-from region_controller.paging import P, Page, PageRequest, page_of
+from region_controller.paging import P, Page, PageRequest, count_of, page_of
 from region_controller.publishing import service_view
 from region_controller.summaries import MAX_EXCHANGE, SUMMARIES_PATH, decode_exchange
 
@@ -276,9 +276,10 @@ def _on_behalf_of(request: web.Request, peer: PeerIdentity) -> Caller:
 def _log_lines(request: web.Request) -> int:
     """Raises BadRequest."""
     text = request.query.get("lines", str(DEFAULT_LOG_LINES))
-    if not text.isdecimal() or not 1 <= int(text[:9]) <= MAX_LOG_LINES:
+    lines = count_of(text, MAX_LOG_LINES)
+    if lines is None:
         raise BadRequest(f"lines={text[:20]!r} is not a number from 1 to {MAX_LOG_LINES}")
-    return int(text)
+    return lines
 
 
 # --- pages ----------------------------------------------------------------------------------------------------------

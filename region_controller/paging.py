@@ -22,6 +22,9 @@ MAX_LIMIT = 1000
 MAX_CURSOR = 1024
 """Characters; one of services has some 300."""
 
+_TOO_LONG = 10
+"""Digits; Python refuses to read thousands."""
+
 T = TypeVar("T")
 P = TypeVar("P", bound=tuple[Any, ...])
 
@@ -37,9 +40,10 @@ class PageRequest(Struct, frozen=True):
         """Of a query. Raises BadLimit; what is wrong with a cursor shows when it is used (`after`)."""
         if limit is None:
             return cls(cursor=cursor)
-        if not (limit.isascii() and limit.isdecimal()) or not 1 <= int(limit[:9]) <= MAX_LIMIT:
+        number = count_of(limit, MAX_LIMIT)
+        if number is None:
             raise BadLimit(f"limit={limit[:20]!r} is not a number from 1 to {MAX_LIMIT}", fix=NEXT_PAGE)
-        return cls(int(limit), cursor)
+        return cls(number, cursor)
 
     def after(self, order: msgspec.msgpack.Decoder[P]) -> P | None:
         """The position from which to go on. Raises BadCursor unless it is one of this order."""
@@ -51,6 +55,12 @@ class PageRequest(Struct, frozen=True):
             return order.decode(base64url.decode(self.cursor))
         except (ValueError, msgspec.MsgspecError):
             raise BadCursor(f"{self.cursor[:40]!r} is not a cursor of this list", fix=BEGIN_ANEW) from None
+
+
+def count_of(text: str, most: int) -> int | None:
+    """A number from 1 to `most` in a query; None: it is none. Zeros before it are no way around."""
+    number = int(text) if text.isascii() and text.isdecimal() and len(text) < _TOO_LONG else 0
+    return number if 1 <= number <= most else None
 
 
 NEXT_PAGE = "For more, follow the link that each page gives to the next one."

@@ -59,7 +59,14 @@ def test_a_cursor_of_another_list_or_without_end_is_refused() -> None:
             PageRequest(cursor=cursor).after(ORDER)
 
 
-@pytest.mark.parametrize("limit", ["0", "-1", "", "ten", "²", "1e2", str(MAX_LIMIT + 1), "9" * 5000])
+PADDED = "0" * 8 + "1"
+"""Any digits after it make another number of it."""
+
+
+@pytest.mark.parametrize(
+    "limit",
+    ["0", "-1", "", "ten", "²", "1e2", str(MAX_LIMIT + 1), "9" * 5000, PADDED + "0" * 6, PADDED + "0" * 5000],
+)
 def test_limits_are_numbers_in_bounds(limit: str) -> None:
     with pytest.raises(BadLimit, match=str(MAX_LIMIT)):
         PageRequest.read(limit, None)
