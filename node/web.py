@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import errno
 import logging
 import socket
@@ -29,6 +31,8 @@ log = structlog.get_logger(__name__)
 MAX_BODY = 64 << 10
 """Bytes of a request body that is read whole; streamed uploads have limits of their own."""
 DRAIN_S = 5.0
+TAKEN_S = 60.0
+"""A client that has not taken its answer by then may have to make room."""
 CLIENT_GONE = 499
 """Nobody reads it: for the log."""
 TRACE_RESPONSE = "traceresponse"
@@ -76,9 +80,24 @@ async def at_work(request: web.Request, handler: Handler) -> web.StreamResponse:
         return await handler(request)
     guest.works()
     try:
-        return await handler(request)
+        response = await handler(request)
+        if isinstance(response, web.Response):  # else its handler has written it
+            await _write(request, response, guest)
+        return response
     finally:
         guest.waits()
+
+
+async def _write(request: web.Request, response: web.Response, guest: Guest) -> None:
+    """As the HTTP library does after the last middleware, when the connection would count as idle already: who takes
+    its answer slowly is still being answered. But not for ever: silence must not keep others out."""
+    too_long = asyncio.get_running_loop().call_later(TAKEN_S, guest.waits)
+    try:
+        with contextlib.suppress(ConnectionError):  # the library finds that out, too
+            await response.prepare(request)
+            await response.write_eof()
+    finally:
+        too_long.cancel()
 
 
 @web.middleware

@@ -23,11 +23,13 @@ from node.web import bind, members_only, serving
 from tests.waiting import until
 
 HALF_A_HEAD = b"GET / HTTP/1.1\r\nHost: here\r\n"
+LARGE = 16 << 20
+"""Bytes: more than the system takes off a server's hands."""
 HALF_A_HELLO = b"\x16\x03\x01\x02\x00\x01"
 
 
 class Site:
-    """`/` answers, `/slow` when `gate` is open. `tls`: as members see it."""
+    """`/` answers, `/slow` when `gate` is open, `/large` with LARGE. `tls`: as members see it."""
 
     def __init__(self, connections: Connections[Any], tls: ssl.SSLContext | None) -> None:
         self.connections = connections
@@ -48,6 +50,9 @@ class Site:
         await self.gate.wait()
         return web.Response(text="at last")
 
+    async def answer_at_length(self, _: web.Request) -> web.Response:
+        return web.Response(body=bytes(LARGE))
+
     def dial(self, said: bytes = b"", source: str = "127.0.0.1") -> socket.socket:
         sock = socket.create_connection(("127.0.0.1", self.port), source_address=(source, 0))
         sock.sendall(said)
@@ -66,7 +71,11 @@ async def site(*, total: int = 100, of_one_address: int, identity: Identity | No
     running = Site(connections, client_context(identity) if identity else None)
     sock = bind("127.0.0.1", None, 0)
     running.port = sock.getsockname()[1]
-    routes = [web.get("/", running.answer), web.get("/slow", running.answer_later)]
+    routes = [
+        web.get("/", running.answer),
+        web.get("/slow", running.answer_later),
+        web.get("/large", running.answer_at_length),
+    ]
     async with serving(
         sock,
         routes,
@@ -98,7 +107,7 @@ async def heard(sock: socket.socket) -> str:
     """All that is said until the end."""
     said = b""
     async with asyncio.timeout(5):
-        while piece := await asyncio.get_running_loop().sock_recv(sock, 4096):
+        while piece := await asyncio.get_running_loop().sock_recv(sock, 1 << 16):
             said += piece
     return said.decode()
 
@@ -152,6 +161,27 @@ async def test_requests_beyond_the_share_of_an_address_are_refused_by_name(diall
             assert still_open(elsewhere)
             assert here.connections.refused == 3
     assert [entry["address"] for entry in logs if entry["event"] == "connections-crowded"] == ["127.0.0.1"]
+
+
+async def test_who_takes_an_answer_slowly_makes_no_room_before_the_end_of_it(dialled: ExitStack) -> None:
+    async with site(of_one_address=1) as here:
+        asked = b"GET /large HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        slow = dialled.enter_context(here.dial(asked))
+        begun = await asyncio.get_running_loop().sock_recv(slow, 1 << 10)
+        assert (await heard(dialled.enter_context(here.dial()))).startswith("HTTP/1.1 429 ")
+        answer = begun.decode() + await heard(slow)
+        assert len(answer.partition("\r\n\r\n")[2]) == LARGE
+
+
+async def test_who_never_takes_its_answer_makes_room_in_the_end(
+    dialled: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.web.TAKEN_S", 0.0)
+    async with site(of_one_address=1) as here, aiohttp.ClientSession() as session:
+        slow = dialled.enter_context(here.dial(b"GET /large HTTP/1.1\r\nHost: here\r\n\r\n"))
+        await asyncio.get_running_loop().sock_recv(slow, 1 << 10)
+        assert await here.get(session) == "here"
+        assert here.connections.made_room == 1
 
 
 async def test_one_address_cannot_fill_the_house(dialled: ExitStack) -> None:
