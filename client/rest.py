@@ -79,7 +79,7 @@ class Rest:
             raise self._unreachable("it closed the connection without an answer") from error
         except aiohttp.ClientResponseError as error:
             raise self._unreachable("what listens there does not speak HTTP") from error
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:
             raise self._unreachable(network_cause(error)) from error
 
     async def call(

@@ -75,7 +75,7 @@ class PeerHttp:
                     raise await _problem(response, address)
                 answered = True
                 yield response
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:
             if answered and not isinstance(error, _NETWORK_ERRORS):
                 raise
             raise unreachable(address, error) from error
@@ -90,7 +90,7 @@ class PeerHttp:
                 socket = await self._session.ws_connect(
                     self.url(address, path), ssl=self.tls or True, max_msg_size=max_frame, heartbeat=10.0
                 )
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, UnicodeError) as error:
             raise unreachable(address, error) from error
         async with socket:
             yield socket

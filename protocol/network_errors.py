@@ -49,6 +49,8 @@ def _known(error: BaseException) -> str:
             return f"the TLS handshake failed ({(_reason(error) or 'no reason given').replace('_', ' ').lower()})"
         case OSError() if error.errno is not None and error.errno < 0:  # of getaddrinfo: EAI_NONAME and its like
             return "its host name is not known"
+        case UnicodeError():  # of a name with an empty or overlong label, before it is even looked up
+            return "its host name cannot be one"
         case ConnectionRefusedError():
             return "nothing listens there (connection refused)"
         case ConnectionResetError() | BrokenPipeError() | ConnectionAbortedError():

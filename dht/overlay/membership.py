@@ -191,7 +191,7 @@ async def _resolved(host: str, port: int) -> list[Address]:
     try:
         async with asyncio.timeout(2.0):
             found = await asyncio.get_running_loop().getaddrinfo(host, port, type=2)
-    except (OSError, TimeoutError) as error:
+    except (OSError, UnicodeError) as error:
         log.warning("bootstrap-address-not-resolved", host=host, error=str(error) or "timeout")
         return []
     return [Address(str(sockaddr[0]), int(sockaddr[1])) for *_, sockaddr in found]

@@ -132,7 +132,7 @@ class PeerStreams:
             stream.let_go()
             self._keep(address, sock)
             sock = None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             raise unreachable(address, error) from error
         finally:
             stream.let_go()

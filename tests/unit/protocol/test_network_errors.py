@@ -17,7 +17,7 @@ from protocol.problems import Unavailable
 class Wrapped(Exception):
     """As HTTP libraries do it: a text of their own around the system's error."""
 
-    def __init__(self, os_error: OSError) -> None:
+    def __init__(self, os_error: Exception) -> None:
         super().__init__(f"Cannot connect to host a:1 ssl:<ssl.SSLContext object at 0x7f> [{os_error}]")
         self.os_error = os_error
 
@@ -33,6 +33,7 @@ def not_tls() -> ssl.SSLError:
     [
         (ConnectionRefusedError(111, "Connect call failed ('127.0.0.1', 9)"), "nothing listens there"),
         (socket.gaierror(socket.EAI_NONAME, "Name or service not known"), "host name is not known"),
+        (UnicodeError("label too long"), "host name cannot be one"),
         (OSError(113, "No route to host"), "no network leads there"),
         (ConnectionResetError(104, "Connection reset by peer"), "the connection broke"),
         (TimeoutError(), "no answer in time"),
@@ -40,7 +41,7 @@ def not_tls() -> ssl.SSLError:
         (OSError(24, "Too many open files"), "too many open files"),
     ],
 )
-def test_a_cause_is_told_in_words_however_deep_it_is_wrapped(error: OSError, cause: str) -> None:
+def test_a_cause_is_told_in_words_however_deep_it_is_wrapped(error: Exception, cause: str) -> None:
     chained = Exception("while asking")
     chained.__cause__ = Wrapped(error)
     for outer in (error, Wrapped(error), chained):
