@@ -71,6 +71,9 @@ def put_aside(data_dir: Path) -> None:
         descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, BALLAST_BYTES)
+        except OSError:
+            path.unlink()  # a part of it would be taken for the whole the next time
+            raise
         finally:
             os.close(descriptor)
     except OSError as error:  # a start on a full disk may fail without it, no more

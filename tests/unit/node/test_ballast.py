@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +36,18 @@ def test_it_is_given_up_on_a_full_disk_only_and_put_aside_again_when_there_is_ro
     free(monkeypatch, BALLAST_BYTES + RESERVE)
     put_aside(tmp_path)
     assert ballast.exists()
+
+
+def test_a_part_of_it_is_not_taken_for_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def filled_meanwhile(descriptor: int, offset: int, size: int) -> None:
+        os.truncate(descriptor, size // 2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.posix_fallocate", filled_meanwhile)
+        put_aside(tmp_path)
+    put_aside(tmp_path)
+    assert (tmp_path / BALLAST_FILE).stat().st_blocks * 512 >= BALLAST_BYTES
 
 
 def test_a_full_or_unusable_disk_is_a_warning(tmp_path: Path) -> None:
