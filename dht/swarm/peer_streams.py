@@ -20,7 +20,10 @@ from typing import TypeVar
 
 from dht.peer_http import MAX_PROBLEM_BYTES, PeerHttp, decode_problem, unreachable
 from dht.swarm.content_wire import LENGTH, OPENING
-from protocol.problems import CorruptContent, KeyNeeded, Problem, TooManyRequests, Unavailable
+from protocol.problems import CorruptContent, KeyNeeded, NotFound, Problem, TooManyRequests, Unavailable
+
+_OF_PEERS = (TooManyRequests, NotFound, KeyNeeded, CorruptContent, Unavailable)
+"""Problems that mean the same of a peer as of this node. A full disk does not: it is the peer's, and ends no fetch."""
 
 T = TypeVar("T")
 
@@ -101,8 +104,9 @@ class PeerStreams:
         """What `read`, in a thread, makes of the answer, all of which it must read. A cancelled caller waits until the
         thread has ended.
 
-        Raises the peer's own Problem; Unavailable if it cannot be reached, breaks off or is silent for `idle_s`;
-        TooManyRequests if all connections of this node are busy; what `read` raises.
+        Raises the peer's own Problem if it could be one of ours, too; Unavailable for its others, and if it cannot be
+        reached, breaks off or is silent for `idle_s`; TooManyRequests if all connections of this node are busy; what
+        `read` raises.
         """
         if self._busy >= self._connections:
             raise TooManyRequests(f"all {self._connections} connections to peers are busy", retry_after=0.1)
@@ -265,7 +269,8 @@ def _problem(stream: Stream, size: int, address: str) -> Problem:
         raise CorruptContent(f"a problem of {size} bytes")
     body = bytearray(size)
     stream.read_into(memoryview(body))
-    return decode_problem(bytes(body)) or CorruptContent(f"node {address} answered with a malformed problem")
+    problem = decode_problem(bytes(body)) or CorruptContent(f"node {address} answered with a malformed problem")
+    return problem if isinstance(problem, _OF_PEERS) else Unavailable(f"node {address} answered: {problem.detail}")
 
 
 def shut(sock: socket.socket) -> None:

@@ -20,7 +20,7 @@ from bootstrap.mesh import create_mesh
 from dht.peer_http import PeerHttp
 from dht.swarm.content_wire import NO_PROBLEM, encode_problem
 from dht.swarm.peer_streams import PeerStreams, Stream, running_streams
-from protocol.problems import CorruptContent, KeyNeeded, NotFound, Problem, TooManyRequests, Unavailable
+from protocol.problems import CorruptContent, DiskFull, KeyNeeded, NotFound, Problem, TooManyRequests, Unavailable
 from tests.content_sites import served
 from tests.waiting import until
 
@@ -74,6 +74,14 @@ async def test_a_connection_is_kept_and_used_again_after_a_problem_too() -> None
         peer.answer = NO_PROBLEM + BODY
         assert await running.ask(address, b"?", whole, idle_s=5) == BODY
     assert peer.connections == 1
+
+
+async def test_the_full_disk_of_a_peer_is_not_taken_for_our_own() -> None:
+    peer = Peer()
+    peer.answer = encode_problem(DiskFull("the disk of /var/lib/peer is full"))
+    async with served([], take_content=peer.take) as address, streams() as running:
+        with pytest.raises(Unavailable, match="answered: the disk of /var/lib/peer is full"):
+            await running.ask(address, b"?", whole, idle_s=5)
 
 
 async def test_a_connection_that_the_peer_closed_is_made_anew() -> None:
