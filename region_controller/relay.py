@@ -22,7 +22,7 @@ from yarl import URL
 
 from protocol.instances import RELAYED_HEADER
 from protocol.network_errors import network_cause
-from protocol.problems import BadRequest, DeadlineExceeded, ServiceError, TooLarge, Unavailable
+from protocol.problems import BadRequest, DeadlineExceeded, Problem, ServiceError, TooLarge, Unavailable
 from region_controller.operations import Caller, Operations
 from region_controller.spool import Slots
 
@@ -92,6 +92,8 @@ class Relay:
         except TimeoutError:
             raise DeadlineExceeded(f"the service at {url} did not reply within {CALL_S:g} s") from None
         except aiohttp.ClientError as error:
+            if isinstance(error.__cause__, Problem):  # of the body, which the library reads for us
+                raise error.__cause__ from None
             raise Unavailable(
                 f"the service at {url} cannot be reached: {network_cause(error)}", fix="Start the service again."
             ) from error
@@ -127,8 +129,11 @@ def _check_size(size: int) -> None:
 
 async def _body(request: web.Request) -> AsyncIterator[bytes]:
     while True:
-        async with asyncio.timeout(STALLED_S):
-            part = await request.content.readany()
+        try:
+            async with asyncio.timeout(STALLED_S):
+                part = await request.content.readany()
+        except TimeoutError:
+            raise BadRequest(f"the call sent nothing for {STALLED_S:g} s", fix="Send it again.") from None
         if not part:
             return
         yield part

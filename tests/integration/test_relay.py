@@ -123,6 +123,23 @@ async def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             await invoke(site, instance, "/flood", headers=holds)
 
 
+async def test_a_client_that_stops_sending_is_told_so_and_the_service_not_blamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "STALLED_S", 0.2)
+    async with a_started_service(tmp_path) as (site, _, instance, holds):
+
+        async def stalled() -> AsyncIterator[bytes]:
+            yield b"hello"
+            await asyncio.sleep(5)
+
+        status, body, _ = await invoke(
+            site, instance, "/echo", headers={**holds, "Content-Length": "1000"}, data=stalled()
+        )
+        assert status == 400
+        assert b"the call sent nothing for 0.2 s" in body
+
+
 async def test_a_service_that_is_gone_is_a_problem_of_the_controller(tmp_path: Path) -> None:
     async with a_started_service(tmp_path) as (site, agent, instance, holds):
         await agent.report(instance, ports=(PortBinding(8080, 1),))
