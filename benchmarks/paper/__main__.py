@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ import msgspec
 import structlog
 
 from benchmarks.lookup_sim import require_matplotlib
-from benchmarks.paper.cases import BUILD, cases
+from benchmarks.paper.cases import BUILD, Case, cases
 from benchmarks.paper.claims import Claim, claims
 from benchmarks.paper.energy import SOURCES, Terms
 from benchmarks.paper.experiments import Plan, Results, experiment
@@ -49,6 +50,14 @@ def measured_before(folder: Path) -> Results:
     return msgspec.convert(kept["ours"], Results)
 
 
+async def measured(wanted: Sequence[Case], plan: Plan) -> Results:
+    """SIGTERM ends it as Ctrl-C does: nodes, engine and namespaces are removed."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await experiment(wanted, plan)
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--quick", action="store_true")
@@ -65,7 +74,7 @@ def main() -> None:
         results = measured_before(folder)
     else:
         wanted = [case for case in cases() if not given.services or case.name in given.services]
-        results = asyncio.run(experiment(wanted, plan))
+        results = asyncio.run(measured(wanted, plan))
     found = claims(results.runs, TERMS)
     keep(results, found, folder)
     all_figures(results, found, TERMS, folder)
