@@ -30,7 +30,7 @@ from bootstrap.enrolment import (
 )
 from bootstrap.identity import Identity
 from bootstrap.invites import Invite, InviteStore, choose_roles
-from protocol.bounded import read_bounded
+from protocol.bounded import read_in_time
 from protocol.identifiers import node_id
 from protocol.problems import BadRequest, JoinRefused, KeyNeeded, Unavailable
 
@@ -215,8 +215,4 @@ def _json(answer: RootAnswer | EnrolAnswer) -> web.Response:
 
 async def _bounded_body(request: web.Request) -> bytes:
     """The sender is unknown: at most MAX_MESSAGE bytes within BODY_TIMEOUT_S."""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            return await read_bounded(request.content.iter_any(), MAX_MESSAGE, "the enrolment")
-    except TimeoutError:
-        raise BadRequest(f"the request was not complete within {BODY_TIMEOUT_S:g} s") from None
+    return await read_in_time(request.content.iter_any(), MAX_MESSAGE, "the enrolment", BODY_TIMEOUT_S)

@@ -11,8 +11,11 @@ from dht.swarm.crowd import Member
 from dht.swarm.crowd_wire import MAX_TOLD, decode_told, encode_heard
 from dht.swarm.exchange import Exchange
 from dht.swarm.offers import offer_of
+from protocol.bounded import read_in_time
 from protocol.identifiers import check_digest
 from protocol.problems import BadRequest, ContentNotFound, TooLarge
+
+BODY_S = 10.0
 
 
 def crowd_routes(exchange: Exchange) -> list[web.RouteDef]:
@@ -23,7 +26,8 @@ def crowd_routes(exchange: Exchange) -> list[web.RouteDef]:
             raise ContentNotFound(f"this node knows no manifest of {digest}")
         if request.content_length is None or request.content_length > MAX_TOLD:
             raise TooLarge(f"what a node tells of its chunks has at most {MAX_TOLD} bytes and says its length")
-        held, envelope = decode_told(await request.read(), manifest)
+        told = await read_in_time(request.content.iter_any(), MAX_TOLD, "what a node tells of its chunks", BODY_S)
+        held, envelope = decode_told(told, manifest)
         peer = request[PEER].node
         if envelope and offer_of(envelope, digest, time.time()).node != peer:
             raise BadRequest("the offer is another node's")

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import itertools
 import socket
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -167,6 +168,23 @@ async def test_bad_requests_are_refused(
     async with site(Whereabouts(), tmp_path, 1) as here:
         with pytest.raises(problem):
             await ask(method, here, path, data=data)
+
+
+async def test_what_a_node_tells_of_its_chunks_arrives_in_time_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dht.swarm.crowd_routes.BODY_S", 0.05)
+
+    async def held_back() -> AsyncIterator[bytes]:
+        yield b"\x92"
+        await asyncio.sleep(600)
+
+    async with site(Whereabouts(), tmp_path, 1) as here:
+        digest = await here.exchange.add(a_file(tmp_path / "blob", DATA))
+        with pytest.raises(BadRequest, match="did not arrive within"):
+            await ask(
+                "POST", here, f"/peer/content/{digest}/have", data=held_back(), headers={"Content-Length": "1000"}
+            )
 
 
 async def test_beyond_its_slots_a_node_says_when_to_come_back(tmp_path: Path) -> None:

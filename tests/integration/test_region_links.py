@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
 import msgspec
+import pytest
 
 from dht.records.memory_directory import MemoryMesh
 from protocol.instances import StartRequest
@@ -64,10 +67,12 @@ async def test_two_controllers_of_one_region_are_both_active_and_host_for_each_o
         assert "1 other lease" in stopped.reason, "a lease is kept where it was granted, and works where it was asked"
 
 
-async def test_a_controller_speaks_for_itself_only_and_says_it_well(tmp_path: Path) -> None:
+async def test_a_controller_speaks_for_itself_only_and_says_it_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with running_site(tmp_path, "demo") as site:
 
-        async def tell(node: str, data: bytes, role: str = "controller") -> int:
+        async def tell(node: str, data: bytes | AsyncIterator[bytes], role: str = "controller") -> int:
             headers = {"Test-Peer": f"{node} demo demo/x {role}"}
             url = site.peer + SUMMARIES_PATH
             async with aiohttp.ClientSession(headers=headers) as session, session.post(url, data=data) as response:
@@ -80,3 +85,10 @@ async def test_a_controller_speaks_for_itself_only_and_says_it_well(tmp_path: Pa
         assert await tell(node_of("y"), good) == 403
         assert await tell(me, b"\x93nonsense") == 400
         assert await tell(me, bytes(100_000)) == 413
+        monkeypatch.setattr("region_controller.api.BODY_S", 0.05)
+        assert await tell(me, held_back()) == 400
+
+
+async def held_back() -> AsyncIterator[bytes]:
+    yield b"\x93"
+    await asyncio.sleep(600)
