@@ -30,7 +30,7 @@ from bootstrap.enrolment import (
 )
 from bootstrap.identity import Identity
 from bootstrap.invites import Invite, InviteStore, choose_roles
-from protocol.bounded import read_in_time
+from dht.peer_http import read_in_time
 from protocol.identifiers import node_id
 from protocol.problems import BadRequest, JoinRefused, KeyNeeded, Unavailable
 
@@ -215,4 +215,4 @@ def _json(answer: RootAnswer | EnrolAnswer) -> web.Response:
 
 async def _bounded_body(request: web.Request) -> bytes:
     """The sender is unknown: at most MAX_MESSAGE bytes within BODY_TIMEOUT_S."""
-    return await read_in_time(request.content.iter_any(), MAX_MESSAGE, "the enrolment", BODY_TIMEOUT_S)
+    return await read_in_time(request, MAX_MESSAGE, "the enrolment", BODY_TIMEOUT_S)

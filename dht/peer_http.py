@@ -18,7 +18,7 @@ from protocol import tracing
 from protocol.bounded import read_bounded
 from protocol.network_errors import network_cause, speaks_no_tls
 from protocol.peers import PeerIdentity
-from protocol.problems import Problem, Unavailable
+from protocol.problems import BadRequest, Problem, Unavailable
 from protocol.tracing import current_header
 
 PEER: web.RequestKey[PeerIdentity] = web.RequestKey("peer", PeerIdentity)
@@ -103,6 +103,16 @@ def unreachable(address: str, error: Exception) -> Unavailable:
         if speaks_no_tls(error)
         else "Check that the node is up and that its node-to-node port is open.",
     )
+
+
+async def read_in_time(request: web.Request, limit: int, what: str, within_s: float) -> bytes:
+    """The body of a request; `what` names it. Raises TooLarge beyond `limit` bytes, BadRequest when it is not here in
+    time: who holds back the rest holds a connection."""
+    try:
+        async with asyncio.timeout(within_s):
+            return await read_bounded(request.content.iter_any(), limit, what)
+    except TimeoutError:
+        raise BadRequest(f"{what} did not arrive within {within_s:g} s", fix="Send it again.") from None
 
 
 async def _problem(response: aiohttp.ClientResponse, address: str) -> Problem:

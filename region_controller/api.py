@@ -17,8 +17,7 @@ import msgspec
 import structlog
 from aiohttp import web
 
-from dht.peer_http import PEER
-from protocol.bounded import read_in_time
+from dht.peer_http import PEER, read_in_time
 from protocol.events import NAMES
 from protocol.identifiers import check_category, check_digest
 from protocol.instances import (
@@ -231,7 +230,7 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
 
     async def exchange_summaries(request: web.Request) -> web.Response:
         peer = _controller_peer(request)
-        body = await read_in_time(request.content.iter_any(), MAX_EXCHANGE, "the summary", BODY_S)
+        body = await read_in_time(request, MAX_EXCHANGE, "the summary", BODY_S)
         answer = controller.relatives.receive(decode_exchange(body), peer)
         return web.Response(body=msgspec.msgpack.encode(answer), content_type="application/msgpack")
 
@@ -344,7 +343,7 @@ def _decoded(data: bytes, kind: type[T]) -> T:
 
 
 async def _body(request: web.Request) -> bytes:
-    return await read_in_time(request.content.iter_any(), MAX_JSON, "the JSON body", BODY_S)
+    return await read_in_time(request, MAX_JSON, "the JSON body", BODY_S)
 
 
 async def _send_file(request: web.Request, path: Path, digest: str) -> web.StreamResponse:

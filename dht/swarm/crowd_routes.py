@@ -6,12 +6,11 @@ import time
 
 from aiohttp import web
 
-from dht.peer_http import PEER
+from dht.peer_http import PEER, read_in_time
 from dht.swarm.crowd import Member
 from dht.swarm.crowd_wire import MAX_TOLD, decode_told, encode_heard
 from dht.swarm.exchange import Exchange
 from dht.swarm.offers import offer_of
-from protocol.bounded import read_in_time
 from protocol.identifiers import check_digest
 from protocol.problems import BadRequest, ContentNotFound, TooLarge
 
@@ -26,7 +25,7 @@ def crowd_routes(exchange: Exchange) -> list[web.RouteDef]:
             raise ContentNotFound(f"this node knows no manifest of {digest}")
         if request.content_length is None or request.content_length > MAX_TOLD:
             raise TooLarge(f"what a node tells of its chunks has at most {MAX_TOLD} bytes and says its length")
-        told = await read_in_time(request.content.iter_any(), MAX_TOLD, "what a node tells of its chunks", BODY_S)
+        told = await read_in_time(request, MAX_TOLD, "what a node tells of its chunks", BODY_S)
         held, envelope = decode_told(told, manifest)
         peer = request[PEER].node
         if envelope and offer_of(envelope, digest, time.time()).node != peer:
