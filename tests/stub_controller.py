@@ -195,7 +195,7 @@ class StubController:
             web.get("/v1/instances/{id}", _fixed(INSTANCE)),
             web.get("/v1/instances/{id}/log", self.log),
             web.delete("/v1/instances/{id}", self.command),
-            web.post("/v1/instances/{id}/{verb}", self.command),
+            web.post("/v1/instances/{id}/{verb:stop|restart|alive}", self.command),
             web.get("/v1/services", self.services),
             web.post("/v1/services", self.publish),
             web.get("/v1/services/{digest}", self.service),
