@@ -10,6 +10,7 @@ from contextlib import suppress
 import aiohttp
 import msgspec
 import stamina
+from yarl import URL
 
 from client.rest import CONNECT_TIMEOUT_S, Rest
 from protocol.bounded import read_bounded
@@ -83,7 +84,7 @@ async def relayed(
     async with rest.request(
         "POST",
         f"/instances/{answer.instance}/invoke",
-        params={"path": path},
+        params={"path": URL(path).raw_path_qs},
         data=body,
         headers={"Accept": accept, "Content-Type": content_type},
         token=answer.lease.token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -15,10 +16,12 @@ from client.discovery import Browser
 from client.dnssd import FoundController
 from client.invocation import invoke
 from protocol.instances import OnProgress, StartAnswer, StartRequest
-from protocol.problems import ControllerUnreachable, ServiceUnreachable
+from protocol.problems import ControllerUnreachable
 
 FIND_TIMEOUT_S = 3.0
 MAX_CONTROLLERS_TRIED = 4
+MAX_REMEMBERED = 256
+"""Instances of which it is known who answered for them."""
 ATTEMPTS = 2
 """At each of them: one broken connection is an accident, two are a reason to move on."""
 
@@ -48,6 +51,8 @@ class Phone:
         self._browser = Browser(mesh=mesh, root=root, region=region, interfaces=interfaces)
         self._find_timeout_s = find_timeout_s
         self._chosen: FoundController | None = None
+        self._started_at: OrderedDict[str, str] = OrderedDict()
+        """By instance, the controller that gave the lease: its token is nobody else's business."""
         self._root: str | None = None
         """Of the mesh that answered last."""
 
@@ -74,16 +79,26 @@ class Phone:
         return self._browser.controllers
 
     async def start(self, request: StartRequest, on_progress: OnProgress | None = None) -> StartAnswer:
-        return await self.call(lambda client: client.start(request, on_progress))
+        async def start(client: ControllerClient) -> StartAnswer:
+            answer = await client.start(request, on_progress)
+            self._started_at[answer.instance] = client.url
+            while len(self._started_at) > MAX_REMEMBERED:
+                self._started_at.popitem(last=False)
+            return answer
+
+        return await self.call(start)
 
     async def invoke(self, answer: StartAnswer, path: str, body: bytes | None = None, *, accept: str = "*/*") -> bytes:
-        """Call the service at its own address; no controller is needed for that. See `ControllerClient.invoke`."""
-        try:
+        """Call the service at its own address; no controller is needed for that.
+
+        Where no network leads there, the controller that answered its start, and no other, passes a body on. Raises as
+        `client.invocation.invoke`.
+        """
+        url = self._started_at.get(answer.instance)
+        if url is None:
             return await invoke(self._session, answer, path, body, accept=accept)
-        except ServiceUnreachable:
-            if body is None:
-                raise
-            return await self.call(lambda client: client.relayed(answer, path, body, accept=accept))
+        async with ControllerClient(url, session=self._session, attempts=ATTEMPTS) as client:
+            return await client.invoke(answer, path, body, accept=accept)
 
     async def call(self, work: Callable[[ControllerClient], Awaitable[T]]) -> T:
         """`work` with a controller that answers. Raises ControllerUnreachable once nobody is left to ask."""
@@ -99,6 +114,7 @@ class Phone:
             except ControllerUnreachable as problem:
                 log.info("controller-lost", controller=self._chosen.url, cause=problem.detail)
                 self._browser.forget(self._chosen)
+        self._chosen = None
         if self._fallback is None:
             raise ControllerUnreachable(
                 f"no controller on this network answered within {self._find_timeout_s:g} s",

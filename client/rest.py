@@ -49,8 +49,8 @@ class Rest:
         """An answer with a 2xx status.
 
         `timeout_s` None: it may take for ever, but be silent for `idle_s` only. `works`: silence for `timeout_s` means
-        slow work (DeadlineExceeded), not a dead controller. `relays`: a service's own answer, passed on, may have any
-        status.
+        slow work (DeadlineExceeded), not a dead controller. `relays`: what comes is a service's own answer,
+        of any status, or the controller's problem.
         """
         headers = dict(kwargs.pop("headers", {}))
         if bearer := token or self._token:
@@ -62,8 +62,7 @@ class Rest:
             async with self._session.request(
                 method, f"{self.url}/v1{path}", headers=headers, timeout=timeout, allow_redirects=False, **kwargs
             ) as response:
-                passed_on = relays and RELAYED_HEADER in response.headers
-                if not (passed_on or 200 <= response.status < 300):
+                if not (RELAYED_HEADER in response.headers if relays else 200 <= response.status < 300):
                     raise await self._problem(response)
                 yield response
         except aiohttp.ConnectionTimeoutError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from client.controller import ControllerClient
+from client.phone import Phone
 from protocol.instances import RELAYED_HEADER, PortBinding, StartRequest
 from protocol.problems import ServiceError, ServiceUnreachable
 from region_controller import relay
@@ -168,9 +170,9 @@ async def test_a_client_goes_through_the_controller_where_no_network_leads_to_th
         )
         assert answer.instance == instance
         elsewhere = msgspec.structs.replace(answer, url="http://127.0.0.1:1")
-        reply = await client.invoke(elsewhere, "/echo?a=b", b"hello", accept="application/json")
+        reply = await client.invoke(elsewhere, "/echo?a=b c", b"hello", accept="application/json")
         said = msgspec.json.decode(reply)
-        assert (said["bytes"], said["query"], said["accept"]) == (5, "a=b", "application/json")
+        assert (said["bytes"], said["query"], said["accept"]) == (5, "a=b c", "application/json")
         with pytest.raises(ServiceError) as refused:
             await client.invoke(elsewhere, "/refuse", b"hello")
         assert refused.value.extra["answered"] == 415
@@ -179,3 +181,20 @@ async def test_a_client_goes_through_the_controller_where_no_network_leads_to_th
         foreign = msgspec.structs.replace(elsewhere, lease=msgspec.structs.replace(answer.lease, token="another's"))
         with pytest.raises(ServiceUnreachable):
             await client.invoke(foreign, "/echo", b"hello")
+
+
+@pytest.mark.lan
+async def test_a_phone_asks_only_the_controller_that_answered_for_the_instance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.invocation.PATIENCE_S", 0.2)
+    options: dict[str, Any] = {"mesh": f"test-{secrets.token_hex(6)}", "interfaces": ["127.0.0.1"]}
+    async with (
+        a_started_service(tmp_path) as (site, _, _, _),
+        Phone(url=site.rest, find_timeout_s=0.1, **options) as phone,
+        Phone(url=site.rest, find_timeout_s=0.1, **options) as other,
+    ):
+        answer = msgspec.structs.replace(await phone.start(StartRequest(service="svc")), url="http://127.0.0.1:1")
+        assert msgspec.json.decode(await phone.invoke(answer, "/echo", b"hello"))["bytes"] == 5
+        with pytest.raises(ServiceUnreachable):
+            await other.invoke(answer, "/echo", b"hello")
