@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import docker.errors
+import stamina
 import structlog
 from msgspec import Struct
 
@@ -22,6 +23,8 @@ log = structlog.get_logger(__name__)
 
 GRACE_S = 300.0
 """A start that found its image has made its container after so long; a build has given its image its name."""
+IN_TURN_S = 30.0
+"""For who else measures the engine's disk."""
 
 
 class StoredImage(Struct, frozen=True):
@@ -62,6 +65,7 @@ class ImageQuota:
         self._clock = clock
         self._used_at: dict[str, float] = {}
         self._lock = asyncio.Lock()
+        self._in_turn = stamina.AsyncRetryingCaller(attempts=None, timeout=IN_TURN_S, wait_initial=0.1, wait_max=1.0)
 
     def touch(self, name: str) -> None:
         """A start is about to use it."""
@@ -71,7 +75,7 @@ class ImageQuota:
         """Remove what is too much. Whatever the engine refuses to give up stays; nothing is raised."""
         async with self._lock:
             try:
-                images = await self._engine.call(lambda api: api.df()["Images"] or [])
+                images = await self._in_turn(_is_measuring, self._images)
                 stored = [image for entry in images if (image := self._stored(entry)) is not None]
                 superseded = [image for image in stored if not image.name.startswith(self._prefix)]
                 named = [image for image in stored if image.name.startswith(self._prefix)]
@@ -79,6 +83,9 @@ class ImageQuota:
                     await self.remove(image.name)
             except (Problem, docker.errors.APIError) as error:
                 log.warning("image-quota-not-kept", error=str(error))
+
+    async def _images(self) -> list[dict[str, Any]]:
+        return await self._engine.call(lambda api: api.df()["Images"] or [])
 
     async def remove(self, name: str) -> None:
         """Unless a container uses it. Raises EngineUnavailable."""
@@ -105,6 +112,11 @@ class ImageQuota:
             used_at=used_at,
             busy=entry["Containers"] > 0 or used_at > self._clock() - GRACE_S,
         )
+
+
+def _is_measuring(error: Exception) -> bool:
+    """The engine measures its disk for one asker at a time, and refuses the others (a second agent, an operator)."""
+    return isinstance(error, docker.errors.APIError) and "disk usage operation is already running" in str(error)
 
 
 def _remove(api: Api, name: str) -> None:
