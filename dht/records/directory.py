@@ -26,13 +26,14 @@ from dht.overlay import (
 )
 from dht.overlay.sealing import Keyring
 from dht.quiet import Quiet
+from dht.records.own_records import provider_record, region_record
 from dht.records.replica import Replica
 from dht.records.republish import TICK_S, MeshNews, Republisher
 from dht.records.storage import KnownContact, opened_storage
 from dht.records.views import WORTH_KEEPING
 from dht.tasks import OwnedTasks, periodically
 from protocol.admission import Credentials
-from protocol.identifiers import check_digest, check_region, node_id, record_key
+from protocol.identifiers import check_digest, node_id, record_key
 from protocol.problems import ConfigError, DiskUnusable, InvalidRecord, Problem, Unavailable
 from protocol.records import (
     ProviderRecord,
@@ -40,16 +41,13 @@ from protocol.records import (
     RegionRecord,
     ServiceRecord,
     Signed,
-    last_moment,
     raw_public_key,
     sign,
 )
 
 log = structlog.get_logger(__name__)
 
-PROVIDER_LIFETIME_S = 1800
 PROVIDER_INTERVAL_S = 600.0
-REGION_LIFETIME_S = 60
 ANNOUNCE_TICK_S = 5.0
 ANNOUNCEMENTS_AT_ONCE = 8
 REMEMBER_INTERVAL_S = 60.0
@@ -201,13 +199,8 @@ class NetworkDirectory:
 
     def _provider(self, digest: str, *, withdrawn: bool) -> Signed:
         seq = self._next_seq(record_key(f"content:{digest}"))
-        record = ProviderRecord(
-            content=digest,
-            node=self.node,
-            addresses=self._addresses,
-            seq=seq,
-            expiry=last_moment("provider", seq) if withdrawn else int(self._clock()) + PROVIDER_LIFETIME_S,
-            withdrawn=withdrawn,
+        record = provider_record(
+            digest, node=self.node, addresses=self._addresses, seq=seq, now=self._clock(), withdrawn=withdrawn
         )
         return sign(record, self._identity)
 
@@ -237,16 +230,15 @@ class NetworkDirectory:
 
     async def announce_region(self, *, region: str, agents: int, memory_total: int, memory_free: int) -> None:
         """See `Directory.announce_region`."""
-        now = self._clock()
-        record = RegionRecord(
-            region=check_region(region),
+        record = region_record(
+            region,
             node=self.node,
             addresses=self._addresses,
             agents=agents,
             memory_total=memory_total,
             memory_free=memory_free,
             seq=self._next_seq(record_key(f"region:{region}")),
-            expiry=int(now) + REGION_LIFETIME_S,
+            now=self._clock(),
         )
         signed = sign(record, self._identity)
         await asyncio.gather(*(self._announce(record_key(name), signed) for name in record.names))

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht import rules
-from dht.records.directory import PROVIDER_LIFETIME_S, REGION_LIFETIME_S
-from protocol.identifiers import check_digest, check_region, node_id, record_key
+from dht.records.own_records import provider_record, region_record
+from protocol.identifiers import check_digest, node_id, record_key
 from protocol.problems import InvalidRecord, Unavailable
-from protocol.records import ProviderRecord, RegionRecord, ServiceRecord, Signed, last_moment, raw_public_key, sign
+from protocol.records import ProviderRecord, RegionRecord, ServiceRecord, Signed, raw_public_key, sign
 
 Sets = dict[bytes, list[Signed]]
 
@@ -83,15 +83,15 @@ class MemoryDirectory:
             self._say_provider(digest, withdrawn=True)
 
     async def announce_region(self, *, region: str, agents: int, memory_total: int, memory_free: int) -> None:
-        record = RegionRecord(
-            region=check_region(region),
+        record = region_record(
+            region,
             node=self.node,
             addresses=self._addresses,
             agents=agents,
             memory_total=memory_total,
             memory_free=memory_free,
             seq=self._next_seq(record_key(f"region:{region}")),
-            expiry=int(self._clock()) + REGION_LIFETIME_S,
+            now=self._clock(),
         )
         self._spread(sign(record, self._identity))
 
@@ -103,13 +103,8 @@ class MemoryDirectory:
 
     def _provider(self, digest: str, *, withdrawn: bool) -> Signed:
         seq = self._next_seq(record_key(f"content:{digest}"))
-        record = ProviderRecord(
-            content=digest,
-            node=self.node,
-            addresses=self._addresses,
-            seq=seq,
-            expiry=last_moment("provider", seq) if withdrawn else int(self._clock()) + PROVIDER_LIFETIME_S,
-            withdrawn=withdrawn,
+        record = provider_record(
+            digest, node=self.node, addresses=self._addresses, seq=seq, now=self._clock(), withdrawn=withdrawn
         )
         return sign(record, self._identity)
 
