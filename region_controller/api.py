@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,22 +18,21 @@ import structlog
 from aiohttp import web
 
 from dht.peer_http import PEER, read_in_time
-from protocol.events import NAMES
 from protocol.identifiers import check_category, check_digest
 from protocol.instances import (
     MAX_LOG_LINES,
     TOTAL_HEADER,
     Brought,
     OnProgress,
-    Progress,
     RegionView,
     StartAnswer,
     StartRequest,
 )
 from protocol.peers import PeerIdentity
-from protocol.problems import BadRequest, Forbidden, NotFound, Problem
+from protocol.problems import BadRequest, Forbidden, NotFound
 from protocol.records import RECORD_HEADER
 from region_controller.controller import Controller
+from region_controller.event_stream import follow, stream, wants_events
 from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, HandoffRequest, Verb
 from region_controller.openapi import OPERATIONS, Operation, describe_api
 from region_controller.operations import Caller
@@ -51,11 +50,7 @@ STALLED_S = 60.0
 UPLOAD_PART = 256 << 10
 DOWNLOAD_PART = 1 << 20
 """Each part costs a turn of a thread and of the event loop."""
-KEEP_ALIVE_S = 10.0
-"""Between two comments on a quiet event stream, so that middleboxes keep it open."""
-MAX_QUEUED_PROGRESS = 256
 DEFAULT_LOG_LINES = 100
-_EVENT_STREAM = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 T = TypeVar("T")
@@ -90,8 +85,8 @@ class _ClientHandlers:
     async def start_instance(self, request: web.Request) -> web.StreamResponse:
         with self._controller.admission.request(request.remote or "", time.monotonic()):
             body = await _json(request, StartRequest)
-            if _wants_events(request):
-                return await _stream(request, lambda on_progress: self._started(body, on_progress))
+            if wants_events(request):
+                return await stream(request, lambda on_progress: self._started(body, on_progress))
             answer, cold = await self._controller.start(body)
         location = {"Location": f"/v1/instances/{answer.instance}"}
         return _answer(answer, status=201 if cold else 200, headers=location)
@@ -168,8 +163,8 @@ class _ClientHandlers:
 
     async def get_content(self, request: web.Request) -> web.StreamResponse:
         digest = check_digest(request.match_info["digest"])
-        if _wants_events(request):
-            return await _stream(request, lambda on_progress: self._brought(digest, on_progress))
+        if wants_events(request):
+            return await stream(request, lambda on_progress: self._brought(digest, on_progress))
         async with self._controller.publishing.archive(digest) as path:
             return await _send_file(request, path, digest)
 
@@ -181,26 +176,8 @@ class _ClientHandlers:
         return _answer(await self._controller.categories(check_category(request.query.get("category", "/"))))
 
     async def follow_events(self, request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse(headers=_EVENT_STREAM)
         with self._controller.listening() as events:
-            await response.prepare(request)
-            pending = asyncio.ensure_future(anext(events, None))
-            try:
-                while True:
-                    await asyncio.wait({pending}, timeout=KEEP_ALIVE_S)
-                    async with asyncio.timeout(STALLED_S):
-                        if not pending.done():
-                            await response.write(b": keep-alive\n\n")
-                            continue
-                        if (news := pending.result()) is None:
-                            break
-                        await response.write(_event(NAMES[type(news)], news))
-                    pending = asyncio.ensure_future(anext(events, None))
-            except TimeoutError:
-                log.info("listener-stalled", client=request.remote)
-            finally:
-                pending.cancel()
-        return response
+            return await follow(request, events)
 
     async def list_agents(self, request: web.Request) -> web.Response:
         return _paged(request, self._controller.agents(), lambda view: (view.node,), _BY_NODE)
@@ -369,58 +346,3 @@ async def _parts(path: Path) -> AsyncIterator[bytes]:
     with path.open("rb") as file:
         while part := await asyncio.to_thread(file.read, DOWNLOAD_PART):
             yield part
-
-
-def _wants_events(request: web.Request) -> bool:
-    return "text/event-stream" in request.headers.get("Accept", "")
-
-
-async def _stream(
-    request: web.Request, perform: Callable[[OnProgress], Coroutine[None, None, object]]
-) -> web.StreamResponse:
-    """Server-sent events: `progress` ..., then one `result` or `problem`."""
-    steps: asyncio.Queue[Progress] = asyncio.Queue(MAX_QUEUED_PROGRESS)
-
-    def on_progress(step: Progress) -> None:
-        if not steps.full():
-            steps.put_nowait(step)
-
-    response = web.StreamResponse(headers=_EVENT_STREAM)
-    await response.prepare(request)
-    work = asyncio.create_task(perform(on_progress))
-    try:
-        await _stream_steps(response, steps, work)
-        await response.write(_last_event(work))
-        await response.write_eof()
-    finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
-    return response
-
-
-async def _stream_steps(
-    response: web.StreamResponse, steps: asyncio.Queue[Progress], work: asyncio.Task[object]
-) -> None:
-    """Until the work is done and every step of it was written."""
-    while not (work.done() and steps.empty()):
-        step = asyncio.ensure_future(steps.get())
-        try:
-            await asyncio.wait({step, work}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
-            if step.done():
-                await response.write(_event("progress", step.result()))
-            elif not work.done():
-                await response.write(b": keep-alive\n\n")
-        finally:
-            step.cancel()
-
-
-def _last_event(work: asyncio.Task[object]) -> bytes:
-    try:
-        answer = work.result()
-    except Problem as problem:
-        return _event("problem", problem.to_dict())
-    return _event("result", answer)
-
-
-def _event(name: str, value: Any) -> bytes:
-    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"

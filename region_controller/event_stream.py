@@ -1,0 +1,102 @@
+"""Server-sent events (WHATWG HTML, section 9.2): the steps of one piece of work, and the live view of the region."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
+
+import msgspec
+import structlog
+from aiohttp import web
+
+from protocol.events import NAMES, News
+from protocol.instances import OnProgress, Progress
+from protocol.problems import Problem
+
+log = structlog.get_logger(__name__)
+
+KEEP_ALIVE_S = 10.0
+"""Between two comments on a quiet event stream, so that middleboxes keep it open."""
+STALLED_S = 60.0
+"""A listener that takes nothing for so long is listened to no more: it holds one of few places."""
+MAX_QUEUED_PROGRESS = 256
+_HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
+
+
+async def follow(request: web.Request, events: AsyncIterator[News]) -> web.StreamResponse:
+    """Everything that is told, until nothing more is or the listener stalls."""
+    response = web.StreamResponse(headers=_HEADERS)
+    await response.prepare(request)
+    pending = asyncio.ensure_future(anext(events, None))
+    try:
+        while True:
+            await asyncio.wait({pending}, timeout=KEEP_ALIVE_S)
+            async with asyncio.timeout(STALLED_S):
+                if not pending.done():
+                    await response.write(b": keep-alive\n\n")
+                    continue
+                if (news := pending.result()) is None:
+                    break
+                await response.write(_event(NAMES[type(news)], news))
+            pending = asyncio.ensure_future(anext(events, None))
+    except TimeoutError:
+        log.info("listener-stalled", client=request.remote)
+    finally:
+        pending.cancel()
+    return response
+
+
+def wants_events(request: web.Request) -> bool:
+    return "text/event-stream" in request.headers.get("Accept", "")
+
+
+async def stream(
+    request: web.Request, perform: Callable[[OnProgress], Coroutine[None, None, object]]
+) -> web.StreamResponse:
+    """Server-sent events: `progress` ..., then one `result` or `problem`."""
+    steps: asyncio.Queue[Progress] = asyncio.Queue(MAX_QUEUED_PROGRESS)
+
+    def on_progress(step: Progress) -> None:
+        if not steps.full():
+            steps.put_nowait(step)
+
+    response = web.StreamResponse(headers=_HEADERS)
+    await response.prepare(request)
+    work = asyncio.create_task(perform(on_progress))
+    try:
+        await _stream_steps(response, steps, work)
+        await response.write(_last_event(work))
+        await response.write_eof()
+    finally:
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+    return response
+
+
+async def _stream_steps(
+    response: web.StreamResponse, steps: asyncio.Queue[Progress], work: asyncio.Task[object]
+) -> None:
+    """Until the work is done and every step of it was written."""
+    while not (work.done() and steps.empty()):
+        step = asyncio.ensure_future(steps.get())
+        try:
+            await asyncio.wait({step, work}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+            if step.done():
+                await response.write(_event("progress", step.result()))
+            elif not work.done():
+                await response.write(b": keep-alive\n\n")
+        finally:
+            step.cancel()
+
+
+def _last_event(work: asyncio.Task[object]) -> bytes:
+    try:
+        answer = work.result()
+    except Problem as problem:
+        return _event("problem", problem.to_dict())
+    return _event("result", answer)
+
+
+def _event(name: str, value: Any) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode(value) + b"\n\n"
