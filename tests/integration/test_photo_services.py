@@ -16,8 +16,8 @@ import csar
 from agent.docker.images import BuildSettings
 from tests.agent_stage import Shelf, an_agent, start_command
 from tests.docker_stage import clean_docker
-from tests.samples import photo
-from tests.scripts import pack_service, packages
+from tests.samples import packages_or_skip, photo
+from tests.scripts import pack_service
 from tests.service_stage import SERVICES, Answer, call
 
 pytestmark = pytest.mark.docker
@@ -26,10 +26,8 @@ pytestmark = pytest.mark.docker
 @asynccontextmanager
 async def started(service: str, folder: Path, **start: object) -> AsyncIterator[int]:
     """The port of the service: packed, built without a network (unless the engine knows it), ready by its own word."""
-    try:
+    with packages_or_skip():
         source = await asyncio.to_thread(pack_service.assemble, SERVICES / service, folder / "source")
-    except packages.CannotBuild as error:
-        pytest.skip(str(error))
     archive, shelf = folder / "service.csar", Shelf(folder)
     digest = shelf.hold(archive, await asyncio.to_thread(csar.pack, source, archive))
     node = os.urandom(20).hex()

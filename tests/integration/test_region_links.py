@@ -91,4 +91,4 @@ async def test_a_controller_speaks_for_itself_only_and_says_it_well(
 
 async def held_back() -> AsyncIterator[bytes]:
     yield b"\x93"
-    await asyncio.sleep(600)
+    await asyncio.Event().wait()  # and no more

@@ -8,16 +8,15 @@ from types import ModuleType
 
 import pytest
 
-from tests.scripts import pack_service, packages
+from tests.samples import packages_or_skip
+from tests.scripts import pack_service
 from tests.service_stage import SERVICES, load, serving
 
 
 def photo_service(name: str, folder: Path) -> ModuleType:
     """The module `app` of the service. Skips the test where a package that it is made of cannot be had."""
-    try:
+    with packages_or_skip():
         assembled = pack_service.assemble(SERVICES / name, folder)
-    except packages.CannotBuild as error:
-        pytest.skip(str(error))
     return load(assembled / name.replace("_", ""))
 
 
