@@ -91,10 +91,13 @@ async def test_two_sites_of_one_name_and_region_are_told_apart() -> None:
 async def test_an_agent_prefers_its_own_region_then_the_nearest_ancestor() -> None:
     mesh = a_mesh()
     async with AsyncExitStack() as stack:
-        for region, port in (("eu", 7501), ("eu/de", 7502), ("eu/de/darmstadt", 7503)):
+        ports = {"eu": 7501, "eu/de": 7502, "eu/de/darmstadt": 7503}
+        for region, port in ports.items():
             await stack.enter_async_context(announced_site(mesh, region, peer_port=port))
         for region, expected in (("eu/de/darmstadt", 7503), ("eu/de/mainz", 7502), ("eu/fr", 7501)):
             async with ControllerBrowser(mesh=mesh, root=ROOT, region=region, interfaces=LO) as browser:
+                if region not in ports:  # it can wait for its own region's, but not know what else there is
+                    await until(lambda found=browser._browser: len(found.controllers) == len(ports))
                 assert await browser.locate() == [f"127.0.0.1:{expected}"]
 
 
