@@ -105,10 +105,12 @@ async def cold_and_warm(there: Stage, case: Case, link: Link, warm: int) -> tupl
     variant = await published(there, case, "lan")
     order = Order(do="start", service=variant.digest)
     cold, report = await there.run(case, order, "cold", link, "lan")
-    again = [(await there.run(case, order, "warm", link, "lan"))[0] for _ in range(warm)]
+    again = [await there.run(case, order, "warm", link, "lan") for _ in range(warm)]
     image = await image_of(there, report.instance)
-    await there.remove(link, report)
-    return [cold, *again], (image, report.container_port)
+    # Each start gave a lease of its own: the instance lives until the last of them is given up.
+    for holder in (report, *(warm_report for _, warm_report in again)):
+        await there.remove(link, holder)
+    return [cold, *(run for run, _ in again)], (image, report.container_port)
 
 
 async def cold_from(there: Stage, case: Case, store: Store) -> Run:

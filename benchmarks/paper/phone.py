@@ -153,7 +153,9 @@ async def serve() -> None:
     for line in iter(sys.stdin.readline, ""):
         try:
             report = await carry_out(msgspec.json.decode(line, type=Order))
-        except (Problem, OSError) as error:
+        except Problem as problem:
+            report = Report(error=msgspec.json.encode(problem.to_dict()).decode())
+        except OSError as error:
             report = Report(error=str(error) or type(error).__name__)
         print(msgspec.json.encode(report).decode(), flush=True)
 
