@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -17,6 +18,7 @@ from client.listing import Listing, listed
 from client.rest import Rest, retried
 from client.sse import EventParser
 from client.transfer import DEFAULT_MAX_BYTES, blocks_of, record_headers, save_verified, size_of
+from protocol.decisions import PlacementView
 from protocol.events import NEWS, News
 from protocol.identifiers import check_digest
 from protocol.instances import (
@@ -328,6 +330,15 @@ class ControllerClient:
 
     async def regions(self) -> list[RegionView]:
         return (await self._listed("/regions", RegionView)).items
+
+    async def placements(self) -> list[PlacementView]:
+        """What became of the latest requests for services, and why; the latest first."""
+        return await self._retried(lambda: self._rest.call("GET", "/placements", list[PlacementView]))
+
+    async def would_be_placed(self, service: str) -> PlacementView:
+        """Where the service (an id, a name or a digest) would be placed now. Starts nothing."""
+        path = f"/placements/{quote(service, safe='')}"
+        return await self._retried(lambda: self._rest.call("GET", path, PlacementView))
 
     async def health(self) -> Health:
         """Not repeated: it asks whether the controller is there now."""

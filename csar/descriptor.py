@@ -87,7 +87,7 @@ class _Builder:
         try:
             check_publishable(descriptor)
         except InvalidRecord as error:
-            fix = "Use fewer or shorter inputs, outputs and labels, or a shorter name or category."
+            fix = "Use fewer or shorter inputs, outputs, labels and variants, or a shorter name or category."
             raise self._refuse("not-publishable", self._at, error.detail, fix) from None
         return descriptor
 

@@ -9,7 +9,8 @@ from protocol.problems import ContentNotFound, CorruptContent, DiskUnusable, Eng
 
 class Cause(StrEnum):
     """CONTENT: the archive cannot be had. RUNTIME: nothing here runs its kind. ENGINE: what runs it does not answer.
-    CONFINEMENT: the service wants to be less confined than the operator allows. AWAY: the host itself does not answer.
+    CONFINEMENT: the service wants to be less confined than the operator allows. LATENCY: it is too far away, or the
+    service itself too slow. ACCURACY: no variant is accurate enough. AWAY: the host itself does not answer.
     EMPTY: a region without agents."""
 
     CONTENT = "content"
@@ -17,6 +18,8 @@ class Cause(StrEnum):
     ENGINE = "engine"
     LABEL = "label"
     CONFINEMENT = "confinement"
+    ACCURACY = "accuracy"
+    LATENCY = "latency"
     MEMORY = "memory"
     DISK = "disk"
     AWAY = "away"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct, field
 
+from protocol.decisions import Decision
 from protocol.identifiers import MAX_CATEGORY, MAX_TYPE_NAMES
 from protocol.service import Transport
 
@@ -130,7 +131,7 @@ class Lease(Struct, frozen=True):
 class StartAnswer(Struct, frozen=True, kw_only=True):
     """`start` says whether the instance was started for this request. `host`, `port`, `url` are of the first port.
 
-    `timings_ms` has the keys `PHASES`. `why` explains choice and place.
+    `timings_ms` has the keys `PHASES`. `why` explains choice and place in words, `decision` for machines.
     """
 
     instance: str
@@ -146,6 +147,7 @@ class StartAnswer(Struct, frozen=True, kw_only=True):
     handoff: tuple[str, ...] = ()
     timings_ms: dict[str, float] = {}
     why: str = ""
+    decision: Decision | None = None
 
 
 class InstanceView(Struct, frozen=True, kw_only=True):
@@ -215,7 +217,8 @@ class ServiceView(Struct, frozen=True, kw_only=True):
 
 
 class AgentView(Struct, frozen=True, kw_only=True):
-    """Memory in MB. `age_s`: seconds since the agent was last heard. `load`: the last minute's, for each core."""
+    """Memory in MB. `age_s`: seconds since the agent was last heard. `load`: the last minute's, for each core.
+    `rtt_ms`: from the controller to it and back, None if nothing measures it."""
 
     node: str
     host: str
@@ -226,6 +229,7 @@ class AgentView(Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = field(default_factory=dict)
     age_s: float = 0.0
     load: float = 0.0
+    rtt_ms: float | None = None
 
 
 class RegionView(Struct, frozen=True, kw_only=True):

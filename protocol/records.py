@@ -42,7 +42,7 @@ from protocol.identifiers import (
     parent_region,
 )
 from protocol.problems import InvalidRecord
-from protocol.service import Kind, ServiceDescriptor
+from protocol.service import Kind, ServiceDescriptor, Strategy
 
 MAX_ENVELOPE = 1024
 RECORD_VERSION = 1
@@ -59,6 +59,7 @@ MAX_DESCRIPTION = 160
 MAX_VERSION = 32
 """Both in bytes of UTF-8: an archive may say more, its record is cut."""
 MAX_LABELS = 8
+MAX_VARIANTS = 16
 
 
 def _reads(pattern: str, max_length: int | None = None) -> Meta:
@@ -80,10 +81,28 @@ Seconds = Annotated[int, Meta(ge=0, le=2**40)]
 Millis = Annotated[int, Meta(ge=0, le=2**53)]
 
 
+class VariantTerms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """What a variant of a service promises and costs. `mem` in MB, None: as the service."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=128)]
+    accuracy: Annotated[float, Meta(ge=0, le=1)] | None = None
+    latency_ms: Annotated[float, Meta(ge=0)] | None = None
+    mem: Annotated[int, Meta(ge=1, le=2**20)] | None = None
+
+
+class Terms(Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """How a service wants to be placed: its policies `Placement` and `QoS`, and its variants, sorted by name."""
+
+    strategy: Strategy = "spread"
+    max_latency_ms: Annotated[float, Meta(gt=0)] | None = None
+    min_accuracy: Annotated[float, Meta(ge=0, le=1)] | None = None
+    variants: Annotated[tuple[VariantTerms, ...], Meta(max_length=MAX_VARIANTS)] = ()
+
+
 class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_unknown_fields=True, gc=False):
     """One published service. `seq` is the publisher's clock in ms: the highest per (publisher, id, name) counts.
-    `expiry` is in Unix seconds. With `withdrawn`, a tombstone. `kind` and `labels` (those that its agent must have,
-    sorted) let a controller place it unseen."""
+    `expiry` is in Unix seconds. With `withdrawn`, a tombstone. `kind`, `labels` (those that its agent must have,
+    sorted) and `terms` (None: the default ones) let a controller place it unseen."""
 
     digest: Digest
     id: Annotated[str, _reads(SERVICE_ID)]
@@ -101,6 +120,7 @@ class ServiceRecord(Struct, frozen=True, array_like=True, tag="service", forbid_
     withdrawn: bool = False
     kind: Kind = "docker_container"
     labels: Labels = ()
+    terms: Terms | None = None
 
     @property
     def names(self) -> list[str]:
@@ -301,7 +321,22 @@ def service_record(
         withdrawn=withdrawn,
         kind=descriptor.kind,
         labels=tuple(sorted(descriptor.placement.required_labels.items())),
+        terms=_terms(descriptor),
     )
+
+
+def _terms(descriptor: ServiceDescriptor) -> Terms | None:
+    """None where the service says nothing of it: most do not, and records are kept by the ten thousand."""
+    terms = Terms(
+        descriptor.placement.strategy,
+        descriptor.quality.max_latency_ms,
+        descriptor.quality.min_accuracy,
+        tuple(
+            VariantTerms(name, one.accuracy, one.latency_ms, one.mem_requirement)
+            for name, one in sorted(descriptor.variants.items())
+        ),
+    )
+    return None if terms == Terms() else terms
 
 
 def check_publishable(descriptor: ServiceDescriptor) -> None:

@@ -48,8 +48,11 @@ class QualityOfService(Struct, frozen=True):
     min_accuracy: float | None = None
 
 
+Strategy = Literal["spread", "colocate", "nearest"]
+
+
 class PlacementPolicy(Struct, frozen=True):
-    strategy: Literal["spread", "colocate", "nearest"] = "spread"
+    strategy: Strategy = "spread"
     required_labels: dict[str, str] = {}
 
 

@@ -37,6 +37,7 @@ from protocol.link import (
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, Conflict, DeadlineExceeded, Forbidden, Problem, Unavailable
 from region_controller.members import Members
+from region_controller.round_trips import round_trip_ms
 
 log = structlog.get_logger(__name__)
 
@@ -169,9 +170,10 @@ class AgentLinks:
         link = AgentLink(hello.node, socket)
         await self._take_over(link)
         self._welcome(link, hello)
+        self._members.measured(link.node, round_trip_ms(request.transport))
         writer = asyncio.create_task(link.write())
         try:
-            await self._read(link, socket)
+            await self._read(link, socket, request.transport)
         except Problem as problem:
             await _refuse(socket, peer, problem)
         finally:
@@ -222,12 +224,13 @@ class AgentLinks:
             raise Forbidden(f"this controller serves {self._region}, not {hello.region}")
         return hello
 
-    async def _read(self, link: AgentLink, socket: web.WebSocketResponse) -> None:
+    async def _read(self, link: AgentLink, socket: web.WebSocketResponse, transport: asyncio.Transport | None) -> None:
         while (frame := await _receive(socket, SILENT_S)) is not None:
             self._members.heard(link.node, self._clock())
             match decode_from_agent(frame):
                 case Heartbeat(resources):
                     self._members.heartbeat(link.node, resources, self._clock())
+                    self._members.measured(link.node, round_trip_ms(transport))
                     self._on_change(link.node, None)
                 case InstanceChanged(report):
                     self._report(link, report)

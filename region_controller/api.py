@@ -188,6 +188,12 @@ class _ClientHandlers:
 
         return _paged(request, await self._controller.regions(), own_first, _BY_REGION)
 
+    async def list_placements(self, _: web.Request) -> web.Response:
+        return _answer(self._controller.placements())
+
+    async def preview_placement(self, request: web.Request) -> web.Response:
+        return _answer(await self._controller.would(request.match_info["service"]))
+
     async def get_health(self, _: web.Request) -> web.Response:
         return _answer(self._controller.health())
 

@@ -19,10 +19,10 @@ from protocol.identifiers import check_category, check_service_id, in_category, 
 from protocol.instances import StartRequest
 from protocol.problems import BadCursor, BadRequest, NoMatchingService, Unavailable
 from protocol.records import ServiceRecord
-from region_controller import resolution
+from region_controller import near_misses, resolution
 from region_controller.known_names import Found, KnownNames, Sleep, Spawn, searched_text
 from region_controller.paging import BEGIN_ANEW, Page, PageRequest, page_of
-from region_controller.resolution import Standing, WarmthOf
+from region_controller.resolution import Resolved, Standing, WarmthOf
 
 OWN_S = 2.0
 """How long what was published or withdrawn here is laid over the mesh's answers: by then the mesh knows."""
@@ -69,8 +69,9 @@ class Catalogue:
         self._trusted: OrderedDict[bytes, float] = OrderedDict()
         self._missing: OrderedDict[str, float] = OrderedDict()
 
-    async def resolve(self, request: StartRequest, warmth_of: WarmthOf) -> tuple[ServiceRecord, str]:
-        """The service a request means, and why that one.
+    async def resolve(self, request: StartRequest, warmth_of: WarmthOf) -> Resolved:
+        """The service a request means, and why that one. With `force_rebuild` the mesh is asked first, whatever was
+        known a moment ago: who builds anew means the newest version.
 
         Raises BadRequest, NoMatchingService, AmbiguousService, Unavailable.
         """
@@ -80,10 +81,10 @@ class Catalogue:
                 fix='Send {"service": "od01"} or {"category": "/image", "inputs": ["image"]}, not both.',
             )
         if request.service is not None:
-            return await self._named(request.service)
+            return await self._named(request.service, anew=request.force_rebuild)
         return await self._meant(request, warmth_of)
 
-    async def _named(self, text: str) -> tuple[ServiceRecord, str]:
+    async def _named(self, text: str, *, anew: bool) -> Resolved:
         if is_digest(text):
             record = resolution.by_name(text, await self._lookup(f"service:{text}"))
             if record is None:
@@ -91,32 +92,32 @@ class Catalogue:
                     f"nothing published has the digest {text}",
                     fix="`cornerstore search` (GET /v1/services) lists what is.",
                 )
-            return record, "named by digest"
+            return Resolved(record, "named by digest")
         if len(text) > 128 or not text.strip():
             check_service_id(text)
-        record = resolution.by_name(text, await self._either(f"id:{text}", f"name:{text}"))
+        record = resolution.by_name(text, await self._either(f"id:{text}", f"name:{text}", anew=anew))
         if record is None:
-            raise await asyncio.to_thread(resolution.no_such_service, text, await self._near())
-        return record, "named by id" if record.id == text else "named by name"
+            raise await asyncio.to_thread(near_misses.no_such_service, text, await self._near())
+        return Resolved(record, "named by id" if record.id == text else "named by name")
 
-    async def _either(self, *names: str) -> list[ServiceRecord]:
+    async def _either(self, *names: str, anew: bool) -> list[ServiceRecord]:
         """What is found at any of the names. Raises Unavailable only if one was not answered and none has anything."""
-        answers = await asyncio.gather(*map(self._lookup, names), return_exceptions=True)
+        answers = await asyncio.gather(*(self._lookup(n, anew=anew) for n in names), return_exceptions=True)
         found = [record for answer in answers if isinstance(answer, tuple) for record in answer]
         for answer in answers:
             if isinstance(answer, BaseException) and not (found and isinstance(answer, Unavailable)):
                 raise answer
         return found
 
-    async def _meant(self, request: StartRequest, warmth_of: WarmthOf) -> tuple[ServiceRecord, str]:
+    async def _meant(self, request: StartRequest, warmth_of: WarmthOf) -> Resolved:
         category = check_category(request.category) if request.category is not None else "/"
-        found = await self._lookup(f"category:{category}")
+        found = await self._lookup(f"category:{category}", anew=request.force_rebuild)
         horizon = self._monotonic() - MISSING_S
         missing = {digest for digest, at in self._missing.items() if at > horizon}
         standing = partial(self._standing, at=self._monotonic())
         match = resolution.by_meaning(request, category, found, warmth_of, standing, missing)
         if match is None:
-            raise await asyncio.to_thread(resolution.no_such_meaning, request, category, await self._near())
+            raise await asyncio.to_thread(near_misses.no_such_meaning, request, category, await self._near())
         return match
 
     async def _near(self) -> tuple[ServiceRecord, ...]:
@@ -201,9 +202,9 @@ class Catalogue:
 
     # --- what the mesh has ------------------------------------------------------------------------------------------
 
-    async def _lookup(self, name: str, *, watch: bool = True) -> tuple[ServiceRecord, ...]:
+    async def _lookup(self, name: str, *, watch: bool = True, anew: bool = False) -> tuple[ServiceRecord, ...]:
         """One record per publisher, id and name, newest first."""
-        return self._with_own(name, (await self._known.at(name, watch=watch)).records, lambda _: True)
+        return self._with_own(name, (await self._known.at(name, watch=watch, anew=anew)).records, lambda _: True)
 
     def _with_own(
         self, name: str, found: Sequence[ServiceRecord], fits: Callable[[ServiceRecord], bool]

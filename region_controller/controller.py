@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dht.contracts import Content, Directory
 from dht.peer_http import PeerHttp
 from dht.tasks import OwnedTasks, running_loops
+from protocol.decisions import PlacementView
 from protocol.events import News
 from protocol.instances import (
     AgentView,
@@ -134,6 +135,14 @@ class Controller:
         StartFailed, Unavailable.
         """
         return await self._starts.start(request, on_progress)
+
+    async def would(self, service: str) -> PlacementView:
+        """Where it would be placed now; starts nothing. Raises as `start`, but NoCapacity."""
+        return await self._starts.would(service)
+
+    def placements(self) -> list[PlacementView]:
+        """What became of the latest requests, the latest first."""
+        return self._region.recent.views()
 
     async def receive_handoff(self, body: HandoffRequest, peer: PeerIdentity) -> StartAnswer:
         """A request of another region's phone that `peer`, its controller, cannot host."""

@@ -43,7 +43,8 @@ VERBS: tuple[Verb, ...] = ("stop", "restart", "alive", "remove")
 class HandoffRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`request` as the phone sent it; `digest`: what it was resolved to. `visited`: nodes that were or will be asked.
 
-    `hops` counts this one, from 1. `deadline_s`: seconds left for the answer. `only_warm`: start nothing.
+    `hops` counts this one, from 1. `deadline_s`: seconds left for the answer. `only_warm`: start nothing. `within_ms`:
+    the longest round trip that the service allows between the receiver and the agent, None: as its record says.
     """
 
     request: StartRequest
@@ -53,6 +54,7 @@ class HandoffRequest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     deadline_s: Annotated[float, Meta(gt=0, le=3600)]
     request_key: Annotated[str, Meta(min_length=8, max_length=64)]
     only_warm: bool = False
+    within_ms: Annotated[float, Meta(ge=0)] | None = None
 
 
 class AliveRequest(Struct, frozen=True, forbid_unknown_fields=True):

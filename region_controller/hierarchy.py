@@ -2,7 +2,8 @@
 
 Order: other controllers of our own region, regions below us, siblings, the siblings' subtrees, then one level up and
 the same again. Within one step: room for the service (one that runs it needs none), the fresher summary, who runs it
-already, the shorter round trip, more free memory, the name.
+already, the shorter round trip, more free memory, the name. A service whose strategy is `nearest` has the round trip
+come first of all. Who is farther away than the service allows, or at an unknown distance, is not asked then.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Collection, Iterable
 
 from msgspec import Struct
 
+from protocol.causes import Cause
 from protocol.identifiers import parent_region
 from protocol.records import RegionRecord
+from protocol.service import Strategy
+from region_controller.refusals import Refusal
 from region_controller.summaries import Load, mark_of
 
 MAX_HOPS = 4
@@ -26,9 +30,12 @@ RTT_STEP_S = 0.005
 
 
 class Hop(Struct, frozen=True):
+    """A controller to ask. `rtt_s`: to it and back, None if not measured."""
+
     region: str
     node: str
     addresses: tuple[str, ...]
+    rtt_s: float | None = None
 
 
 class Relative(Struct, frozen=True, kw_only=True):
@@ -108,15 +115,36 @@ def relation(home: str, other: str) -> str:
 
 
 def candidates(
-    home: str, known: Iterable[Relative], *, me: str, visited: Collection[str], mem: int, digest: str = ""
+    home: str,
+    known: Iterable[Relative],
+    *,
+    me: str,
+    visited: Collection[str],
+    mem: int,
+    digest: str = "",
+    strategy: Strategy = "spread",
+    within_ms: float | None = None,
 ) -> list[Hop]:
     """Controllers to ask, best first, each node once. `visited`: node ids. `mem` in MB.
 
-    Who did not answer of late is left out; who refused this very service comes last.
+    Who did not answer of late is left out, and who is `too_far`; who refused this very service comes last.
     """
     askable = [r for r in known if r.node != me and r.node not in visited and r.reachable]
-    askable.sort(key=lambda r: (digest in r.refused, _rank(home, r, mem, digest)))
-    return [Hop(r.region, r.node, r.addresses) for r in askable]
+    askable = [r for r in askable if too_far(r.rtt_s, within_ms) is None]
+    nearest = strategy == "nearest"
+    askable.sort(key=lambda r: (digest in r.refused, _distance(r.rtt_s) if nearest else 0, _rank(home, r, mem, digest)))
+    return [Hop(r.region, r.node, r.addresses, r.rtt_s) for r in askable]
+
+
+def too_far(rtt_s: float | None, within_ms: float | None) -> Refusal | None:
+    """Why a controller is not asked for a service that allows a round trip of `within_ms` (None: any)."""
+    if within_ms is None:
+        return None
+    if rtt_s is None:
+        return Refusal(Cause.LATENCY, f"how far away it is was not measured yet, {within_ms:.3g} ms are allowed")
+    if 1e3 * rtt_s > within_ms:
+        return Refusal(Cause.LATENCY, f"it is {1e3 * rtt_s:.3g} ms away, {within_ms:.3g} ms are allowed")
+    return None
 
 
 def warm_within(

@@ -104,8 +104,8 @@ class KnownNames:
         """Ask the mesh before the next answer."""
         self._known.pop(name, None)
 
-    async def at(self, name: str, *, watch: bool = True) -> Found:
-        """`watch`: it is to be kept fresh, since people may ask for it again and again.
+    async def at(self, name: str, *, watch: bool = True, anew: bool = False) -> Found:
+        """`watch`: it is to be kept fresh, since people may ask for it again and again. `anew`: ask the mesh first.
 
         Raises Unavailable if the mesh does not answer and nothing is known.
         """
@@ -114,7 +114,7 @@ class KnownNames:
             known.asked_at = now
             self._known.move_to_end(name)
         age = now - known.at if known else float("inf")
-        if known and (age <= FRESH_S or (known.found.records and age <= REFRESH_S)):
+        if known and not anew and (age <= FRESH_S or (known.found.records and age <= REFRESH_S)):
             if age > FRESH_S and name not in self._watched:
                 self._spawn(self._refresh(name))
             return known.found

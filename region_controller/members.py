@@ -13,7 +13,7 @@ import msgspec
 
 from protocol.instances import HOLDS_MEMORY, AgentView, InstanceReport, State
 from protocol.link import HEARTBEAT_S, Hello, Resources
-from region_controller.placement import AgentState, Running
+from region_controller.agents import AgentState, Running
 from region_controller.summaries import MAX_LABELS, MAX_RUNTIMES, MAX_WARM, Load, mark_of
 
 SUSPECT_AFTER_S = 3 * HEARTBEAT_S
@@ -36,6 +36,7 @@ class _Member:
         self.resources = hello.resources
         self.heard = now
         self.connected = True
+        self.rtt_ms: float | None = None
         self.reservations: dict[str, _Reservation] = {}
         self.instances: dict[str, InstanceReport] = {}
 
@@ -99,6 +100,11 @@ class Members:
             if other != node
         )
 
+    def measured(self, node: str, rtt_ms: float | None) -> None:
+        """The round trip to the agent, as the link knows it."""
+        if member := self._members.get(node):
+            member.rtt_ms = rtt_ms
+
     def heard(self, node: str, now: float) -> None:
         if member := self._members.get(node):
             member.heard = now
@@ -160,6 +166,7 @@ class Members:
                 load=m.resources.load,
                 silent_s=max(0.0, now - m.heard) if m.connected else None,
                 suspect_s=SUSPECT_AFTER_S,
+                rtt_ms=m.rtt_ms,
             )
             for node, m in self._members.items()
             if m.connected or m.hello.host
@@ -215,6 +222,7 @@ class Members:
                 labels=m.hello.labels,
                 age_s=round(max(0.0, now - m.heard), 3),
                 load=m.resources.load,
+                rtt_ms=None if m.rtt_ms is None else round(m.rtt_ms, 3),
             )
             for node, m in sorted(self._members.items())
             if m.connected

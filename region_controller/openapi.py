@@ -11,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct
 
+from protocol.decisions import PlacementView
 from protocol.instances import (
     MAX_LOG_LINES,
     TOTAL_HEADER,
@@ -266,6 +267,22 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: list[RegionView]},
         parameters=PAGE,
         problems=(400, 503),
+    ),
+    Operation(
+        name="list_placements",
+        method="GET",
+        path="/v1/placements",
+        summary="What became of the latest requests for services, and why, the latest first: at most 64, equal ones "
+        "as one.",
+        answers={200: list[PlacementView]},
+    ),
+    Operation(
+        name="preview_placement",
+        method="GET",
+        path="/v1/placements/{service}",
+        summary="Where the service (an id, a name or a digest) would be placed now, and why. Starts nothing.",
+        answers={200: PlacementView},
+        problems=(400, 404, 409, 503, 504),
     ),
     Operation(
         name="get_health",

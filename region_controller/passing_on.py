@@ -12,6 +12,7 @@ import structlog
 from msgspec import Struct
 
 from protocol.causes import Cause, cause_of
+from protocol.decisions import PassedOver
 from protocol.instances import InstanceView, OnProgress, Progress, StartAnswer, State
 from protocol.problems import (
     ContentNotFound,
@@ -24,8 +25,10 @@ from protocol.problems import (
 )
 from protocol.records import RegionRecord
 from region_controller import hierarchy
+from region_controller.explained import region_passed_over
 from region_controller.handoff import ANSWER_MARGIN_S, MAX_VISITED, HandoffRequest, RemoteRegions
 from region_controller.leases import Held
+from region_controller.placement import Nobody, Placement
 from region_controller.refusals import Refusal, causes_in, summed_up
 from region_controller.region import Region
 from region_controller.wanted import Wanted, loop_time
@@ -41,11 +44,16 @@ WARM_ANSWER_S = 2.0
 
 
 class Remote(Struct, frozen=True):
-    """Another region took it: whom to ask again, the answer that the first asker got, and why it was asked."""
+    """Another region took it: whom to ask again, the answer that the first asker got, and why it was asked.
+
+    `here`: the choice among our own agents before. `regions`: those that could not.
+    """
 
     hop: hierarchy.Hop
     answer: StartAnswer
     why: str = ""
+    here: Placement | Nobody = Nobody({})
+    regions: tuple[PassedOver, ...] = ()
 
 
 class PassingOn:
@@ -58,45 +66,70 @@ class PassingOn:
         self._remote = remote
         self._region_records = region_records
 
-    async def hand_off(self, wanted: Wanted, reasons: dict[str, Refusal], progress: OnProgress) -> Remote:
+    async def hand_off(self, wanted: Wanted, nobody: Nobody, progress: OnProgress) -> Remote:
         """Ask the other regions, best first. Raises NoCapacity with the reason of each, Unavailable if all that each
-        lacks is the archive."""
+        lacks is the archive. `nobody`: why none of our own agents can."""
         here = self._region.config.region
         regions = {
-            here: "; ".join(f"agent {node[:8]}: {why.detail}" for node, why in sorted(reasons.items()))
+            here: "; ".join(f"agent {node[:8]}: {why.detail}" for node, why in sorted(nobody.reasons.items()))
             or "it has no agents"
         }
-        causes = {why.cause for why in reasons.values()} or {Cause.EMPTY}
+        causes = {why.cause for why in nobody.reasons.values()} or {Cause.EMPTY}
         if wanted.route.hops >= hierarchy.MAX_HOPS:
-            raise summed_up(wanted.record, regions, causes)
+            raise summed_up(wanted.record, regions, causes, wanted.mem)
         asked: set[str] = set()
+        passed_over: list[PassedOver] = []
         for find in (self._heard, self._recorded):
             told = regions.keys() - {here} if asked else set()  # a relative may have asked those of the second round
-            hops = [h for h in await find(wanted) if h.node not in asked and h.region not in told]
+            known = [r for r in await find(wanted) if r.node not in asked and r.region not in told]
+            hops = self._ordered(wanted, known)
             asked |= {h.node for h in hops}
             for hop in hops:
                 progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
                 try:
                     remote = await self.hand_to(hop, wanted, hops)
-                    return msgspec.structs.replace(remote, why=f"no agent of {here} can host it; {hop.region} took it")
+                    why = f"no agent of {here} can host it; {hop.region} took it"
+                    return msgspec.structs.replace(remote, why=why, here=nobody, regions=tuple(passed_over))
                 except (*HOST_CANNOT, NoMatchingService) as problem:
                     self._note(hop, wanted, problem)
                     theirs = problem.extra.get("regions")
                     regions |= {str(k): str(v) for k, v in theirs.items()} if isinstance(theirs, dict) else {}
                     regions.setdefault(hop.region, problem.detail)
                     causes |= causes_in(problem) or {cause_of(problem)}
-        raise summed_up(wanted.record, regions, causes)
+                    cause = min(causes_in(problem), key=list(Cause).index, default=cause_of(problem))
+                    passed_over.append(region_passed_over(hop.region, cause, regions[hop.region]))
+            for far, refusal in self._too_far(wanted, known):
+                if far.region not in regions:
+                    regions[far.region] = refusal.detail
+                    causes.add(refusal.cause)
+                    passed_over.append(region_passed_over(far.region, refusal.cause, refusal.detail))
+        raise summed_up(wanted.record, regions, causes, wanted.mem)
 
-    async def to_warm(self, wanted: Wanted, progress: OnProgress) -> Remote | None:
-        """Share an instance that runs in another region nearby, where the operator prefers that to a cold start here.
+    def would_ask(self, wanted: Wanted) -> tuple[list[hierarchy.Hop], list[PassedOver]]:
+        """Whom `hand_off` would ask first, of those that are heard now; and who is too far away."""
+        known = self._region.relatives.relatives(loop_time())
+        far = [region_passed_over(r.region, why.cause, why.detail) for r, why in self._too_far(wanted, known)]
+        return self._ordered(wanted, known), far
+
+    def _too_far(self, wanted: Wanted, known: Sequence[hierarchy.Relative]) -> list[tuple[hierarchy.Relative, Refusal]]:
+        others = [r for r in known if r.node not in wanted.route.visited and r.node != self._region.me.node]
+        reasons = [(r, hierarchy.too_far(r.rtt_s, wanted.within_ms)) for r in others]
+        return [(r, reason) for r, reason in reasons if reason is not None]
+
+    async def to_warm(self, wanted: Wanted, choice: Placement, progress: OnProgress) -> Remote | None:
+        """Share an instance that runs in another region nearby, where the operator prefers that to a cold start here,
+        which is `choice`.
 
         None if there is none, or it cannot be had: then it is started here, and nobody has to hear of the attempt.
         """
         config = self._region.config
         if not config.prefer_warm_within_s or wanted.request.force_rebuild or wanted.route.hops >= hierarchy.MAX_HOPS:
             return None
+        within_s = config.prefer_warm_within_s
+        if wanted.within_ms is not None:
+            within_s = min(within_s, wanted.within_ms / 1e3)
         found = hierarchy.warm_within(
-            config.prefer_warm_within_s,
+            within_s,
             self._region.relatives.relatives(loop_time()),
             me=self._region.me.node,
             visited=wanted.route.visited,
@@ -104,7 +137,7 @@ class PassingOn:
         )
         if found is None:
             return None
-        hop = hierarchy.Hop(found.region, found.node, found.addresses)
+        hop = hierarchy.Hop(found.region, found.node, found.addresses, found.rtt_s)
         progress(Progress("place", f"it runs in {found.region}, nearby; asking there"))
         try:
             remote = await self.hand_to(hop, wanted, only_warm=True)
@@ -114,7 +147,7 @@ class PassingOn:
             return None
         away_ms = 1e3 * (found.rtt_s or 0.0)
         return msgspec.structs.replace(
-            remote, why=f"it runs in {found.region}, {away_ms:.0f} ms away, and would start cold here"
+            remote, why=f"it runs in {found.region}, {away_ms:.0f} ms away, and would start cold here", here=choice
         )
 
     def _note(self, hop: hierarchy.Hop, wanted: Wanted, problem: Problem) -> None:
@@ -124,11 +157,11 @@ class PassingOn:
         else:
             self._region.relatives.refused(hop.node, wanted.record.digest)
 
-    async def _heard(self, wanted: Wanted) -> list[hierarchy.Hop]:
+    async def _heard(self, _: Wanted) -> list[hierarchy.Relative]:
         """Those that the links between controllers show alive."""
-        return self._ordered(wanted, self._region.relatives.relatives(loop_time()))
+        return self._region.relatives.relatives(loop_time())
 
-    async def _recorded(self, wanted: Wanted) -> list[hierarchy.Hop]:
+    async def _recorded(self, wanted: Wanted) -> list[hierarchy.Relative]:
         """Those that the mesh's records name, and nobody has heard: asked when all others could not."""
         try:
             async with asyncio.timeout_at(wanted.route.deadline):
@@ -140,16 +173,18 @@ class PassingOn:
             return []
         resting = self._region.relatives.resting(loop_time())
         known = hierarchy.recorded(records, self._region.clock())
-        return self._ordered(wanted, [r for r in known if r.node not in resting])
+        return [r for r in known if r.node not in resting]
 
-    def _ordered(self, wanted: Wanted, known: list[hierarchy.Relative]) -> list[hierarchy.Hop]:
+    def _ordered(self, wanted: Wanted, known: Sequence[hierarchy.Relative]) -> list[hierarchy.Hop]:
         return hierarchy.candidates(
             self._region.config.region,
             known,
             me=self._region.me.node,
             visited=wanted.route.visited,
-            mem=wanted.record.mem,
+            mem=wanted.mem,
             digest=wanted.record.digest,
+            strategy=wanted.strategy,
+            within_ms=wanted.within_ms,
         )
 
     async def hand_to(
@@ -174,13 +209,14 @@ class PassingOn:
         spared = wanted.route.visited | {self._region.me.node} | {h.node for h in planned}
         leases = self._held_with(hop, wanted)
         body = HandoffRequest(
-            request=msgspec.structs.replace(wanted.request, leases=leases),
+            request=msgspec.structs.replace(wanted.request, leases=leases, variant=wanted.offer.variant),
             digest=wanted.record.digest,
             visited=tuple(sorted(spared - {hop.node}))[:MAX_VISITED],
             hops=wanted.route.hops + 1,
             deadline_s=left,
             request_key=passed_on_key(wanted.request.request_key, wanted.record.digest, leases),
             only_warm=only_warm,
+            within_ms=_left_of(wanted.within_ms, hop.rtt_s),
         )
         answer, address = await self._remote.ask(hop, body)
         self._region.hold(
@@ -189,7 +225,7 @@ class PassingOn:
                 digest=wanted.record.digest,
                 service_id=wanted.record.id,
                 service_name=wanted.record.name,
-                mem=wanted.record.mem,
+                mem=wanted.mem,
                 host=answer.host,
                 flavour=wanted.flavour,
                 region=hop.region,
@@ -199,7 +235,7 @@ class PassingOn:
             )
         )
         self._region.grant(answer.instance, answer.lease.token, answer.lease.expires_at)
-        self._region.away[answer.instance] = _as_answered(answer, wanted.record.mem)
+        self._region.away[answer.instance] = _as_answered(answer, wanted.mem)
         await self._region.journal.flush()
         return Remote(hop, answer)
 
@@ -221,6 +257,11 @@ def passed_on_key(key: str | None, digest: str, leases: Sequence[str]) -> str:
     if key is None:
         return secrets.token_hex(16)
     return hashlib.sha256(msgspec.msgpack.encode((key, digest, leases))).hexdigest()[:32]
+
+
+def _left_of(within_ms: float | None, rtt_s: float | None) -> float | None:
+    """The way to the other controller counts: its agents may be as far from it as is left then."""
+    return None if within_ms is None else max(0.0, within_ms - 1e3 * (rtt_s or 0.0))
 
 
 def _as_answered(answer: StartAnswer, mem: int) -> InstanceView:

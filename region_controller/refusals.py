@@ -20,6 +20,9 @@ _FIXES: Mapping[Cause, str] = {
     Cause.LABEL: "Set the label under [agent.labels] in config.toml of a machine that fits.",
     Cause.CONFINEMENT: "Allow it under [agent.docker] in config.toml of a machine that may run it: "
     "`allow_capabilities`, `max_processes`.",
+    Cause.ACCURACY: "Name a variant (`--variant`, `variant`), or let its developer publish a more accurate one.",
+    Cause.LATENCY: "Add an agent nearer to who asks, or let its developer allow more (`max_latency_ms`). A round trip "
+    "that is not measured yet is known in a while.",
     Cause.MEMORY: "Stop something, or let an agent offer more (`memory_mb` under [agent] in config.toml).",
     Cause.DISK: "Free disk space on the agents' machines, or raise `quota_gb` under [content] there.",
     Cause.AWAY: "Ask again in a moment: an agent or a region that lost its link dials again.",
@@ -42,10 +45,10 @@ def causes_in(problem: Problem) -> set[Cause]:
     return {Cause(c) for c in named if isinstance(c, str) and c in set(Cause)}
 
 
-def summed_up(service: ServiceRecord, regions: Mapping[str, str], causes: Iterable[Cause]) -> Unavailable:
+def summed_up(service: ServiceRecord, regions: Mapping[str, str], causes: Iterable[Cause], mem: int) -> Unavailable:
     """The answer where no region hosts `service`: Unavailable if only the archive is missing, else NoCapacity.
 
-    A region without agents has no say while others refuse for reasons of their own.
+    A region without agents has no say while others refuse for reasons of their own. `mem`: what was asked for, in MB.
     """
     said = set(causes)
     told = sorted(said - {Cause.EMPTY} or said, key=list(Cause).index)
@@ -54,4 +57,4 @@ def summed_up(service: ServiceRecord, regions: Mapping[str, str], causes: Iterab
     if told == [Cause.CONTENT]:
         return Unavailable(f"nobody who has the archive of {service.id} ({service.name}) answers", fix=fix, **more)
     counted = "1 region" if len(regions) == 1 else f"{len(regions)} regions"
-    return NoCapacity(f"no agent in {counted} can host {service.id} ({service.mem} MB) now", fix=fix, **more)
+    return NoCapacity(f"no agent in {counted} can host {service.id} ({mem} MB) now", fix=fix, **more)

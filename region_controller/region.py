@@ -15,15 +15,20 @@ from protocol.instances import AgentView, InstanceReport, InstanceView, PortBind
 from protocol.link import Remove
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem
+from protocol.records import ServiceRecord
 from region_controller.agent_link import AgentLinks
+from region_controller.agents import AgentState, Warmth
 from region_controller.failures import Failures
 from region_controller.feed import Feed
 from region_controller.journal import Journal
 from region_controller.leases import Held, LeaseRow, Leases
 from region_controller.members import Members
-from region_controller.placement import AgentState, Warmth, warmth_of
+from region_controller.offers import Offer, offered
+from region_controller.placement import warmth_of
+from region_controller.recent import RecentPlacements
 from region_controller.relatives import RelativesView
 from region_controller.stats import Stats
+from region_controller.wanted import flavour_of
 
 log = structlog.get_logger(__name__)
 
@@ -57,7 +62,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
 class Region:
     """Books (`members`, `leases`, `journal`), links to the agents, owned tasks, clock.
 
-    `away`: handed-off instances as the region that took them last described them.
+    `away`: handed-off instances as the region that took them last described them. `recent`: why services are where they
+    are.
     """
 
     def __init__(
@@ -77,13 +83,14 @@ class Region:
         self.relatives = RelativesView(config.region, me.node, int(clock() * 1000))
         self.leases = Leases()
         self.stats = Stats()
+        self.recent = RecentPlacements()
         self.failures = Failures()
         self.abandoned: set[str] = set()
         self.away: dict[str, InstanceView] = {}
         self.capacity_changed: Callable[[], None] = lambda: None
         self.feed = Feed(self._snapshot)
         self._told: dict[str, AgentView] = {}
-        """Of each agent, what listeners know; load and age change all the time, and are told with what else changes."""
+        """Of each agent, what listeners know; what changes all the time is told with what else changes."""
         self.links = AgentLinks(
             self.members,
             region=config.region,
@@ -111,10 +118,12 @@ class Region:
     def agents(self) -> list[AgentState]:
         return self.members.agents(self.clock(), self.leases.flavour_of)
 
-    def warmth_of(self, digest: str) -> Warmth:
-        """The best that any agent has of a plain instance of the service."""
+    def warmth_of(self, record: ServiceRecord) -> Warmth:
+        """The best that any agent has of what a request without wishes of its own would get."""
+        offer = offered(record, None)
+        flavour = flavour_of({}, offer.variant) if isinstance(offer, Offer) else ""
         agents = [a for a in self.agents() if a.silent_s is not None]
-        return min((_plain_warmth(digest, agent) for agent in agents), default=Warmth.COLD)
+        return min((_warmth(record.digest, flavour, agent) for agent in agents), default=Warmth.COLD)
 
     def hold(self, held: Held) -> None:
         self.leases.hold(held)
@@ -208,14 +217,14 @@ class Region:
             for owner, report in self.members.instances():
                 if owner == node:
                     self._tell_instance(node, report)
-        elif (known := msgspec.structs.replace(view, age_s=0.0, load=0.0)) != self._told.get(node):
+        elif (known := _lasting(view)) != self._told.get(node):
             self._told[node] = known
             self.feed.tell(lambda: view)
 
     def _snapshot(self) -> Iterator[News]:
         """Everything as it stands. The first event holds what fits well into one, the others what is left."""
         views = self.members.views(self.clock())
-        self._told = {view.node: msgspec.structs.replace(view, age_s=0.0, load=0.0) for view in views}
+        self._told = {view.node: _lasting(view) for view in views}
         instances = [
             msgspec.structs.replace(self.view(node, report), log=()) for node, report in self.members.instances()
         ]
@@ -233,8 +242,13 @@ def first_address(report: InstanceReport) -> tuple[str, int | None, str | None]:
     return report.host, binding.port, f"http://{host}:{binding.port}"
 
 
-def _plain_warmth(digest: str, agent: AgentState) -> Warmth:
-    shared = next((r for r in agent.running if r.digest == digest and r.flavour == ""), None)
+def _lasting(view: AgentView) -> AgentView:
+    """Without what changes all the time."""
+    return msgspec.structs.replace(view, age_s=0.0, load=0.0, rtt_ms=None)
+
+
+def _warmth(digest: str, flavour: str, agent: AgentState) -> Warmth:
+    shared = next((r for r in agent.running if r.digest == digest and r.flavour == flavour), None)
     return warmth_of(digest, agent, shared)
 
 

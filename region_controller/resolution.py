@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
+import heapq
 from collections.abc import Callable, Container, Iterable, Sequence
 from enum import IntEnum
 
-from protocol.identifiers import in_category
-from protocol.instances import ServiceView, StartRequest
-from protocol.problems import AmbiguousService, NoMatchingService
-from protocol.records import ServiceRecord
-from region_controller.placement import Warmth
+from msgspec import Struct
 
-WarmthOf = Callable[[str], Warmth]
-"""How far along this region is with a digest."""
+from protocol.decisions import MAX_PASSED_OVER, OtherService
+from protocol.identifiers import in_category
+from protocol.instances import StartRequest
+from protocol.problems import AmbiguousService
+from protocol.records import ServiceRecord
+from region_controller.agents import Warmth
+
+WarmthOf = Callable[[ServiceRecord], Warmth]
+"""How far along this region is with a service."""
 
 
 class Standing(IntEnum):
@@ -30,6 +33,15 @@ StandingOf = Callable[[bytes], Standing]
 
 MAX_CANDIDATES = 20
 """How many services an AmbiguousService lists."""
+
+
+class Resolved(Struct, frozen=True):
+    """The service that is meant, and why. `others` fit as well, in order of preference; `more` are not shown."""
+
+    record: ServiceRecord
+    why: str
+    others: tuple[OtherService, ...] = ()
+    more: int = 0
 
 
 def by_name(text: str, found: Iterable[ServiceRecord]) -> ServiceRecord | None:
@@ -50,12 +62,35 @@ def by_name(text: str, found: Iterable[ServiceRecord]) -> ServiceRecord | None:
     first_of = {d: next(r for r in records if r.digest == d) for d in sorted(digests)}
     raise AmbiguousService(
         f"{text!r} names {len(digests)} different services",
-        fix="Ask for one of them by its digest.",
+        fix="Ask for one of them by its digest, or describe what it shall do: its category, inputs and outputs.",
         candidates=[
-            {"digest": r.digest, "id": r.id, "name": r.name, "publisher": r.publisher.hex()}
+            {
+                "digest": r.digest,
+                "id": r.id,
+                "name": r.name,
+                "publisher": r.publisher.hex(),
+                "version": r.version,
+                "category": r.category,
+                "inputs": list(r.inputs),
+                "outputs": list(r.outputs),
+            }
             for r in list(first_of.values())[:MAX_CANDIDATES]
         ],
     )
+
+
+class _Match(Struct, frozen=True):
+    """How a service that fits stands among the others; less is better, in the order of the fields."""
+
+    missing: bool
+    warmth: Warmth
+    standing: Standing
+    newest: tuple[int, str, bytes]
+    record: ServiceRecord
+
+    @property
+    def rank(self) -> tuple[bool, Warmth, Standing, tuple[int, str, bytes]]:
+        return self.missing, self.warmth, self.standing, self.newest
 
 
 def by_meaning(
@@ -65,29 +100,52 @@ def by_meaning(
     warmth_of: WarmthOf,
     standing_of: StandingOf = lambda _: Standing.NEW,
     missing: Container[str] = (),
-) -> tuple[ServiceRecord, str] | None:
+) -> Resolved | None:
     """The best match of category, inputs and outputs. None if nothing matches.
 
     Warm > built > cached > by a publisher of better standing > newest. What is `missing` (digests whose content could
-    not be had of late) comes after all others. A publisher of whom something is here is trusted.
+    not be had of late) comes after all others. A publisher of whom something is here is trusted. With `force_rebuild`
+    nothing that is here is used, and what is here does not count.
     """
     found = list(found)
     lineages = {_lineage(r) for r in found if matches_meaning(r, category, request.inputs, request.outputs)}
     newest = newest_versions(r for r in found if _lineage(r) in lineages)
-    matches = [r for r in newest if matches_meaning(r, category, request.inputs, request.outputs)]
-    if not matches:
+    fitting = [r for r in newest if matches_meaning(r, category, request.inputs, request.outputs)]
+    if not fitting:
         return None
-    warmth = {r.digest: warmth_of(r.digest) for r in matches}
-    present = {r.publisher for r in matches if warmth[r.digest] < Warmth.COLD}
+    warmth = {r.digest: warmth_of(r) for r in fitting}
+    present = {r.publisher for r in fitting if warmth[r.digest] < Warmth.COLD}
+    matches = [
+        _Match(
+            r.digest in missing,
+            Warmth.COLD if request.force_rebuild else warmth[r.digest],
+            Standing.TRUSTED if r.publisher in present else standing_of(r.publisher),
+            _newest_first(r),
+            r,
+        )
+        for r in fitting
+    ]
+    best = min(matches, key=lambda match: match.rank)
+    rivals = _one_of_each([m for m in matches if m.record.digest != best.record.digest])
+    said = "the only match"
+    if rivals:
+        said = f"of {len(rivals) + 1} matches {_won(best, min(rivals, key=lambda match: match.rank))}"
+    foremost = heapq.nsmallest(MAX_PASSED_OVER, rivals, key=lambda match: match.rank)
+    others = tuple(
+        OtherService(digest=m.record.digest, id=m.record.id, name=m.record.name, why=_lost(best, m)) for m in foremost
+    )
+    why = f"{best.record.id} ({best.record.name}) in {best.record.category}: {said}"
+    return Resolved(best.record, why, others, len(rivals) - len(others))
 
-    def preference(record: ServiceRecord) -> tuple[bool, Warmth, Standing, tuple[int, str, bytes]]:
-        standing = Standing.TRUSTED if record.publisher in present else standing_of(record.publisher)
-        return record.digest in missing, warmth[record.digest], standing, _newest_first(record)
 
-    best = min(matches, key=preference)
-    digests = len({r.digest for r in matches})
-    rivals = "the only match" if digests == 1 else f"of {digests} matches {_WHY[warmth[best.digest]]}"
-    return best, f"{best.id} ({best.name}) in {best.category}: {rivals}"
+def _one_of_each(matches: Iterable[_Match]) -> list[_Match]:
+    """The best record of each digest: several publishers may publish one archive."""
+    best: dict[str, _Match] = {}
+    for match in matches:
+        known = best.setdefault(match.record.digest, match)
+        if match.rank < known.rank:
+            best[match.record.digest] = match
+    return list(best.values())
 
 
 _WHY = {
@@ -97,6 +155,29 @@ _WHY = {
     Warmth.CACHED: "the one whose archive is here already",
     Warmth.COLD: "the newest",
 }
+_LESS = {
+    Warmth.PAUSED: "it is frozen here",
+    Warmth.BUILT: "it is built here, but does not run",
+    Warmth.CACHED: "only its archive is here",
+    Warmth.COLD: "nothing of it is here",
+}
+
+
+def _won(best: _Match, next_best: _Match) -> str:
+    if best.warmth is Warmth.COLD and best.missing == next_best.missing and best.standing != next_best.standing:
+        return "the one whose publisher is known best here"
+    return _WHY[best.warmth]
+
+
+def _lost(best: _Match, other: _Match) -> str:
+    """In what it differs first."""
+    if other.missing != best.missing:
+        return "its archive could not be had of late"
+    if other.warmth != best.warmth:
+        return _LESS[other.warmth]
+    if other.standing != best.standing:
+        return "its publisher is new here" if other.standing is Standing.NEW else "nothing of its publisher ran here"
+    return "it is older" if other.record.seq < best.record.seq else "it is as new; the first by digest is taken"
 
 
 def matches_meaning(record: ServiceRecord, category: str, inputs: Sequence[str], outputs: Sequence[str]) -> bool:
@@ -126,42 +207,6 @@ def known_first(records: Sequence[ServiceRecord], standing_of: StandingOf) -> Ca
     """The ranks of `records`: publishers of better standing first; of equal standing, the newest first."""
     standing = {publisher: int(standing_of(publisher)) for publisher in {r.publisher for r in records}}
     return lambda r: (standing[r.publisher], -r.seq, r.publisher, r.id, r.name)
-
-
-def no_such_service(text: str, published: Iterable[ServiceRecord | ServiceView]) -> NoMatchingService:
-    """Names up to three published ids and names that come near."""
-    names = sorted({n for service in published for n in (service.id, service.name)})
-    near = difflib.get_close_matches(text, names, n=3, cutoff=0.5)
-    fix = (
-        f"Did you mean {', '.join(near)}?"
-        if near
-        else "`cornerstore search` (GET /v1/services) lists what is published."
-    )
-    return NoMatchingService(f"nothing published is called {text!r}", fix=fix, near=near)
-
-
-def no_such_meaning(request: StartRequest, category: str, all_records: Iterable[ServiceRecord]) -> NoMatchingService:
-    """Says what was asked, and which services come near: same category with other types, same types elsewhere."""
-    records = newest_versions(all_records)
-    near = []
-    for record in records:
-        if in_category(record.category, category):
-            lacks = [f"does not take {i}" for i in sorted(set(request.inputs) - set(record.inputs))]
-            lacks += [f"does not give {o}" for o in sorted(set(request.outputs) - set(record.outputs))]
-            near.append(f"{record.id} ({record.name}) {' and '.join(lacks)}")
-        elif matches_meaning(record, "/", request.inputs, request.outputs) and (request.inputs or request.outputs):
-            near.append(f"{record.id} ({record.name}) is in {record.category}")
-    asked = f"category {category}"
-    if request.inputs:
-        asked += f", inputs {', '.join(request.inputs)}"
-    if request.outputs:
-        asked += f", outputs {', '.join(request.outputs)}"
-    if not near:
-        categories = sorted({r.category for r in records})
-        close = difflib.get_close_matches(category, categories, n=3, cutoff=0.5)
-        near = [f"category {c} exists" for c in close]
-    fix = "; ".join(near[:5]) or "`cornerstore search` (GET /v1/categories) shows what is published."
-    return NoMatchingService(f"no published service has {asked}", fix=fix, near=near[:5])
 
 
 def _lineages(records: Sequence[ServiceRecord]) -> list[list[ServiceRecord]]:

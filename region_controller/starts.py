@@ -16,6 +16,7 @@ import structlog
 from msgspec import Struct
 
 from protocol.causes import Cause, cause_of
+from protocol.decisions import Decision, Outcome, PlacementView
 from protocol.events import started
 from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
 from protocol.link import Done, Extend, Start
@@ -29,14 +30,18 @@ from protocol.problems import (
 )
 from protocol.records import RegionRecord
 from protocol.tracing import current_header
+from region_controller.agents import Warmth
 from region_controller.catalogue import Catalogue
+from region_controller.explained import decided, handed_on, in_words
 from region_controller.flights import Flight, Flights
 from region_controller.handoff import HandoffRequest, RemoteRegions
 from region_controller.idempotency import Answered, IdempotencyKeys
 from region_controller.leases import Held, lease_deadline
+from region_controller.offers import offered
 from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote
-from region_controller.placement import Nobody, Placement, Warmth, choose
-from region_controller.refusals import Refusal, causes_in
+from region_controller.placement import Nobody, Placement, choose
+from region_controller.recent import answered_view, refused_view
+from region_controller.refusals import Refusal, causes_in, summed_up
 from region_controller.region import Region, first_address
 from region_controller.wanted import Route, Wanted, flavour_of, loop_time, since
 
@@ -48,6 +53,9 @@ LOOK_S = 1.0
 """Between two looks at a start for which nobody waits any more."""
 EXTEND_MARGIN_S = 2.0
 """An instance this close to its end is extended before it is handed out, not behind it."""
+WOULD_S = 10.0
+"""For a question about where a service would be placed."""
+MAX_HOPS_TOLD = 5
 MAX_CANDIDATES_TRIED = 8
 """Of the services that a description fits."""
 EXTEND_STEP_S = 1
@@ -57,9 +65,9 @@ EXTEND_STEP_S = 1
 class Local(Struct, frozen=True):
     """An instance of our own agents, ready. `warm`: it ran already."""
 
+    choice: Placement
     node: str
     report: InstanceReport
-    why: str
     timings_ms: dict[str, float] = {}
     warm: bool = False
 
@@ -101,6 +109,7 @@ class Starts:
             visited=visited,
             hops=body.hops,
             only_warm=body.only_warm,
+            within_ms=body.within_ms,
         )
         answered = await self._keys.once(peer, request, on_progress, lambda step: self._start(request, step, route))
         self._region.stats.starts["received"] += 1
@@ -111,9 +120,39 @@ class Starts:
     async def _start(self, request: StartRequest, on_progress: OnProgress, route: Route) -> Answered:
         try:
             return await self._first_that_is_whole(request, on_progress, route)
-        except Problem:
+        except Problem as problem:
             self._region.stats.starts["failed"] += 1
+            self._region.recent.note(refused_view(request, problem, self._region.clock()))
             raise
+
+    async def would(self, service: str) -> PlacementView:
+        """Where the service that `service` names would be placed now. Starts nothing.
+
+        Raises as `start`, but NoCapacity: that nobody can is an answer here.
+        """
+        route = Route(deadline=loop_time() + WOULD_S)
+        wanted = await self._resolve(StartRequest(service=service), lambda _: None, route)
+        choice = self._choose(wanted)
+        decision = self._decided(wanted, choice)
+        why, agent = "", ""
+        if isinstance(choice, Placement):
+            why, agent = choice.why, choice.node
+        else:
+            hops, far = self._passing_on.would_ask(wanted)
+            asked = ", then ".join(hop.region for hop in hops[:MAX_HOPS_TOLD]) or "nobody: no other region is in reach"
+            why = f"no agent of {self._region.config.region} can host it; it would ask {asked}"
+            decision = handed_on(decision, far, None)
+        return PlacementView(
+            at=self._region.clock(),
+            outcome="would",
+            service=wanted.record.id,
+            digest=wanted.record.digest,
+            region=self._region.config.region if agent else "",
+            agent=agent,
+            instance=choice.instance or "" if isinstance(choice, Placement) else "",
+            why=in_words([wanted.why, why]),
+            decision=decision,
+        )
 
     async def _first_that_is_whole(self, request: StartRequest, on_progress: OnProgress, route: Route) -> Answered:
         """Of the services that a description fits, one after the other until the content of one can be had.
@@ -143,22 +182,35 @@ class Starts:
         on_progress(Progress("resolve", request.service or request.category or "/"))
         try:
             async with asyncio.timeout_at(route.deadline):
-                record, why = await self._catalogue.resolve(request, self._region.warmth_of)
+                resolved = await self._catalogue.resolve(request, self._region.warmth_of)
         except TimeoutError:
             raise DeadlineExceeded("the mesh did not say in time which service is meant", retry_after=1) from None
+        offer = offered(resolved.record, request.variant)
+        if isinstance(offer, Refusal):
+            here = self._region.config.region
+            raise summed_up(resolved.record, {here: offer.detail}, {offer.cause}, resolved.record.mem)
         return Wanted(
             request=request,
-            record=record,
-            flavour=flavour_of(request),
+            resolved=resolved,
+            offer=offer,
+            flavour=flavour_of(request.parameters, offer.variant),
             route=route,
-            why=why,
             began=began,
             resolve_ms=since(began),
         )
 
-    def _choose(self, wanted: Wanted, without: frozenset[str] = frozenset()) -> Placement | Nobody:
-        agents = [a for a in self._region.agents() if a.node not in without]
-        return choose(wanted.need(), agents, self._region.clock())
+    def _choose(self, wanted: Wanted, refused: dict[str, Refusal] | None = None) -> Placement | Nobody:
+        """`refused`: the agents that were asked already, and could not."""
+        return choose(wanted.need(), self._region.agents(), self._region.clock(), refused)
+
+    def _decided(self, wanted: Wanted, choice: Placement | Nobody) -> Decision:
+        return decided(
+            choice,
+            self._region.config.region,
+            wanted.resolved,
+            strategy=wanted.strategy,
+            variant=wanted.offer.variant,
+        )
 
     async def _warm(self, wanted: Wanted) -> Answered | None:
         """Share a running instance; None if there is none, or it ends before it can be extended."""
@@ -172,7 +224,7 @@ class Starts:
         place_ms = since(wanted.began) - wanted.resolve_ms
         if not await self._keep_alive(node, report, wanted.request.alive_time):
             return None
-        return self._answer(wanted, Local(node, report, choice.why, {"place": place_ms}, warm=True), opened=False)
+        return self._answer(wanted, Local(choice, node, report, {"place": place_ms}, warm=True), opened=False)
 
     async def _cold(self, wanted: Wanted, on_progress: OnProgress) -> Answered:
         if wanted.route.only_warm:
@@ -201,7 +253,7 @@ class Starts:
         if opened:
             return self._handed_answer(wanted, landed), landed.answer.start == "cold"
         own = await self._passing_on.hand_to(landed.hop, wanted)
-        own = msgspec.structs.replace(own, why=landed.why)
+        own = msgspec.structs.replace(own, why=landed.why, here=landed.here, regions=landed.regions)
         return self._handed_answer(wanted, own), own.answer.start == "cold"
 
     async def _keep_alive(self, node: str, report: InstanceReport, alive_time: int | None) -> bool:
@@ -232,13 +284,13 @@ class Starts:
         progress = flight.progress
         reasons: dict[str, Refusal] = {}
         while True:
-            choice = self._choose(wanted, frozenset(reasons))
+            choice = self._choose(wanted, reasons)
             if isinstance(choice, Nobody):
-                return await self._passing_on.hand_off(wanted, {**choice.reasons, **reasons}, progress)
+                return await self._passing_on.hand_off(wanted, choice, progress)
             if choice.instance and (found := self._region.members.find(choice.instance)):
-                return Local(*found, choice.why, warm=True)
+                return Local(choice, *found, warm=True)
             cold_here = choice.warmth >= Warmth.CACHED and not reasons
-            if cold_here and (remote := await self._passing_on.to_warm(wanted, progress)) is not None:
+            if cold_here and (remote := await self._passing_on.to_warm(wanted, choice, progress)) is not None:
                 return remote
             progress(Progress("place", choice.why))
             try:
@@ -256,13 +308,13 @@ class Starts:
             digest=record.digest,
             service_id=record.id,
             service_name=record.name,
-            mem=record.mem,
+            mem=wanted.mem,
             host="",
             agent=choice.node,
             flavour=wanted.flavour,
             origin=wanted.route.origin,
         )
-        region.members.reserve(choice.node, held.instance, record.mem)
+        region.members.reserve(choice.node, held.instance, wanted.mem)
         region.hold(held)
         flight.instance = held.instance
         try:
@@ -279,7 +331,7 @@ class Starts:
                 region.abandon(choice.node, held.instance)
             raise
         region.hold(msgspec.structs.replace(held, host=done.report.host))
-        return Local(choice.node, done.report, choice.why, {**done.timings_ms, "place": place_ms}, done.warm)
+        return Local(choice, choice.node, done.report, {**done.timings_ms, "place": place_ms}, done.warm)
 
     async def _while_wanted(self, flight: Flight[Local | Remote], held: Held, call: Coroutine[Any, Any, Done]) -> Done:
         """The agent's answer. Raises StartFailed where the service is not ready and nobody waits for it any more."""
@@ -344,10 +396,11 @@ class Starts:
             url=url,
             lease=Lease(token, lease.deadline),
             timings_ms=wanted.timings(measured),
-            why=f"{wanted.why}; {local.why}" + ("; joined a start already under way" if joined else ""),
+            why=in_words([wanted.why, local.choice.why, "joined a start already under way" if joined else ""]),
+            decision=self._decided(wanted, local.choice),
         )
         self._region.stats.started("joined" if joined else kind, answer.timings_ms)
-        self._region.feed.tell(lambda: started(answer))
+        self._tell(answer, kind)
         return answer, cold
 
     def _handed_answer(self, wanted: Wanted, remote: Remote) -> StartAnswer:
@@ -356,11 +409,17 @@ class Starts:
             theirs,
             handoff=(here, *theirs.handoff),
             timings_ms=wanted.timings(theirs.timings_ms),
-            why=f"{wanted.why}; {remote.why}: {theirs.why}",
+            why=in_words([wanted.why, f"{remote.why}: {theirs.why}"]),
+            decision=handed_on(self._decided(wanted, remote.here), remote.regions, theirs.decision),
         )
         self._region.stats.started("handed_off", answer.timings_ms)
-        self._region.feed.tell(lambda: started(answer))
+        self._tell(answer, "handed-off")
         return answer
+
+    def _tell(self, answer: StartAnswer, outcome: Outcome) -> None:
+        """To who listens, and to who asks later."""
+        self._region.feed.tell(lambda: started(answer))
+        self._region.recent.note(answered_view(answer, outcome, self._region.clock()))
 
 
 def _given_up(report: InstanceReport) -> StartFailed:
@@ -387,7 +446,7 @@ def _start_command(instance: str, wanted: Wanted) -> Start:
         alive_time=request.alive_time,
         force_rebuild=request.force_rebuild,
         parameters=request.parameters,
-        variant=request.variant,
+        variant=wanted.offer.variant,
         deadline_s=START_S,
         trace=current_header(),
     )

@@ -5,19 +5,24 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
+from collections.abc import Mapping
 
 import msgspec
 from msgspec import Struct
 
 from protocol.instances import PHASES, StartRequest
 from protocol.records import ServiceRecord
-from region_controller.placement import Need
+from protocol.service import Strategy
+from region_controller.agents import Need
+from region_controller.offers import Offer
+from region_controller.resolution import Resolved
 
 
 class Route(Struct, frozen=True, kw_only=True):
     """How a request came here. `deadline` on the event loop's clock. `origin`: the controller that handed it over.
 
-    `only_warm`: it would rather start the service itself than have it started here.
+    `only_warm`: it would rather start the service itself than have it started here. `within_ms`: how long the round
+    trip from here to the agent may be, None: as the service says.
     """
 
     deadline: float
@@ -25,27 +30,54 @@ class Route(Struct, frozen=True, kw_only=True):
     visited: frozenset[str] = frozenset()
     hops: int = 0
     only_warm: bool = False
+    within_ms: float | None = None
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
     """A request once resolved."""
 
     request: StartRequest
-    record: ServiceRecord
+    resolved: Resolved
+    offer: Offer
     flavour: str
     route: Route
-    why: str
     began: float
     resolve_ms: float
+
+    @property
+    def record(self) -> ServiceRecord:
+        return self.resolved.record
+
+    @property
+    def mem(self) -> int:
+        """MB, of the variant."""
+        return self.offer.mem
+
+    @property
+    def why(self) -> str:
+        """Which service it is, and which variant."""
+        return f"{self.resolved.why}; {self.offer.why}" if self.offer.why else self.resolved.why
+
+    @property
+    def strategy(self) -> Strategy:
+        return self.record.terms.strategy if self.record.terms is not None else "spread"
+
+    @property
+    def within_ms(self) -> float | None:
+        """The longest round trip from here to the agent."""
+        bounds = [ms for ms in (self.offer.within_ms, self.route.within_ms) if ms is not None]
+        return min(bounds, default=None)
 
     def need(self) -> Need:
         return Need(
             digest=self.record.digest,
-            mem=self.record.mem,
+            mem=self.mem,
             kind=self.record.kind,
             labels=dict(self.record.labels),
             flavour=self.flavour,
             fresh=self.request.force_rebuild,
+            strategy=self.strategy,
+            within_ms=self.within_ms,
         )
 
     def timings(self, measured: dict[str, float]) -> dict[str, float]:
@@ -54,11 +86,11 @@ class Wanted(Struct, frozen=True, kw_only=True):
         return timings | {"resolve": round(self.resolve_ms, 3), "total": round(since(self.began), 3)}
 
 
-def flavour_of(request: StartRequest) -> str:
+def flavour_of(parameters: Mapping[str, str], variant: str | None) -> str:
     """What tells customised instances of one service apart; empty for the plain service."""
-    if not request.parameters and request.variant is None:
+    if not parameters and variant is None:
         return ""
-    plain = msgspec.json.encode([sorted(request.parameters.items()), request.variant])
+    plain = msgspec.json.encode([sorted(parameters.items()), variant])
     return hashlib.sha256(plain).hexdigest()[:32]
 
 

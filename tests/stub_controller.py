@@ -14,6 +14,8 @@ from aiohttp import web
 from msgspec.msgpack import Decoder
 
 from protocol import base64url
+from protocol.causes import Cause
+from protocol.decisions import Decision, PassedOver, PlacementView
 from protocol.identifiers import digest_of
 from protocol.instances import (
     AgentView,
@@ -54,6 +56,28 @@ TOKEN = "lease-token"
 INSTANCE_ID = "1a2b3c4d5e6f7a8b"
 INSTANCE = InstanceView(
     instance=INSTANCE_ID, service=REF, state=State.RUNNING, region="eu/a", agent="n1", host="127.0.0.1", port=1, mem=50
+)
+
+DECISION = Decision(
+    warmth="cold",
+    passed_over=(
+        PassedOver(region="eu/a", agent="n2", warmth="built", cause=Cause.MEMORY, why="needs 50 MB, 10 MB are free"),
+        PassedOver(region="eu/b", cause=Cause.AWAY, why="it did not\x1b[2J answer"),
+    ),
+    more=3,
+)
+PLACEMENTS = (
+    PlacementView(
+        at=1.0,
+        outcome="cold",
+        service=SERVICE.id,
+        region="eu/a",
+        agent="n1",
+        why="agent n1 has room for it",
+        times=2,
+        decision=DECISION,
+    ),
+    PlacementView(at=1.0, outcome="refused", service="od01", problem="no-capacity", why="no agent can host od01"),
 )
 
 
@@ -101,6 +125,7 @@ class StubController:
             lease=Lease(TOKEN, 1_800_000_000.0),
             timings_ms={"resolve": 1.0, "total": 12.5},
             why="the only match; free memory",
+            decision=DECISION,
         )
 
     async def start(self, request: web.Request) -> web.StreamResponse:
@@ -121,6 +146,12 @@ class StubController:
         else:
             await _event(response, "result", self.answer())
         return response
+
+    async def would(self, request: web.Request) -> web.StreamResponse:
+        service = request.match_info["service"]
+        if service != SERVICE.id:
+            raise NoMatchingService(f"nothing published is called {service!r}")
+        return _json(PlacementView(at=1.0, outcome="would", service=service, why="nobody can", decision=DECISION))
 
     async def list_instances(self, request: web.Request) -> web.StreamResponse:
         return _paged(request, self.instances)
@@ -196,6 +227,8 @@ class StubController:
             web.get("/v1/instances/{id}/log", self.log),
             web.delete("/v1/instances/{id}", self.command),
             web.post("/v1/instances/{id}/{verb:stop|restart|alive}", self.command),
+            web.get("/v1/placements", _fixed(PLACEMENTS)),
+            web.get("/v1/placements/{service}", self.would),
             web.get("/v1/services", self.services),
             web.post("/v1/services", self.publish),
             web.get("/v1/services/{digest}", self.service),

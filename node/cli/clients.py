@@ -14,6 +14,7 @@ import click
 from node.cli.framework import Command, Duration, Seconds
 from node.cli.leases import MIN_PREFIX, LeaseBook
 from node.cli.output import facts, readable, remaining, size, styled, table
+from node.cli.placements import instead_of
 from node.cli.services import whole_digest
 from node.cli.session import Session, command_session
 from protocol.identifiers import check_category
@@ -116,6 +117,7 @@ def start(service: str | None, **options: Any) -> None:
                 "ports": ", ".join(f"{p.container_port}/{p.protocol} -> {p.port}" for p in answer.ports),
                 "lease": remaining(answer.lease.expires_at),
                 "why": answer.why,
+                "instead of": "\n".join(instead_of(answer.decision)),
                 "timings": _timings(answer),
             }
         ),

@@ -256,7 +256,7 @@ async def named(client: ControllerClient, service: str) -> list[ServiceView]:
     if not found and (digest := await whole_digest(client, service)):
         return await named(client, digest)
     if not found:
-        from region_controller.resolution import no_such_service  # rarely needed, slow to import
+        from region_controller.near_misses import no_such_service  # rarely needed, slow to import
 
         raise no_such_service(service, (await client.services(category="/", at_most=MAX_COMPARED)).items)
     return found

@@ -15,6 +15,7 @@ import click
 from node.cli.framework import ASKS, Command, Group, WholeNumber
 from node.cli.output import facts, lasting, styled, table
 from node.cli.session import Session, command_session
+from protocol.decisions import PlacementView
 from protocol.identifiers import check_region
 from protocol.instances import AgentView, Health, InstanceView, RegionView
 from protocol.peers import ROLES, Role
@@ -186,13 +187,16 @@ def demo(stay: bool) -> None:
 
 
 @click.command(cls=Command, short_help="Show this machine's node, and the mesh as a tree.")
-def status() -> None:
+@click.option("--why", is_flag=True, help="Also why the latest requests were placed where they were, or refused.")
+@click.option("--would", metavar="SERVICE", help="Also where SERVICE would be placed now; starts nothing.")
+def status(why: bool, would: str | None) -> None:
     """Show this machine's node, and the tree of regions with room, agents and what runs here."""
+    from node.cli.placements import placement_lines
     from node.cli.region_tree import region_tree
 
     session = command_session()
     local = session.local_node
-    url, health, agents_, instances, regions_ = asyncio.run(_status(session))
+    url, health, agents_, instances, regions_, placements = asyncio.run(_status(session, why, would))
     states: dict[str, int] = {}
     for view in instances:
         states[view.state] = states.get(view.state, 0) + 1
@@ -204,6 +208,7 @@ def status() -> None:
             "agents": agents_,
             "instances": states,
             "regions": regions_,
+            **({"placements": placements} if why or would is not None else {}),
         },
         facts(
             {
@@ -216,16 +221,20 @@ def status() -> None:
         ),
         *(styled(warning, "yellow") for warning in health.warnings),
         region_tree(health.mesh, regions_, agents_, instances),
+        *placement_lines(placements, time.time()),
+        *([styled("No request for a service since the controller came up.", "dim")] if why and not placements else []),
     )
 
 
 async def _status(
-    session: Session,
-) -> tuple[str, Health, list[AgentView], list[InstanceView], list[RegionView]]:
+    session: Session, why: bool, would: str | None
+) -> tuple[str, Health, list[AgentView], list[InstanceView], list[RegionView], list[PlacementView]]:
     async with session.connected() as client:
         health = await client.health()
         agents_, instances, regions_ = await asyncio.gather(client.agents(), client.instances(), client.regions())
-        return client.url, health, agents_, instances, regions_
+        placements = [await client.would_be_placed(would)] if would is not None else []
+        placements += await client.placements() if why else []
+        return client.url, health, agents_, instances, regions_, placements
 
 
 @click.command(cls=Command)

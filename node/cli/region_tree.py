@@ -72,7 +72,8 @@ def _heard(view: RegionView) -> str:
 def _agent_line(agent: AgentView) -> Text:
     has = ", ".join(agent.runtimes) or "no runtime"
     memory = f"{agent.memory_free} of {agent.memory_total} MB free"
-    return styled(f"agent {agent.node[:8]} at {agent.host}: {has}, {memory}, load {agent.load:g}", "")
+    away = f", {agent.rtt_ms:.2g} ms away" if agent.rtt_ms is not None else ""
+    return styled(f"agent {agent.node[:8]} at {agent.host}: {has}, {memory}, load {agent.load:g}{away}", "")
 
 
 def _instance_line(view: InstanceView) -> Text:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from protocol.decisions import MAX_PASSED_OVER, Decision
 from protocol.instances import InstanceReport, State
 from protocol.link import Hello, Resources
 from protocol.problems import Forbidden
+from region_controller.agents import AgentState, Need, Running, Warmth
+from region_controller.explained import decided
 from region_controller.leases import Held, Leases
 from region_controller.members import HOLDS_MEMORY, Members
-from region_controller.placement import AgentState, Need, Nobody, Placement, Running, Warmth, choose
+from region_controller.placement import Nobody, Placement, choose
+from region_controller.resolution import Resolved
+from tests.one_region import a_service
 
 SERVICES = ["a", "b"]
 
@@ -35,6 +41,7 @@ def agent_states(draw: st.DrawFn, node: str) -> AgentState:
         ),
         load=draw(st.sampled_from([0.0, 0.4, 1.5, 20.0])),
         silent_s=draw(st.sampled_from([0.0, 3.0, 60.0, None])),
+        rtt_ms=draw(st.sampled_from([None, 0.2, 3.0, 40.0])),
     )
 
 
@@ -46,8 +53,10 @@ needs = st.builds(
     labels=st.dictionaries(st.just("floor"), st.sampled_from("12")),
     flavour=st.sampled_from(["", "x"]),
     fresh=st.booleans(),
+    strategy=st.sampled_from(["spread", "colocate", "nearest"]),
+    within_ms=st.sampled_from([None, 1.0, 10.0]),
 )
-regions = st.integers(0, 5).flatmap(lambda n: st.tuples(*(agent_states(f"n{i}") for i in range(n))))
+regions = st.integers(0, 12).flatmap(lambda n: st.tuples(*(agent_states(f"n{i}") for i in range(n))))
 
 
 @given(needs, regions, st.randoms(use_true_random=False))
@@ -62,7 +71,9 @@ def test_the_choice_fits_and_no_other_agent_alone_is_better(need: Need, agents: 
     agent = next(a for a in agents if a.node == choice.node)
     assert choice.warmth == min(one.warmth for one in fits.values())
     rivals = [a for a in agents if a.node in fits and fits[a.node].warmth == choice.warmth]
-    assert int(agent.load) == min(int(a.load) for a in rivals)
+    if need.strategy != "nearest":
+        assert int(agent.load) == min(int(a.load) for a in rivals)
+    assert need.within_ms is None or agent.rtt_ms is None or agent.rtt_ms <= need.within_ms
     assert (choice.instance is not None) == (choice.warmth <= Warmth.PAUSED)
     assert choice.instance is not None or need.mem <= agent.memory_free
     assert not (need.fresh and choice.instance)
@@ -71,6 +82,29 @@ def test_the_choice_fits_and_no_other_agent_alone_is_better(need: Need, agents: 
     again = choose(need, shuffled, 10.0)
     assert isinstance(again, Placement)
     assert (again.node, again.instance) == (choice.node, choice.instance)
+
+
+@given(needs, regions)
+def test_no_worse_class_is_taken_without_saying_why(need: Need, agents: tuple[AgentState, ...]) -> None:
+    """Whoever had more of the service is named first, with the reason why it cannot; and so are all others, or
+    counted."""
+    choice = choose(need, agents, 10.0)
+    taken = choice.node if isinstance(choice, Placement) else None
+    named = [rival.node for rival in choice.rivals]
+    assert len(named) <= MAX_PASSED_OVER
+    assert len(set(named)) == len(named)
+    assert len(named) + choice.more == len(agents) - (taken is not None)
+    assert taken not in named
+    warmths = [rival.warmth for rival in choice.rivals]
+    assert warmths == sorted(warmths)
+    assert all(rival.why for rival in choice.rivals)
+    if isinstance(choice, Placement):
+        better = [rival for rival in choice.rivals if rival.warmth < choice.warmth]
+        assert all(rival.cause is not None for rival in better)
+        assert bool(better) == ("but cannot" in choice.why)
+    decision = decided(choice, "eu", Resolved(a_service(), "named"), strategy=need.strategy, variant=None)
+    again = msgspec.json.decode(msgspec.json.encode(decision), type=Decision)
+    assert again == decision, "within the bounds that a receiver checks"
 
 
 class OneAgent(RuleBasedStateMachine):

@@ -212,6 +212,26 @@ def test_ps_and_the_regions_views(shell: Shell) -> None:
     assert status["instances"] == {"running": 1}
 
 
+def test_status_says_why_services_are_where_they_are_and_where_one_would_be(shell: Shell) -> None:
+    shown = " ".join(shell("status", "--why", "--would", "wc01").stdout.split())
+    assert "wc01 would be placed nowhere here" in shown
+    assert "wc01 cold on agent n1 of eu/a, 2 times" in shown
+    assert "not agent n2 of eu/a: has it built, but needs 50 MB, 10 MB are free" in shown
+    assert "not region eu/b: it did not\N{REPLACEMENT CHARACTER}[2J answer and 3 more" in shown
+    assert "od01 refused (no-capacity)" in shown
+    status = shell.json("status", "--why")
+    assert isinstance(status, dict)
+    assert [p["outcome"] for p in status["placements"]] == ["cold", "refused"]
+    assert status["placements"][0]["decision"]["passed_over"][0]["cause"] == "memory"
+    assert "would be placed" not in shell("status").stdout
+    assert shell("status", "--would", "nonsense").exit_code == 1
+
+
+def test_a_start_shows_who_did_not_get_it(shell: Shell) -> None:
+    shown = " ".join(shell("start", "wc01").stdout.split())
+    assert "instead of not agent n2 of eu/a: has it built, but needs 50 MB" in shown
+
+
 def test_invoke_posts_stdin_and_prints_only_the_reply(shell: Shell) -> None:
     result = shell("invoke", "wc01", "/wordcount", "-", stdin=b"one two three")
     assert result.exit_code == 0, result.stderr

@@ -4,8 +4,18 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from protocol.problems import InvalidRecord
-from protocol.records import MAX_ENVELOPE, ServiceRecord, check_publishable, raw_public_key, service_record, sign
-from protocol.service import PlacementPolicy, ServiceDescriptor
+from protocol.records import (
+    MAX_ENVELOPE,
+    ServiceRecord,
+    Terms,
+    VariantTerms,
+    check_publishable,
+    raw_public_key,
+    service_record,
+    sign,
+    verify,
+)
+from protocol.service import PlacementPolicy, QualityOfService, ServiceDescriptor, Variant
 
 
 def test_a_long_description_and_version_are_cut_to_what_a_record_holds() -> None:
@@ -49,15 +59,33 @@ def test_text_is_cut_between_characters_and_by_what_it_takes_on_the_wire() -> No
 
 
 def test_the_labels_that_an_agent_must_have_are_in_the_record() -> None:
-    descriptor = a_descriptor(placement=PlacementPolicy(required_labels={"site": "campus", "gpu": "yes"}))
+    descriptor = a_descriptor(placement=PlacementPolicy("nearest", {"site": "campus", "gpu": "yes"}))
     record = service_record(descriptor, digest="d", size=1, publisher=b"", seq=1, expiry=1)
     assert record.labels == (("gpu", "yes"), ("site", "campus"))
+    assert record.terms == Terms("nearest")
+
+
+def test_policies_and_variants_are_in_the_record_and_come_back_as_they_were() -> None:
+    key = Ed25519PrivateKey.generate()
+    descriptor = a_descriptor(
+        quality=QualityOfService(max_latency_ms=50.0, min_accuracy=0.8),
+        variants={"fast": Variant(accuracy=0.8, latency_ms=5.0), "exact": Variant(accuracy=1.0, mem_requirement=128)},
+    )
+    record = service_record(
+        descriptor, digest="sha256:" + "a" * 64, size=1, publisher=raw_public_key(key), seq=1, expiry=1
+    )
+    assert verify(sign(record, key).envelope).record == record
+    variants = (VariantTerms("exact", 1.0, None, 128), VariantTerms("fast", 0.8, 5.0))
+    assert record.terms == Terms("spread", 50.0, 0.8, variants)
+    plain = service_record(a_descriptor(), digest="d", size=1, publisher=b"", seq=1, expiry=1)
+    assert plain.terms is None, "what says nothing of it costs a byte"
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
         ({"inputs": tuple(f"type{n}" for n in range(9))}, "inputs"),
+        ({"variants": {f"v{n}": Variant() for n in range(17)}}, "terms"),
         ({"category": "/" + "c" * 65}, "category"),
         ({"placement": PlacementPolicy(required_labels={"site": "x" * 65})}, "labels"),
         ({"inputs": ("i" * 64,) * 8, "outputs": ("o" * 64,) * 8}, f"at most {MAX_ENVELOPE}"),

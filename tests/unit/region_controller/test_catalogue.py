@@ -11,14 +11,14 @@ from protocol.instances import StartRequest
 from protocol.problems import AmbiguousService, BadCursor, BadRequest, NoMatchingService, Unavailable
 from protocol.records import ServiceRecord, Signed, raw_public_key
 from region_controller import resolution
+from region_controller.agents import Warmth
 from region_controller.catalogue import MISSING_S, OWN_S, SEEN_S, Catalogue
 from region_controller.paging import PageRequest
-from region_controller.placement import Warmth
 from region_controller.resolution import Standing
 from tests.one_region import a_service, key_of
 
 
-def cold(_: str) -> Warmth:
+def cold(_: ServiceRecord) -> Warmth:
     return Warmth.COLD
 
 
@@ -52,8 +52,7 @@ class Bench:
         )
 
     async def named(self, text: str) -> ServiceRecord:
-        record, _ = await self.catalogue.resolve(StartRequest(service=text), cold)
-        return record
+        return (await self.catalogue.resolve(StartRequest(service=text), cold)).record
 
     async def first_page(self, **conditions: Any) -> Sequence[ServiceRecord]:
         return self.catalogue.page(await self.catalogue.search(**conditions), PageRequest()).items
@@ -133,8 +132,8 @@ async def test_resolve_by_id_name_and_digest() -> None:
 
 def by_meaning(records: list[ServiceRecord], warm: dict[str, Warmth], **request: Any) -> str:
     asked = StartRequest(**request)
-    found = resolution.by_meaning(asked, asked.category or "/", records, lambda d: warm.get(d, Warmth.COLD))
-    return found[0].id if found else "none"
+    found = resolution.by_meaning(asked, asked.category or "/", records, lambda r: warm.get(r.digest, Warmth.COLD))
+    return found.record.id if found else "none"
 
 
 def test_meaning_is_subtree_inputs_and_outputs() -> None:
@@ -170,12 +169,12 @@ def test_a_flood_of_new_publishers_does_not_win_over_those_known_here() -> None:
             StartRequest(category="/text"),
             "/text",
             records,
-            lambda d: Warmth.CACHED if d == warm else Warmth.COLD,
+            lambda r: Warmth.CACHED if r.digest == warm else Warmth.COLD,
             lambda publisher: standing.get(publisher, Standing.NEW),
             missing,
         )
         assert found is not None
-        return found[0].id
+        return found.record.id
 
     everything = [*fakes, old, ours]
     assert chosen(everything, missing=set()) == "ours"
@@ -209,11 +208,11 @@ async def test_a_publisher_met_some_time_ago_comes_before_a_new_one() -> None:
     bench.now += SEEN_S
     bench.directory.found = (known, a_service("fake", seq=9, publisher=key_of("fake")))
     assert [r.id for r in await bench.first_page(category="/text")] == ["known", "fake"]
-    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold))[0].id == "known"
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold)).record.id == "known"
     bench.catalogue.missing(known.digest)
-    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold))[0].id == "fake"
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold)).record.id == "fake"
     bench.now += MISSING_S
-    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold))[0].id == "known"
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold)).record.id == "known"
 
 
 def test_only_the_newest_version_matches() -> None:

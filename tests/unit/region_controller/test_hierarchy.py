@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from protocol.records import RegionRecord
-from region_controller.hierarchy import Relative, candidates, lookup_names, recorded, relation, warm_within
+from protocol.service import Strategy
+from region_controller.hierarchy import Relative, candidates, lookup_names, recorded, relation, too_far, warm_within
 from region_controller.summaries import Load, mark_of
 
 NOW = 10_000.0
@@ -118,6 +119,31 @@ def test_within_a_step_who_runs_it_then_who_is_nearer() -> None:
         heard("r/warm", warm=True, rtt_ms=80, free=0),
         heard("elsewhere/warm", warm=True),
     ) == ["r/warm", "r/roomier and as near", "r/near", "r/far", "r/unmeasured", "elsewhere/warm"]
+
+
+def test_nearest_puts_the_round_trip_before_the_tree_and_a_bound_leaves_out_who_is_farther() -> None:
+    known = [
+        heard("r/sibling", rtt_ms=20),
+        heard("far/away", rtt_ms=3),
+        heard("r/unmeasured", rtt_ms=None),
+        heard("r/refused", rtt_ms=1, refused=True),
+    ]
+
+    def order(strategy: Strategy = "spread", within_ms: float | None = None) -> list[str]:
+        hops = candidates(
+            "r/home", known, me="me", visited=(), mem=1, digest=DIGEST, strategy=strategy, within_ms=within_ms
+        )
+        return [hop.node for hop in hops]
+
+    assert order() == ["r/sibling", "r/unmeasured", "far/away", "r/refused"]
+    assert order("nearest") == ["far/away", "r/sibling", "r/unmeasured", "r/refused"]
+    assert order(within_ms=10) == ["far/away", "r/refused"]
+    assert too_far(None, None) is too_far(1.0, None) is too_far(0.01, 10.0) is None
+    refusals = [too_far(0.02, 10.0), too_far(None, 10.0)]
+    assert [why and why.detail for why in refusals] == [
+        "it is 20 ms away, 10 ms are allowed",
+        "how far away it is was not measured yet, 10 ms are allowed",
+    ]
 
 
 def test_the_nearest_that_runs_it_within_the_bound() -> None:

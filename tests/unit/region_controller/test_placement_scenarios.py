@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from protocol.service import Kind
-from region_controller.placement import AgentState, Need, Nobody, Placement, Running, choose
+from protocol.service import Kind, Strategy
+from region_controller.agents import AgentState, Need, Running
+from region_controller.placement import Nobody, Placement, choose
 from tests.stories import stories
 
 STORIES = stories("placement.txt")
@@ -34,7 +35,8 @@ def tell(choice: Placement | Nobody) -> str:
     if isinstance(choice, Nobody):
         return "\n".join(["-> nobody", *(f"{node}: {why.detail}" for node, why in choice.reasons.items())])
     shared = f", shares {choice.instance}" if choice.instance else ""
-    return f"-> {choice.node}, {choice.warmth.name.lower()}{shared}: {choice.why}"
+    rivals = [f"{rival.node}: {rival.why}" for rival in choice.rivals]
+    return "\n".join([f"-> {choice.node}, {choice.warmth.name.lower()}{shared}: {choice.why}", *rivals])
 
 
 def an_agent(line: str) -> AgentState:
@@ -54,6 +56,8 @@ def an_agent(line: str) -> AgentState:
             has["running"].append(a_running(node, words))
         elif word == "load":
             has["load"] = float(words.pop(0))
+        elif word == "rtt":
+            has["rtt_ms"] = float(words.pop(0))
         elif word == "frozen":
             has["running"].append(Running(f"{node}-{words[0]}", words.pop(0), "", None, paused=True))
         elif word == "silent":
@@ -87,6 +91,7 @@ def a_need(line: str) -> Need:
     _, service, mem, *words = line.split()
     kind: Kind = "wasm_module" if "wasm" in words else "docker_container"
     labels = dict(words[i + 1].split("=") for i, w in enumerate(words) if w == "label")
+    strategies: tuple[Strategy, ...] = ("spread", "colocate", "nearest")
     return Need(
         digest=service,
         mem=int(mem),
@@ -94,4 +99,6 @@ def a_need(line: str) -> Need:
         labels=labels,
         flavour="customised" if "customised" in words else "",
         fresh="fresh" in words,
+        strategy=next((s for s in strategies if s in words), "spread"),
+        within_ms=float(words[words.index("within") + 1]) if "within" in words else None,
     )

@@ -31,13 +31,16 @@ def test_a_problem_has_a_cause(problem: Problem, cause: Cause) -> None:
         ({Cause.RUNTIME}, NoCapacity, "no-docker"),
         ({Cause.LABEL}, NoCapacity, "agent.labels"),
         ({Cause.MEMORY}, NoCapacity, "memory_mb"),
+        ({Cause.ACCURACY}, NoCapacity, "--variant"),
+        ({Cause.LATENCY}, NoCapacity, "max_latency_ms"),
         ({Cause.EMPTY}, NoCapacity, "bootstrap invite"),
         ({Cause.CONTENT, Cause.MEMORY}, NoCapacity, "has the archive"),
         (set[Cause](), NoCapacity, "later"),
     ],
 )
 def test_the_fix_fits_the_reasons(causes: set[Cause], kind: type[Problem], fix: str) -> None:
-    problem = summed_up(a_service(), {"eu": "why"}, causes)
+    problem = summed_up(a_service(), {"eu": "why"}, causes, 300)
+    assert "300 MB" in problem.detail or type(problem) is Unavailable
     assert type(problem) is kind
     assert fix in problem.fix
     assert problem.extra["regions"] == {"eu": "why"}
