@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 
 import msgspec
 import structlog
@@ -29,7 +29,7 @@ from region_controller.explained import region_passed_over
 from region_controller.handoff import ANSWER_MARGIN_S, MAX_VISITED, HandoffRequest, RemoteRegions
 from region_controller.leases import Held
 from region_controller.placement import Nobody, Placement
-from region_controller.refusals import Refusal, causes_in, summed_up
+from region_controller.refusals import Refusal, asked_by, causes_in, summed_up
 from region_controller.region import Region
 from region_controller.wanted import Wanted, loop_time
 
@@ -75,23 +75,23 @@ class PassingOn:
             or "it has no agents"
         }
         causes = {why.cause for why in nobody.reasons.values()} or {Cause.EMPTY}
-        if wanted.route.hops >= hierarchy.MAX_HOPS:
+        if wanted.route.hops >= hierarchy.MAX_HOPS or len(wanted.route.visited) >= MAX_VISITED:
             raise summed_up(wanted.record, regions, causes, wanted.mem)
         asked: set[str] = set()
         passed_over: list[PassedOver] = []
         for find in (self._heard, self._recorded):
-            told = regions.keys() - {here} if asked else set()  # a relative may have asked those of the second round
-            known = [r for r in await find(wanted) if r.node not in asked and r.region not in told]
+            known = [r for r in await find(wanted) if r.node not in asked]
             hops = self._ordered(wanted, known)
             asked |= {h.node for h in hops}
             for hop in hops:
                 progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
                 try:
-                    remote = await self.hand_to(hop, wanted, hops)
+                    remote = await self.hand_to(hop, wanted, asked)
                     why = f"no agent of {here} can host it; {hop.region} took it"
                     return msgspec.structs.replace(remote, why=why, here=nobody, regions=tuple(passed_over))
                 except (*HOST_CANNOT, NoMatchingService) as problem:
                     self._note(hop, wanted, problem)
+                    asked |= asked_by(problem)
                     theirs = problem.extra.get("regions")
                     regions |= {str(k): str(v) for k, v in theirs.items()} if isinstance(theirs, dict) else {}
                     regions.setdefault(hop.region, problem.detail)
@@ -103,7 +103,10 @@ class PassingOn:
                     regions[far.region] = refusal.detail
                     causes.add(refusal.cause)
                     passed_over.append(region_passed_over(far.region, refusal.cause, refusal.detail))
-        raise summed_up(wanted.record, regions, causes, wanted.mem)
+        refusal_of_all = summed_up(wanted.record, regions, causes, wanted.mem)
+        if wanted.route.hops:  # who handed it to us need not have them asked again; a phone has no use for it
+            refusal_of_all.extra["asked"] = sorted(asked)[:MAX_VISITED]
+        raise refusal_of_all
 
     def would_ask(self, wanted: Wanted) -> tuple[list[hierarchy.Hop], list[PassedOver]]:
         """Whom `hand_off` would ask first, of those that are heard now; and who is too far away."""
@@ -191,11 +194,11 @@ class PassingOn:
         self,
         hop: hierarchy.Hop,
         wanted: Wanted,
-        planned: Sequence[hierarchy.Hop] = (),
+        asked: Collection[str] = (),
         *,
         only_warm: bool = False,
     ) -> Remote:
-        """Hand over to one controller, which need not ask who was asked before nor whom we have `planned` to ask.
+        """Hand over to one controller, which need not ask who is in `asked`: others did, or we shall.
 
         Raises the other controller's Problem, Unavailable, DeadlineExceeded.
         """
@@ -206,7 +209,7 @@ class PassingOn:
             raise DeadlineExceeded(
                 "no time is left to ask other regions", fix="Wait longer: `--wait SECONDS` (`wait_s`)."
             )
-        spared = wanted.route.visited | {self._region.me.node} | {h.node for h in planned}
+        spared = wanted.route.visited | {self._region.me.node} | set(asked)
         leases = self._held_with(hop, wanted)
         body = HandoffRequest(
             request=msgspec.structs.replace(wanted.request, leases=leases, variant=wanted.offer.variant),

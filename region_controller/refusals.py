@@ -7,10 +7,12 @@ from collections.abc import Iterable, Mapping
 from msgspec import Struct
 
 from protocol.causes import Cause
+from protocol.identifiers import is_node_id
 from protocol.problems import NoCapacity, Problem, Unavailable
 from protocol.records import ServiceRecord
 
 RETRY_AFTER_S = 5
+MAX_ASKED = 256
 
 _FIXES: Mapping[Cause, str] = {
     Cause.CONTENT: "Start a node that has the archive, or publish it again with `cornerstore publish`.",
@@ -43,6 +45,12 @@ def causes_in(problem: Problem) -> set[Cause]:
     if not isinstance(named, list):
         return set()
     return {Cause(c) for c in named if isinstance(c, str) and c in set(Cause)}
+
+
+def asked_by(problem: Problem) -> set[str]:
+    """Node ids of the controllers that another region asked in vain. What is none is left out."""
+    named = problem.extra.get("asked")
+    return {n for n in named[:MAX_ASKED] if isinstance(n, str) and is_node_id(n)} if isinstance(named, list) else set()
 
 
 def summed_up(service: ServiceRecord, regions: Mapping[str, str], causes: Iterable[Cause], mem: int) -> Unavailable:

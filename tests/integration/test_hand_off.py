@@ -143,7 +143,7 @@ async def test_a_tree_is_asked_once_each_and_every_region_gives_its_reason(tmp_p
     mesh = MemoryMesh()
     async with (
         running_site(tmp_path, "eu/de/ka", mesh=mesh) as asked,
-        running_site(tmp_path, "eu/de/da", mesh=mesh),
+        running_site(tmp_path, "eu/de/da", mesh=mesh) as sibling,
         running_site(tmp_path, "eu/de", mesh=mesh) as parent,
         running_site(tmp_path, "eu/fr", mesh=mesh) as uncle,
         running_site(tmp_path, "eu/fr/paris", mesh=mesh) as cousin,
@@ -156,6 +156,8 @@ async def test_a_tree_is_asked_once_each_and_every_region_gives_its_reason(tmp_p
         assert set(regions) == {"eu/de/ka", "eu/de/da", "eu/de", "eu/fr", "eu/fr/paris"}
         assert regions["eu/de/da"] == "it has no agents"
         assert "needs 100 MB" in regions["eu/de"]
+        assert "asked" not in caught.value.extra, "that is for controllers"
+        assert [s.controller.stats().starts["failed"] for s in (asked, sibling, parent, uncle, cousin)] == [1] * 5
         async with an_agent("eu/fr/paris").linked(cousin.peer):
             await announced(cousin, 1)
             answer, _ = await asked.controller.start(REQUEST)

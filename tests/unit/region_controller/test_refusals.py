@@ -4,7 +4,7 @@ import pytest
 
 from protocol.causes import Cause, cause_of
 from protocol.problems import ContentNotFound, DiskFull, EngineUnavailable, NoCapacity, Problem, Unavailable
-from region_controller.refusals import causes_in, summed_up
+from region_controller.refusals import asked_by, causes_in, summed_up
 from tests.one_region import a_service
 
 
@@ -45,6 +45,12 @@ def test_the_fix_fits_the_reasons(causes: set[Cause], kind: type[Problem], fix: 
     assert fix in problem.fix
     assert problem.extra["regions"] == {"eu": "why"}
     assert causes_in(problem) == causes - ({Cause.EMPTY} if len(causes) > 1 else set())
+
+
+def test_whom_a_peer_asked_may_be_nonsense_too() -> None:
+    node = "ab" * 20
+    assert asked_by(NoCapacity("no", asked=[node, 5, "somebody", [node]])) == {node}
+    assert asked_by(NoCapacity("no", asked=node)) == asked_by(NoCapacity("no")) == set()
 
 
 def test_what_a_peer_says_of_causes_may_be_nonsense() -> None:
