@@ -73,7 +73,7 @@ def no_such_meaning(request: StartRequest, category: str, records: Sequence[Serv
     """Says what was asked and what would match, in `fix` and for machines:
 
     `near` in words, `nearest` the services that come nearest, with what each lacks; `categories` that are like the one
-    asked for, where nothing is published in that; `inputs` and `outputs`: the types that services there do have.
+    asked for, where nothing is published in that; `inputs_there`, `outputs_there`: types that services there do have.
     `records`: the newest version of each service.
     """
     there = [r for r in records if in_category(r.category, category)]
@@ -88,8 +88,8 @@ def no_such_meaning(request: StartRequest, category: str, records: Sequence[Serv
         near=near[:MAX_NEAR],
         nearest=[miss.to_dict() for miss in nearest],
         categories=categories,
-        inputs=sorted({one for record in there for one in record.inputs})[:MAX_TYPES],
-        outputs=sorted({one for record in there for one in record.outputs})[:MAX_TYPES],
+        inputs_there=sorted({one for record in there for one in record.inputs})[:MAX_TYPES],
+        outputs_there=sorted({one for record in there for one in record.outputs})[:MAX_TYPES],
     )
 
 

@@ -8,12 +8,14 @@ from enum import IntEnum
 
 from msgspec import Struct
 
-from protocol.decisions import MAX_PASSED_OVER, OtherService
+from protocol.decisions import MAX_PASSED_OVER, OtherService, cut
 from protocol.identifiers import in_category
 from protocol.instances import StartRequest
 from protocol.problems import AmbiguousService
 from protocol.records import ServiceRecord
 from region_controller.agents import Warmth
+from region_controller.offers import offered
+from region_controller.refusals import Refusal
 
 WarmthOf = Callable[[ServiceRecord], Warmth]
 """How far along this region is with a service."""
@@ -80,9 +82,10 @@ def by_name(text: str, found: Iterable[ServiceRecord]) -> ServiceRecord | None:
 
 
 class _Match(Struct, frozen=True):
-    """How a service that fits stands among the others; less is better, in the order of the fields."""
+    """How a service that fits stands among the others; less is better, in the order of the fields. `hindrance`: why it
+    can hardly be started, if so."""
 
-    missing: bool
+    hindrance: str
     warmth: Warmth
     standing: Standing
     newest: tuple[int, str, bytes]
@@ -90,7 +93,7 @@ class _Match(Struct, frozen=True):
 
     @property
     def rank(self) -> tuple[bool, Warmth, Standing, tuple[int, str, bytes]]:
-        return self.missing, self.warmth, self.standing, self.newest
+        return bool(self.hindrance), self.warmth, self.standing, self.newest
 
 
 def by_meaning(
@@ -104,8 +107,8 @@ def by_meaning(
     """The best match of category, inputs and outputs. None if nothing matches.
 
     Warm > built > cached > by a publisher of better standing > newest. What is `missing` (digests whose content could
-    not be had of late) comes after all others. A publisher of whom something is here is trusted. With `force_rebuild`
-    nothing that is here is used, and what is here does not count.
+    not be had of late), or has policies that none of its variants keeps, comes after all others. A publisher of whom
+    something is here is trusted. With `force_rebuild` nothing that is here is used, and what is here does not count.
     """
     found = list(found)
     lineages = {_lineage(r) for r in found if matches_meaning(r, category, request.inputs, request.outputs)}
@@ -117,7 +120,7 @@ def by_meaning(
     present = {r.publisher for r in fitting if warmth[r.digest] < Warmth.COLD}
     matches = [
         _Match(
-            r.digest in missing,
+            _hindrance(r, request, missing),
             Warmth.COLD if request.force_rebuild else warmth[r.digest],
             Standing.TRUSTED if r.publisher in present else standing_of(r.publisher),
             _newest_first(r),
@@ -136,6 +139,13 @@ def by_meaning(
     )
     why = f"{best.record.id} ({best.record.name}) in {best.record.category}: {said}"
     return Resolved(best.record, why, others, len(rivals) - len(others))
+
+
+def _hindrance(record: ServiceRecord, request: StartRequest, missing: Container[str]) -> str:
+    if record.digest in missing:
+        return "its archive could not be had of late"
+    offer = offered(record, request.variant)
+    return offer.detail if isinstance(offer, Refusal) else ""
 
 
 def _one_of_each(matches: Iterable[_Match]) -> list[_Match]:
@@ -164,15 +174,19 @@ _LESS = {
 
 
 def _won(best: _Match, next_best: _Match) -> str:
-    if best.warmth is Warmth.COLD and best.missing == next_best.missing and best.standing != next_best.standing:
+    if (
+        best.warmth is Warmth.COLD
+        and bool(best.hindrance) == bool(next_best.hindrance)
+        and best.standing != next_best.standing
+    ):
         return "the one whose publisher is known best here"
     return _WHY[best.warmth]
 
 
 def _lost(best: _Match, other: _Match) -> str:
     """In what it differs first."""
-    if other.missing != best.missing:
-        return "its archive could not be had of late"
+    if other.hindrance and not best.hindrance:
+        return cut(other.hindrance)
     if other.warmth != best.warmth:
         return _LESS[other.warmth]
     if other.standing != best.standing:

@@ -212,9 +212,15 @@ def lasting(duration_s: float) -> str:
     return f"{round(seconds / 3600)} h" if seconds < 172_800 else f"{round(seconds / 86_400)} days"
 
 
+def _cell(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _details(extra: Mapping[str, Any]) -> Iterator[str]:
-    """The further members of a problem, in words."""
+    """The further members of a problem, in words, but for those that its fix says."""
     for key, value in extra.items():
+        if key in ("near", "nearest"):
+            continue
         if key == "retry_after" and isinstance(value, int | float):
             yield f"Try again in {lasting(value)}."
         elif isinstance(value, Mapping):
@@ -222,6 +228,6 @@ def _details(extra: Mapping[str, Any]) -> Iterator[str]:
         elif isinstance(value, list | tuple) and value:
             yield f"{key}:"
             for item in value:
-                yield "  " + (", ".join(str(v) for v in item.values()) if isinstance(item, Mapping) else str(item))
+                yield "  " + (", ".join(map(_cell, item.values())) if isinstance(item, Mapping) else str(item))
         elif value not in (None, "", [], ()):
             yield f"{key}: {value}"

@@ -7,9 +7,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from protocol.decisions import MAX_PASSED_OVER
 from protocol.instances import StartRequest
 from protocol.problems import AmbiguousService, BadCursor, BadRequest, NoMatchingService, Unavailable
-from protocol.records import ServiceRecord, Signed, raw_public_key
+from protocol.records import ServiceRecord, Signed, Terms, raw_public_key
 from region_controller import resolution
 from region_controller.agents import Warmth
 from region_controller.catalogue import MISSING_S, OWN_S, SEEN_S, Catalogue
@@ -184,6 +185,41 @@ def test_a_flood_of_new_publishers_does_not_win_over_those_known_here() -> None:
     assert chosen(everything, missing=set(), warm=fakes[3].digest) == "z3", "what is here is the first choice"
     rank = resolution.known_first(everything, lambda p: standing.get(p, Standing.NEW))
     assert [r.id for r in sorted(everything, key=rank)] == ["ours", "old", *(r.id for r in reversed(fakes))]
+
+
+def test_each_match_that_was_not_taken_says_why() -> None:
+    ours, old = a_service("ours", seq=1), a_service("old", seq=2, publisher=key_of("old"))
+    new, gone = a_service("new", seq=3, publisher=key_of("new")), a_service("gone", seq=4)
+    never = msgspec.structs.replace(a_service("never", seq=5), terms=Terms(min_accuracy=0.9))
+    standing = {old.publisher: Standing.SEEN}
+
+    def told(*records: ServiceRecord, **request: Any) -> list[tuple[str, str]]:
+        found = resolution.by_meaning(
+            StartRequest(category="/text", **request),
+            "/text",
+            records,
+            lambda r: Warmth.CACHED if r == ours else Warmth.COLD,
+            lambda publisher: standing.get(publisher, Standing.NEW),
+            {gone.digest},
+        )
+        assert found is not None
+        return [(found.record.id, found.why.partition(": ")[2]), *((other.id, other.why) for other in found.others)]
+
+    assert told(never, gone, new, old, ours) == [
+        ("ours", "of 5 matches the one whose archive is here already"),
+        ("old", "nothing of it is here"),
+        ("new", "nothing of it is here"),
+        ("never", "its policy asks for accuracy 0.9, and no variant says how accurate it is"),
+        ("gone", "its archive could not be had of late"),
+    ]
+    assert told(new, old) == [
+        ("old", "of 2 matches the one whose publisher is known best here"),
+        ("new", "its publisher is new here"),
+    ]
+    assert told(ours) == [("ours", "the only match")]
+    assert told(never, gone)[0][0] == "never", "better than none: its refusal says why"
+    many = [a_service(f"s{number}", seq=number + 1) for number in range(30)]
+    assert len(told(*many)) == 1 + MAX_PASSED_OVER
 
 
 async def test_wave_after_wave_of_invented_publishers_does_not_make_one_who_stays_a_new_one(

@@ -25,8 +25,8 @@ def test_who_lacks_least_comes_first_and_says_what_it_lacks() -> None:
     assert problem.extra["nearest"][0]["lacks_outputs"] == ["integer"]
     assert problem.extra["near"][0] == "objects (service) does not give integer"
     assert problem.extra["near"][2] == "words (service) is in /text and does not take image"
-    assert problem.extra["inputs"] == ["image", "video"]
-    assert problem.extra["outputs"] == ["image", "text"]
+    assert problem.extra["inputs_there"] == ["image", "video"]
+    assert problem.extra["outputs_there"] == ["image", "text"]
     assert problem.detail == "no published service has category /image, inputs image, outputs integer"
 
 
@@ -48,4 +48,4 @@ def test_however_much_is_published_the_answer_is_short() -> None:
     many = [a_service(f"s{i}", category=f"/image/c{i}", inputs=[f"t{i}"]) for i in range(200)]
     problem = no_such_meaning(StartRequest(category="/image", inputs=("x",)), "/image", many)
     assert len(problem.extra["nearest"]) == len(problem.extra["near"]) == MAX_NEAR
-    assert len(problem.extra["inputs"]) == 16
+    assert len(problem.extra["inputs_there"]) == 16
