@@ -38,6 +38,9 @@ RETRY_S = 1.0
 RETRY_MOST_S = 8.0
 MET_FOR_S = 60.0
 """How long one that was only found, and never answered, is tried."""
+MISSED_FOR_S = 3600.0
+"""How long one that was heard before is tried: when a long cut is healed, the mesh's records of the other side have run
+out on either."""
 MAX_REFUSED = 32
 
 Freshness = Literal["fresh", "stale", "gone"]
@@ -222,10 +225,14 @@ class RelativesView:
         return [_target(r, wants_all=True) for r in chosen]
 
     def probe(self, now: float) -> Target | None:
-        """One of the others in turn (as SWIM does): is it reached from here, and in which time?"""
+        """One of the others in turn (as SWIM does): is it reached from here, and in which time?
+
+        A missed root comes first: through it everybody else is heard again.
+        """
         linked = {t.node for t in self.uplinks(now)}
         others = [r for r in self._reachable(now) if r.node not in linked]
-        chosen = min(others, key=lambda r: (r.probed, r.rank), default=None)
+        least = min([_rank(self.region, self.node), *(r.rank for r in self._living(now))])
+        chosen = min(others, key=lambda r: (r.rank >= least, r.probed, r.rank), default=None)
         if chosen is None:
             return None
         chosen.probed = now
@@ -242,7 +249,7 @@ class RelativesView:
                 load=s.load,
                 below=s.below,
                 rtt_s=r.rtt_s,
-                reachable=r.retry_at <= now,
+                reachable=r.failures == 0,
                 refused=frozenset(r.refused),
                 live=True,
             )
@@ -256,9 +263,7 @@ class RelativesView:
 
     def sweep(self, now: float) -> list[str]:
         """Forget who is gone. Returns their node ids."""
-        over = [
-            r.node for r in self._relatives.values() if self._freshness(r, now) == "gone" and now - r.met > MET_FOR_S
-        ]
+        over = [r.node for r in self._relatives.values() if not self._looked_for(r, now)]
         for node in over:
             del self._relatives[node]
         return over
@@ -279,15 +284,21 @@ class RelativesView:
         ]
 
     def _reachable(self, now: float) -> Sequence[_Relative]:
-        """Those alive, and those met lately that were never heard or are silent: only asking shows whether they are
-        back."""
+        """Those alive, and those that were met lately or are missed: only asking shows whether they are back."""
         return [
             r
             for r in self._relatives.values()
-            if r.retry_at <= now
-            and (now - r.met <= MET_FOR_S or self._freshness(r, now) != "gone")
-            and not (r.summary is not None and r.summary.leaving and r.met <= r.heard)
+            if r.retry_at <= now and self._looked_for(r, now) and not (_left(r) and r.met <= r.heard)
         ]
+
+    def _looked_for(self, relative: _Relative, now: float) -> bool:
+        patience_s = GONE_S if _left(relative) else MISSED_FOR_S
+        return now - relative.heard <= patience_s or now - relative.met <= MET_FOR_S
+
+
+def _left(relative: _Relative) -> bool:
+    """It said goodbye."""
+    return relative.summary is not None and relative.summary.leaving
 
 
 def _rank(region: str, node: str) -> tuple[int, str, str]:

@@ -25,6 +25,7 @@ class Mesh:
         self.now = 0.0
         self.views: dict[str, RelativesView] = {}
         self.cut: set[frozenset[str]] = set()
+        self.records = True
         self.messages: dict[str, int] = dict.fromkeys(REGIONS, 0)
         self._lives = 0
         for region in REGIONS:
@@ -43,7 +44,7 @@ class Mesh:
 
     def _tick(self, view: RelativesView) -> None:
         if int(self.now) % 5 == 0:
-            line = [r for r in self.views if self._found_by(view.region, r)]
+            line = [r for r in self.views if self.records and self._found_by(view.region, r)]
             for region in line:
                 view.met(region, node(region), (f"{region.replace('/', '.')}:1",), self.now)
         view.sweep(self.now)
@@ -131,6 +132,20 @@ def test_siblings_that_are_cut_from_each_other_hear_of_each_other_and_know_that_
     mesh.cut.clear()
     mesh.run(4 * AGREE_S)
     assert mesh.views["eu/b/1"]._relatives[node("eu/b/2")].failures == 0
+
+
+def test_a_subtree_that_was_cut_off_for_minutes_is_back_within_10_s_without_any_record() -> None:
+    mesh = Mesh(5)
+    mesh.run(AGREE_S)
+    inside = {r for r in REGIONS if (r + "/").startswith("eu/a/")}
+    mesh.cut = {frozenset({i, o}) for i in inside for o in REGIONS if o not in inside}
+    mesh.records = False  # they live for a minute
+    mesh.run(600.0)
+    assert mesh.seen("eu/a/0") == inside - {"eu/a/0"}
+    assert mesh.seen("eu") & inside == set()
+    mesh.cut.clear()
+    mesh.run(AGREE_S)
+    assert mesh.siblings_agree()
 
 
 def test_messages_grow_with_the_children_only() -> None:

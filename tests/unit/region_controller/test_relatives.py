@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from region_controller.hierarchy import candidates
-from region_controller.relatives import FRESH_S, GONE_S, RETRY_MOST_S, RelativesView, Target
+from region_controller.relatives import FRESH_S, GONE_S, MISSED_FOR_S, RETRY_MOST_S, RelativesView, Target
 from region_controller.summaries import Exchange, ExchangeAnswer, Heard, Load, Summary, mark_of
 
 DIGEST = "sha256:" + "ab" * 32
@@ -48,7 +48,8 @@ def test_fresh_stale_gone_and_no_return_by_hearsay() -> None:
     assert view.freshness(summary.node, FRESH_S) == "fresh"
     assert view.freshness(summary.node, FRESH_S + 0.1) == "stale"
     assert seen(view, GONE_S + 0.1) == {}
-    assert view.sweep(GONE_S + 0.1) == [summary.node]
+    assert view.sweep(MISSED_FOR_S) == []
+    assert view.sweep(MISSED_FOR_S + 0.1) == [summary.node]
     relayed = ExchangeAnswer(a_summary("eu"), (Heard(summary, int(GONE_S * 1000) + 1),))
     view.answered(relayed, target, asked_at=9.0, now=9.1)
     assert seen(view, 9.1) == {"eu": 0}
@@ -160,6 +161,8 @@ def test_a_dead_relative_is_left_out_and_a_full_one_comes_last_until_it_says_som
     for _ in range(20):
         view.failed(node("eu/b"), 0.7)
     view.told(a_summary("eu/b"), 8.7)
+    assert "eu/b" not in asked(0.7 + RETRY_MOST_S), "what others say of it does not bring us there"
+    view.reached(node("eu/b"), 0.02)
     assert "eu/b" in asked(0.7 + RETRY_MOST_S)
 
 
