@@ -13,7 +13,7 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
-from client.invocation import invoke, relayed
+from client.invocation import invoke, only_posts, relayed
 from client.listing import Listing, listed
 from client.rest import Rest, retried
 from client.sse import EventParser
@@ -192,10 +192,15 @@ class ControllerClient:
     ) -> bytes:
         """Call the service at its own address; see `client.invocation.invoke`.
 
-        Where no network leads there (it may have been handed off to another site), a POST goes through the controller.
+        Where no network leads there (it may have been handed off to another site), a POST goes through the controller:
+        at once if the controller said so (`reach`), else when no connection could be opened.
         """
         assert self._session is not None
         options: dict[str, Any] = {"content_type": content_type, "accept": accept, "timeout_s": timeout_s}
+        if answer.reach == "relay":
+            if body is None or method not in (None, "POST"):
+                raise only_posts(answer)
+            return await self.relayed(answer, path, body, **options)
         try:
             return await invoke(self._session, answer, path, body, method=method, **options)
         except ServiceUnreachable as problem:

@@ -95,6 +95,13 @@ async def relayed(
         return await _reply(response, f"{answer.url}{path}", answer.instance)
 
 
+def only_posts(answer: StartAnswer) -> ServiceUnreachable:
+    return ServiceUnreachable(
+        f"no network leads from here to the service at {answer.url}, and its controller passes on only what is POSTed",
+        fix="Send a body, or call it from a network that leads there.",
+    )
+
+
 async def _reply(response: aiohttp.ClientResponse, url: str, instance: str) -> bytes:
     if response.status >= 400:
         raise await _error(response, url, instance)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import msgspec
-from aiohttp import web
+from aiohttp import AddrInfoType, web
 
 from dht.clocks import Clocks
 from protocol import tracing
@@ -34,9 +35,27 @@ KEEPALIVE_S = 4.0
 """Less than any `idle_s`: aiohttp may leave the read timer of a finished answer running, and reuse the connection."""
 
 
+SILENT_S = 5
+"""After so long without a sign of life from the other machine's network stack a connection counts as broken, whatever
+it was waiting for: a cut line tells nobody, and TCP by itself would go on for a quarter of an hour."""
+
+
 def peer_connector() -> aiohttp.TCPConnector:
     """For the session of a `PeerHttp`."""
-    return aiohttp.TCPConnector(keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.TCPConnector(keepalive_timeout=KEEPALIVE_S, socket_factory=watchful_socket)
+
+
+def watchful_socket(info: AddrInfoType) -> socket.socket:
+    """One that is closed by the system when the other machine is gone (`tcp(7)`): a peer that works for minutes before
+    it answers still acknowledges."""
+    family, kind, protocol, _, _ = info
+    made = socket.socket(family, kind, protocol)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, SILENT_S - 2)
+    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)
+    return made
 
 
 class PeerHttp:
@@ -50,14 +69,33 @@ class PeerHttp:
         self.clocks = Clocks()
         self._scheme = "https" if tls is not None else "http"
 
+    def over(self, session: aiohttp.ClientSession) -> PeerHttp:
+        """The same over connections of another session."""
+        return PeerHttp(session, self.tls)
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Of every request."""
+        return self._session.headers
+
     def url(self, address: str, path: str) -> str:
         return f"{self._scheme}://{address}{path}"
 
     @asynccontextmanager
     async def request(
-        self, method: str, address: str, path: str, *, timeout_s: float, idle_s: float | None = None, **kwargs: Any
+        self,
+        method: str,
+        address: str,
+        path: str,
+        *,
+        timeout_s: float,
+        idle_s: float | None = None,
+        passed_on: str = "",
+        **kwargs: Any,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
-        """An answer with a 2xx status. Raises the peer's own Problem, or Unavailable if it cannot be reached.
+        """An answer with a 2xx status, or of any status with the header `passed_on`: then it is not the peer's own.
+
+        Raises the peer's own Problem, or Unavailable if it cannot be reached.
 
         `timeout_s` bounds the whole exchange, `idle_s` the silence between two reads. The network's errors are
         translated in the block too, since the body is read there; the block's own errors (a full disk) pass through.
@@ -71,7 +109,7 @@ class PeerHttp:
                 method, self.url(address, path), ssl=self.tls or True, timeout=timeout, allow_redirects=False, **kwargs
             ) as response:
                 self.clocks.heard(address, response.headers.get("Date", ""), time.time(), time.monotonic())
-                if not 200 <= response.status < 300:
+                if not 200 <= response.status < 300 and passed_on not in response.headers:
                     raise await _problem(response, address)
                 answered = True
                 yield response

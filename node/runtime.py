@@ -182,6 +182,7 @@ class _Parts:
             running_controller(
                 ControllerConfig(
                     region=self._config.region,
+                    rest=self.rest,
                     database=self._data_dir / "controller.sqlite",
                     spool=self._data_dir / "spool",
                     max_archive_bytes=self._max_archive_bytes,

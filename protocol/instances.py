@@ -122,16 +122,26 @@ class ServiceRef(Struct, frozen=True):
 
 
 class Lease(Struct, frozen=True):
-    """A client's hold on an instance. `expires_at` in Unix s, None: until stopped."""
+    """A client's hold on an instance. `expires_at` in Unix s, None: until stopped.
+
+    `controller`: URL of the one whose agent runs the instance: the token works there too, should the client's own die.
+    """
 
     token: str
     expires_at: float | None = None
+    controller: str = ""
+
+
+Reach = Literal["direct", "relay"]
+"""How a client gets to a service: at the service's own address, or through its controller."""
 
 
 class StartAnswer(Struct, frozen=True, kw_only=True):
     """`start` says whether the instance was started for this request. `host`, `port`, `url` are of the first port.
 
-    `timings_ms` has the keys `PHASES`. `why` explains choice and place in words, `decision` for machines.
+    `reach` says how this client gets there: `direct` at `url`, as far as its controller knows; `relay`: not at `url`,
+    but through the controller, which passes on what is sent to its path `relay`. `timings_ms` has the keys `PHASES`.
+    `why` explains choice and place in words, `decision` for machines.
     """
 
     instance: str
@@ -144,6 +154,8 @@ class StartAnswer(Struct, frozen=True, kw_only=True):
     ports: tuple[PortBinding, ...]
     url: str | None
     lease: Lease
+    reach: Reach = "direct"
+    relay: str | None = None
     handoff: tuple[str, ...] = ()
     timings_ms: dict[str, float] = {}
     why: str = ""

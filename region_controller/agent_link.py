@@ -155,6 +155,9 @@ class AgentLinks:
             return link
         raise Unavailable(f"agent {node[:8]} is not connected", fix="It dials again when it is back.", retry_after=5)
 
+    def missing(self, node: str) -> bool:
+        return node not in self._links
+
     async def serve(self, request: web.Request) -> web.StreamResponse:
         """`GET /peer/agent-link`: lives as long as the link. Raises Forbidden before the upgrade for a wrong role."""
         peer: PeerIdentity | None = request.get(PEER)

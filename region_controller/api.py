@@ -83,16 +83,17 @@ class _ClientHandlers:
         self._description = msgspec.json.encode(describe_api(importlib.metadata.version("cornerstore")))
 
     async def start_instance(self, request: web.Request) -> web.StreamResponse:
-        with self._controller.admission.request(request.remote or "", time.monotonic()):
+        client = request.remote or ""
+        with self._controller.admission.request(client, time.monotonic()):
             body = await _json(request, StartRequest)
             if wants_events(request):
-                return await stream(request, lambda on_progress: self._started(body, on_progress))
-            answer, cold = await self._controller.start(body)
+                return await stream(request, lambda on_progress: self._started(body, on_progress, client))
+            answer, cold = await self._controller.start(body, client=client)
         location = {"Location": f"/v1/instances/{answer.instance}"}
         return _answer(answer, status=201 if cold else 200, headers=location)
 
-    async def _started(self, body: StartRequest, on_progress: OnProgress) -> StartAnswer:
-        answer, _ = await self._controller.start(body, on_progress)
+    async def _started(self, body: StartRequest, on_progress: OnProgress, client: str) -> StartAnswer:
+        answer, _ = await self._controller.start(body, on_progress, client=client)
         return answer
 
     async def list_instances(self, request: web.Request) -> web.Response:
@@ -225,6 +226,10 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
         caller = _on_behalf_of(request, _controller_peer(request))
         return _answer(await controller.log(request.match_info["instance"], _log_lines(request), caller))
 
+    async def invoke(request: web.Request) -> web.StreamResponse:
+        caller = _on_behalf_of(request, _controller_peer(request))
+        return await controller.relay.serve(request, request.match_info["instance"], caller)
+
     async def act(request: web.Request) -> web.Response:
         peer = _controller_peer(request)
         verb = next((v for v in VERBS if v == request.match_info["verb"]), None)
@@ -240,6 +245,7 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
         web.post(SUMMARIES_PATH, exchange_summaries),
         web.get("/peer/instances/{instance}", get_instance),
         web.get("/peer/instances/{instance}/log", get_log),
+        web.post("/peer/instances/{instance}/invoke", invoke),
         web.post("/peer/instances/{instance}/{verb}", act),
     ]
 

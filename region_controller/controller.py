@@ -16,7 +16,7 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.contracts import Content, Directory
-from dht.peer_http import PeerHttp
+from dht.peer_http import KEEPALIVE_S, PeerHttp
 from dht.tasks import OwnedTasks, running_loops
 from protocol.decisions import PlacementView
 from protocol.events import News
@@ -43,6 +43,7 @@ from region_controller.handoff import AliveRequest, HandoffRequest, RemoteRegion
 from region_controller.journal import Journal, open_journal
 from region_controller.operations import Caller, Operations
 from region_controller.publishing import Describe, Publishing
+from region_controller.reachability import Doors
 from region_controller.region import ControllerConfig, Region
 from region_controller.relative_links import RelativeLinks
 from region_controller.relay import Relay
@@ -80,6 +81,7 @@ class Controller:
         content: Content,
         http: PeerHttp,
         services: aiohttp.ClientSession,
+        relayed: PeerHttp,
         describe: Describe,
         publisher_key: Ed25519PrivateKey,
         operator_token: str,
@@ -107,10 +109,10 @@ class Controller:
             key=publisher_key,
             clock=clock,
         )
-        remote = RemoteRegions(http, directory)
+        remote, doors = RemoteRegions(http, directory), Doors()
         self._operations = Operations(self._region, remote)
-        self.relay = Relay(self._operations, services)
-        self._starts = Starts(self._region, self.catalogue, remote, self._region_records)
+        self.relay = Relay(self._operations, doors, services, relayed)
+        self._starts = Starts(self._region, self.catalogue, remote, self._region_records, doors)
         self.links = self._region.links
         self.relatives = RelativeLinks(
             self._region.relatives,
@@ -127,14 +129,17 @@ class Controller:
 
     # --- instances --------------------------------------------------------------------------------------------------
 
-    async def start(self, request: StartRequest, on_progress: OnProgress = _ignore) -> tuple[StartAnswer, bool]:
-        """An instance of the service that `request` means, ready, with a lease of the caller's own.
+    async def start(
+        self, request: StartRequest, on_progress: OnProgress = _ignore, *, client: str = ""
+    ) -> tuple[StartAnswer, bool]:
+        """An instance of the service that `request` means, ready, with a lease of the caller's own. `client`: the
+        caller's address.
 
         The second value is True if the instance was started for this request (cold). Raises BadRequest,
         NoMatchingService, AmbiguousService, NoCapacity, DeadlineExceeded (the start itself goes on), BuildFailed,
         StartFailed, Unavailable.
         """
-        return await self._starts.start(request, on_progress)
+        return await self._starts.start(request, on_progress, client)
 
     async def would(self, service: str) -> PlacementView:
         """Where it would be placed now; starts nothing. Raises as `start`, but NoCapacity."""
@@ -348,6 +353,7 @@ async def running_controller(
             content=content,
             http=http,
             services=await stack.enter_async_context(_to_services()),
+            relayed=http.over(await stack.enter_async_context(_to_relays(http))),
             describe=describe,
             publisher_key=publisher_key,
             operator_token=operator_token,
@@ -372,6 +378,13 @@ async def running_controller(
 def _to_services() -> aiohttp.ClientSession:
     """A connection for each call: services close idle ones when they like, and a call must not be sent twice."""
     return aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), auto_decompress=False)
+
+
+def _to_relays(http: PeerHttp) -> aiohttp.ClientSession:
+    """Not the connections of everything else between nodes: a service that is slow to read may hold up a body for
+    longer than a peer may be silent."""
+    connector = aiohttp.TCPConnector(keepalive_timeout=KEEPALIVE_S)
+    return aiohttp.ClientSession(connector=connector, headers=http.headers, auto_decompress=False)
 
 
 def _region_view(home: str, other: hierarchy.Relative) -> RegionView:

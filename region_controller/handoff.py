@@ -101,7 +101,7 @@ class RemoteRegions:
     ) -> InstanceView:
         data = msgspec.json.encode(body) if verb == "alive" else b""
         path = f"/peer/instances/{held.instance}/{verb}"
-        headers = _on_behalf(token, operator=operator)
+        headers = on_behalf(token, operator=operator)
         timeout_s = RESTART_S + 2 * RELAY_S if verb == "restart" else VERB_TIMEOUT_S
         return await self._at_holder(held, "POST", path, InstanceView, timeout_s, headers=headers, data=data)
 
@@ -110,7 +110,7 @@ class RemoteRegions:
 
     async def log(self, held: Held, lines: int, *, token: str | None, operator: bool) -> InstanceLog:
         path = f"/peer/instances/{held.instance}/log?lines={lines}"
-        headers = _on_behalf(token, operator=operator)
+        headers = on_behalf(token, operator=operator)
         return await self._at_holder(held, "GET", path, InstanceLog, VERB_TIMEOUT_S, headers=headers)
 
     async def _at_holder(self, held: Held, method: str, path: str, kind: type[A], timeout_s: float, **kwargs: Any) -> A:
@@ -140,7 +140,7 @@ class RemoteRegions:
             raise Unavailable(f"controller {address} answered something else: {error}") from None
 
 
-def _on_behalf(token: str | None, *, operator: bool) -> dict[str, str]:
+def on_behalf(token: str | None, *, operator: bool) -> dict[str, str]:
     """Headers that say for whom this controller asks."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     return headers | {OPERATOR_HEADER: "1"} if operator else headers

@@ -20,8 +20,10 @@ MAX_LEASES = 100_000
 class Held(Struct, frozen=True, kw_only=True):
     """An instance that this controller answers for. `agent`: the node that runs it, empty if handed off.
 
-    `flavour` tells customised instances apart. Handed off: `region`, node id (`controller`) and `address` (host:port)
-    of the controller that took it. `origin`: node id of the controller that handed it to us, empty for our own phones.
+    `flavour` tells customised instances apart, `key` which request it was started for.
+
+    Handed off: `region`, node id (`controller`) and `address` (host:port) of the controller that took it. `origin`:
+    node id of the controller that handed it to us, empty for our own phones.
     """
 
     instance: str
@@ -32,6 +34,7 @@ class Held(Struct, frozen=True, kw_only=True):
     host: str
     agent: str = ""
     flavour: str = ""
+    key: str = ""
     region: str = ""
     address: str = ""
     controller: str = ""

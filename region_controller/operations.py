@@ -37,6 +37,13 @@ class Caller(Struct, frozen=True):
     peer: str = ""
 
 
+class Reached(Struct, frozen=True):
+    """An instance that can be called: its own URL; `held`, if another controller answers for it."""
+
+    url: str
+    held: Held | None
+
+
 class Operations:
     def __init__(self, region: Region, remote: RemoteRegions) -> None:
         self._region = region
@@ -83,8 +90,8 @@ class Operations:
         done = await self._region.links.link(node).call(ReadLog(_id(), instance, lines), timeout_s=LOG_S)
         return InstanceLog(instance, done.lines)
 
-    async def reached_at(self, instance: str, caller: Caller) -> str:
-        """The URL of an instance, for who holds it. One that nobody hears of now may run all the same.
+    async def reached_at(self, instance: str, caller: Caller) -> Reached:
+        """Where an instance is called, for who holds it. One that nobody hears of now may run all the same.
 
         Raises UnknownInstance, KeyNeeded, Forbidden, Conflict.
         """
@@ -95,7 +102,8 @@ class Operations:
             raise Conflict(f"instance {instance} is {view.state}: it cannot be called", fix="Start the service again.")
         if view.url is None:
             raise Conflict(f"instance {instance} of {view.service.id} has no TCP port to call")
-        return view.url
+        held = self._region.leases.held(instance)
+        return Reached(view.url, held if held is not None and held.address else None)
 
     def _view(self, instance: str) -> InstanceView:
         return self._region.view(*self._find(instance))

@@ -29,6 +29,7 @@ from region_controller.explained import region_passed_over
 from region_controller.handoff import ANSWER_MARGIN_S, MAX_VISITED, HandoffRequest, RemoteRegions
 from region_controller.leases import Held
 from region_controller.placement import Nobody, Placement
+from region_controller.reachability import Door, Doors
 from region_controller.refusals import Refusal, asked_by, causes_in, summed_up
 from region_controller.region import Region
 from region_controller.wanted import Wanted, loop_time
@@ -46,7 +47,8 @@ WARM_ANSWER_S = 2.0
 class Remote(Struct, frozen=True):
     """Another region took it: whom to ask again, the answer that the first asker got, and why it was asked.
 
-    `here`: the choice among our own agents before. `regions`: those that could not.
+    `here`: the choice among our own agents before. `regions`: those that could not. `opens`: connections from here get
+    to the service.
     """
 
     hop: hierarchy.Hop
@@ -54,17 +56,23 @@ class Remote(Struct, frozen=True):
     why: str = ""
     here: Placement | Nobody = Nobody({})
     regions: tuple[PassedOver, ...] = ()
+    opens: bool = True
 
 
 class PassingOn:
     """`region_records` finds the other controllers in the mesh."""
 
     def __init__(
-        self, region: Region, remote: RemoteRegions, region_records: Callable[[], Awaitable[list[RegionRecord]]]
+        self,
+        region: Region,
+        remote: RemoteRegions,
+        region_records: Callable[[], Awaitable[list[RegionRecord]]],
+        doors: Doors,
     ) -> None:
         self._region = region
         self._remote = remote
         self._region_records = region_records
+        self._doors = doors
 
     async def hand_off(self, wanted: Wanted, nobody: Nobody, progress: OnProgress) -> Remote:
         """Ask the other regions, best first. Raises NoCapacity with the reason of each, Unavailable if all that each
@@ -78,6 +86,7 @@ class PassingOn:
         if wanted.route.hops >= hierarchy.MAX_HOPS or len(wanted.route.visited) >= MAX_VISITED:
             raise summed_up(wanted.record, regions, causes, wanted.mem)
         asked: set[str] = set()
+        silent: set[str] = set()
         passed_over: list[PassedOver] = []
         for find in (self._heard, self._recorded):
             known = [r for r in await find(wanted) if r.node not in asked]
@@ -86,12 +95,14 @@ class PassingOn:
             for hop in hops:
                 progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
                 try:
-                    remote = await self.hand_to(hop, wanted, asked)
+                    remote = await self.hand_to(hop, wanted, asked - silent)
                     why = f"no agent of {here} can host it; {hop.region} took it"
                     return msgspec.structs.replace(remote, why=why, here=nobody, regions=tuple(passed_over))
                 except (*HOST_CANNOT, NoMatchingService) as problem:
-                    self._note(hop, wanted, problem)
+                    if not self._note(hop, wanted, problem):
+                        silent.add(hop.node)  # others may get through to it: they need not leave it out
                     asked |= asked_by(problem)
+                    silent -= asked_by(problem)
                     theirs = problem.extra.get("regions")
                     regions |= {str(k): str(v) for k, v in theirs.items()} if isinstance(theirs, dict) else {}
                     regions.setdefault(hop.region, problem.detail)
@@ -105,7 +116,7 @@ class PassingOn:
                     passed_over.append(region_passed_over(far.region, refusal.cause, refusal.detail))
         refusal_of_all = summed_up(wanted.record, regions, causes, wanted.mem)
         if wanted.route.hops:  # who handed it to us need not have them asked again; a phone has no use for it
-            refusal_of_all.extra["asked"] = sorted(asked)[:MAX_VISITED]
+            refusal_of_all.extra["asked"] = sorted(asked - silent)[:MAX_VISITED]
         raise refusal_of_all
 
     def would_ask(self, wanted: Wanted) -> tuple[list[hierarchy.Hop], list[PassedOver]]:
@@ -153,12 +164,14 @@ class PassingOn:
             remote, why=f"it runs in {found.region}, {away_ms:.0f} ms away, and would start cold here", here=choice
         )
 
-    def _note(self, hop: hierarchy.Hop, wanted: Wanted, problem: Problem) -> None:
-        """The next request need not run into the same wall."""
-        if type(problem) is Unavailable and "causes" not in problem.extra:
-            self._region.relatives.failed(hop.node, loop_time())
-        else:
+    def _note(self, hop: hierarchy.Hop, wanted: Wanted, problem: Problem) -> bool:
+        """The next request need not run into the same wall. Whether it was that controller's own answer."""
+        answered = type(problem) is not Unavailable or "causes" in problem.extra
+        if answered:
             self._region.relatives.refused(hop.node, wanted.record.digest)
+        else:
+            self._region.relatives.failed(hop.node, loop_time())
+        return answered
 
     async def _heard(self, _: Wanted) -> list[hierarchy.Relative]:
         """Those that the links between controllers show alive."""
@@ -240,7 +253,12 @@ class PassingOn:
         self._region.grant(answer.instance, answer.lease.token, answer.lease.expires_at)
         self._region.away[answer.instance] = _as_answered(answer, wanted.mem)
         await self._region.journal.flush()
-        return Remote(hop, answer)
+        return Remote(hop, answer, opens=await self._opens(hop, answer))
+
+    async def _opens(self, hop: hierarchy.Hop, answer: StartAnswer) -> bool:
+        if answer.url is None or answer.port is None:
+            return True
+        return await self._doors.look(hop.node, answer.host, answer.port) is Door.OPEN
 
     def _held_with(self, hop: hierarchy.Hop, wanted: Wanted) -> tuple[str, ...]:
         """Of the client's tokens, those of instances that this controller took: the others do not concern it."""

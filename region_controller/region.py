@@ -28,7 +28,7 @@ from region_controller.placement import warmth_of
 from region_controller.recent import RecentPlacements
 from region_controller.relatives import RelativesView
 from region_controller.stats import Stats
-from region_controller.wanted import flavour_of
+from region_controller.wanted import flavour_of, loop_time
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +37,8 @@ MAX_IN_SNAPSHOT = 100
 
 
 class ControllerConfig(Struct, frozen=True, kw_only=True):
-    """`database`: the journal's sqlite file. `spool`: a folder for uploads under way, which have at
-    most `spool_bytes` together. At most `max_uploads` and `max_downloads` of archives at once.
+    """`rest`: URL of the listener for phones. `database`: the journal's sqlite file. `spool`: a folder for uploads
+    under way, which have at most `spool_bytes` together. At most `max_uploads` and `max_downloads` of archives at once.
     `starts_per_client_s` (0: any number), `starts_burst`: requests of one address for services. `max_starts`: of all,
     under way at once. `unwanted_start_s`: a start that is not ready is given up so long after the last client's
     `wait_s` is over. `prefer_warm_within_s`: rather than built here, a service is used where it runs already, if that
@@ -46,6 +46,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     """
 
     region: str
+    rest: str = ""
     database: Path
     spool: Path
     unwanted_start_s: float = 60.0
@@ -63,7 +64,8 @@ class Region:
     """Books (`members`, `leases`, `journal`), links to the agents, owned tasks, clock.
 
     `away`: handed-off instances as the region that took them last described them. `recent`: why services are where they
-    are.
+    are. `recalled`: instances of our agents from before our own restart, which was `recalled_at` on the event loop's
+    clock.
     """
 
     def __init__(
@@ -86,6 +88,8 @@ class Region:
         self.recent = RecentPlacements()
         self.failures = Failures()
         self.abandoned: set[str] = set()
+        self.recalled: dict[str, Held] = {}
+        self.recalled_at = float("-inf")
         self.away: dict[str, InstanceView] = {}
         self.capacity_changed: Callable[[], None] = lambda: None
         self.feed = Feed(self._snapshot)
@@ -108,7 +112,9 @@ class Region:
         for one in held:
             self.leases.hold(one)
             if one.agent:
+                self.recalled[one.instance] = one
                 by_agent.setdefault(one.agent, []).append(_unheard(one))
+        self.recalled_at = loop_time()
         for lease in leases:
             self.leases.restore(lease)
         for agent, reports in by_agent.items():
@@ -149,6 +155,7 @@ class Region:
     def let_go(self, instance: str) -> None:
         """End all claims on an instance; its agent may still report it."""
         self.away.pop(instance, None)
+        self.recalled.pop(instance, None)
         if self.leases.forget(instance):
             self.journal.forget(instance)
 

@@ -13,17 +13,22 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from urllib.parse import urlencode
 
 import aiohttp
 import structlog
 from aiohttp import web
 from yarl import URL
 
-from protocol.instances import RELAYED_HEADER
+from dht.peer_http import PeerHttp
+from protocol.instances import RELAY_S, RELAYED_HEADER
 from protocol.network_errors import network_cause
 from protocol.problems import BadRequest, DeadlineExceeded, Problem, ServiceError, TooLarge, Unavailable
-from region_controller.operations import Caller, Operations
+from region_controller.handoff import on_behalf
+from region_controller.leases import Held
+from region_controller.operations import Caller, Operations, Reached
+from region_controller.reachability import Door, Doors
 from region_controller.spool import Slots
 
 log = structlog.get_logger(__name__)
@@ -49,9 +54,11 @@ _PATH = re.compile(r"/[!$-;=?-Z_a-z~]{0,1023}")
 
 
 class Relay:
-    def __init__(self, operations: Operations, session: aiohttp.ClientSession) -> None:
+    def __init__(self, operations: Operations, doors: Doors, session: aiohttp.ClientSession, peers: PeerHttp) -> None:
         self._operations = operations
+        self._doors = doors
         self._session = session
+        self._peers = peers
         self._slots = Slots(MAX_CALLS, "calls of services")
 
     async def serve(self, request: web.Request, instance: str, caller: Caller) -> web.StreamResponse:
@@ -63,15 +70,43 @@ class Relay:
         path = _path(request)
         length = _length(request)
         with self._slots.one():
-            url = URL(await self._operations.reached_at(instance, caller) + path, encoded=True)
+            reached = await self._operations.reached_at(instance, caller)
             headers = {
                 "Content-Length": str(length),  # many services read no chunked bodies
                 "Content-Type": request.headers.get("Content-Type", "application/octet-stream"),
                 "Accept": request.headers.get("Accept", "*/*"),
                 "Accept-Encoding": "identity",
             }
-            async with self._called(url, headers, request) as reply:
+            async with await self._way(reached, path, headers, request, caller) as reply:
                 return await _pass_on(request, reply, instance)
+
+    async def _way(
+        self, reached: Reached, path: str, headers: dict[str, str], request: web.Request, caller: Caller
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        url = URL(reached.url + path, encoded=True)
+        held = reached.held
+        if held is None or await self._doors.look(held.controller, url.host or "", url.port or 80) is Door.OPEN:
+            return self._called(url, headers, request)
+        return self._called_there(held, path, headers | on_behalf(caller.token, operator=caller.operator), request)
+
+    @asynccontextmanager
+    async def _called_there(
+        self, held: Held, path: str, headers: dict[str, str], request: web.Request
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """Through the controller that took the instance, which is in its network."""
+        try:
+            async with self._peers.request(
+                "POST",
+                held.address,
+                f"/peer/instances/{held.instance}/invoke?{urlencode({'path': path})}",
+                timeout_s=CALL_S + RELAY_S,
+                passed_on=RELAYED_HEADER,
+                headers=headers,
+                data=_body(request),
+            ) as reply:
+                yield reply
+        except Unavailable as problem:
+            raise _of_the_body(problem.__cause__) or problem from None
 
     @asynccontextmanager
     async def _called(
@@ -92,11 +127,16 @@ class Relay:
         except TimeoutError:
             raise DeadlineExceeded(f"the service at {url} did not reply within {CALL_S:g} s") from None
         except aiohttp.ClientError as error:
-            if isinstance(error.__cause__, Problem):  # of the body, which the library reads for us
-                raise error.__cause__ from None
+            if problem := _of_the_body(error):
+                raise problem from None
             raise Unavailable(
                 f"the service at {url} cannot be reached: {network_cause(error)}", fix="Start the service again."
             ) from error
+
+
+def _of_the_body(error: BaseException | None) -> Problem | None:
+    """What ended the client's own body, which the library reads for us."""
+    return cause if error is not None and isinstance(cause := error.__cause__, Problem) else None
 
 
 async def _pass_on(request: web.Request, reply: aiohttp.ClientResponse, instance: str) -> web.StreamResponse:

@@ -25,6 +25,7 @@ from protocol.problems import (
     InvalidArchive,
     NoCapacity,
     Problem,
+    ServiceUnreachable,
     StartFailed,
     Unavailable,
 )
@@ -40,6 +41,7 @@ from region_controller.leases import Held, lease_deadline
 from region_controller.offers import offered
 from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote
 from region_controller.placement import Nobody, Placement, choose
+from region_controller.reachability import Door, Doors, reached
 from region_controller.recent import answered_view, refused_view
 from region_controller.refusals import Refusal, causes_in, summed_up
 from region_controller.region import Region, first_address
@@ -51,6 +53,9 @@ START_S = 600.0
 """How long a start may go on after its last waiter left: an image may have to be built."""
 LOOK_S = 1.0
 """Between two looks at a start for which nobody waits any more."""
+AGENTS_BACK_S = 10.0
+"""After a restart of the controller: how long an agent is waited for that had begun what is asked for."""
+LOOK_AGAIN_S = 0.05
 EXTEND_MARGIN_S = 2.0
 """An instance this close to its end is extended before it is handed out, not behind it."""
 WOULD_S = 10.0
@@ -79,16 +84,18 @@ class Starts:
         catalogue: Catalogue,
         remote: RemoteRegions,
         region_records: Callable[[], Awaitable[list[RegionRecord]]],
+        doors: Doors,
     ) -> None:
         self._region = region
         self._catalogue = catalogue
-        self._passing_on = PassingOn(region, remote, region_records)
+        self._doors = doors
+        self._passing_on = PassingOn(region, remote, region_records, doors)
         self._flights: Flights[Local | Remote] = Flights(region.tasks)
         self._keys = IdempotencyKeys(region.tasks, region.clock)
 
-    async def start(self, request: StartRequest, on_progress: OnProgress) -> Answered:
+    async def start(self, request: StartRequest, on_progress: OnProgress, client: str = "") -> Answered:
         """A phone's request. The second value: True if the instance was started for this very request."""
-        route = Route(deadline=loop_time() + request.wait_s)
+        route = Route(deadline=loop_time() + request.wait_s, client=client)
         return await self._keys.once("", request, on_progress, lambda step: self._start(request, step, route))
 
     async def receive(self, body: HandoffRequest, peer: str, on_progress: OnProgress) -> Answered:
@@ -113,7 +120,19 @@ class Starts:
         )
         answered = await self._keys.once(peer, request, on_progress, lambda step: self._start(request, step, route))
         self._region.stats.starts["received"] += 1
+        await self._check_reached(answered[0])
         return answered
+
+    async def _check_reached(self, answer: StartAnswer) -> None:
+        """Whom we hand an instance to may have to call it through us: raises ServiceUnreachable if we cannot."""
+        if answer.url is None or answer.port is None or answer.region != self._region.config.region:
+            return
+        if await self._doors.look(answer.agent, answer.host, answer.port) is Door.SHUT:
+            self._region.end(self._region.leases.lease(answer.instance, answer.lease.token))
+            raise ServiceUnreachable(
+                f"agent {answer.agent[:8]} runs it at {answer.url}, and its own controller cannot reach it there",
+                fix="Give that machine a `host` in its configuration that others reach, or open its firewall.",
+            )
 
     # --- one request ------------------------------------------------------------------------------------------------
 
@@ -283,6 +302,8 @@ class Starts:
     async def _bring_up(self, wanted: Wanted, flight: Flight[Local | Remote]) -> Local | Remote:
         progress = flight.progress
         reasons: dict[str, Refusal] = {}
+        if (resumed := await self._resumed(wanted, flight)) is not None:
+            return resumed
         while True:
             choice = self._choose(wanted, reasons)
             if isinstance(choice, Nobody):
@@ -299,6 +320,26 @@ class Starts:
                 log.info("agent-cannot", agent=choice.node, digest=wanted.record.digest, problem=problem.detail)
                 reasons[choice.node] = Refusal(cause_of(problem), problem.detail)
 
+    async def _resumed(self, wanted: Wanted, flight: Flight[Local | Remote]) -> Local | None:
+        """What was begun before this controller was restarted: for this request, or for any that wants the same."""
+        for held in [h for h in self._region.recalled.values() if begun_for(h, wanted)]:
+            while self._region.links.missing(held.agent) and loop_time() < self._region.recalled_at + AGENTS_BACK_S:
+                await asyncio.sleep(LOOK_AGAIN_S)
+            node, report = self._region.members.find(held.instance) or ("", None)
+            if report is not None and report.state in (State.RUNNING, State.PAUSED):
+                why = f"agent {node[:8]} has it from before this controller was restarted"
+                return Local(Placement(node=node, warmth=Warmth.WARM, why=why), node, report, warm=True)
+            if report is not None and report.state in (State.FETCHING, State.BUILDING, State.STARTING):
+                flight.instance = held.instance
+                try:
+                    done = await self._commanded(flight, held, wanted)
+                except HOST_CANNOT as problem:
+                    log.info("agent-cannot", agent=node, digest=held.digest, problem=problem.detail)
+                else:
+                    choice = Placement(node=node, warmth=Warmth.COLD, why=f"agent {node[:8]} was at it already")
+                    return Local(choice, node, done.report, done.timings_ms, done.warm)
+        return None
+
     async def _start_on(self, choice: Placement, wanted: Wanted, flight: Flight[Local | Remote]) -> Local:
         """One attempt on one agent. The memory is reserved before anything is awaited."""
         region, record = self._region, wanted.record
@@ -312,26 +353,31 @@ class Starts:
             host="",
             agent=choice.node,
             flavour=wanted.flavour,
+            key=wanted.key,
             origin=wanted.route.origin,
         )
         region.members.reserve(choice.node, held.instance, wanted.mem)
         region.hold(held)
+        region.tasks.run(region.journal.flush())  # should we die now, the same request finds it begun
         flight.instance = held.instance
+        done = await self._commanded(flight, held, wanted)
+        return Local(choice, choice.node, done.report, {**done.timings_ms, "place": place_ms}, done.warm)
+
+    async def _commanded(self, flight: Flight[Local | Remote], held: Held, wanted: Wanted) -> Done:
+        region = self._region
         try:
-            link = region.links.link(choice.node)
             command = _start_command(held.instance, wanted)
-            done = await self._while_wanted(
-                flight, held, link.call(command, timeout_s=START_S, on_progress=flight.progress)
-            )
+            call = region.links.link(held.agent).call(command, timeout_s=START_S, on_progress=flight.progress)
+            done = await self._while_wanted(flight, held, call)
         except Problem as problem:
-            region.members.release(choice.node, held.instance)
+            region.members.release(held.agent, held.instance)
             region.let_go(held.instance)
             region.failures.keep(held, region.config.region, problem, region.clock())
             if type(problem) in (Unavailable, DeadlineExceeded) and cause_of(problem) is Cause.AWAY:
-                region.abandon(choice.node, held.instance)
+                region.abandon(held.agent, held.instance)
             raise
         region.hold(msgspec.structs.replace(held, host=done.report.host))
-        return Local(choice, choice.node, done.report, {**done.timings_ms, "place": place_ms}, done.warm)
+        return done
 
     async def _while_wanted(self, flight: Flight[Local | Remote], held: Held, call: Coroutine[Any, Any, Done]) -> Done:
         """The agent's answer. Raises StartFailed where the service is not ready and nobody waits for it any more."""
@@ -394,11 +440,12 @@ class Starts:
             port=port,
             ports=report.ports,
             url=url,
-            lease=Lease(token, lease.deadline),
+            lease=Lease(token, lease.deadline, self._region.config.rest),
             timings_ms=wanted.timings(measured),
             why=in_words([wanted.why, local.choice.why, "joined a start already under way" if joined else ""]),
             decision=self._decided(wanted, local.choice),
         )
+        answer = reached(answer, wanted.route.client)
         self._region.stats.started("joined" if joined else kind, answer.timings_ms)
         self._tell(answer, kind)
         return answer, cold
@@ -412,6 +459,7 @@ class Starts:
             why=in_words([wanted.why, f"{remote.why}: {theirs.why}"]),
             decision=handed_on(self._decided(wanted, remote.here), remote.regions, theirs.decision),
         )
+        answer = reached(answer, wanted.route.client, opens=remote.opens)
         self._region.stats.started("handed_off", answer.timings_ms)
         self._tell(answer, "handed-off")
         return answer
@@ -420,6 +468,12 @@ class Starts:
         """To who listens, and to who asks later."""
         self._region.feed.tell(lambda: started(answer))
         self._region.recent.note(answered_view(answer, outcome, self._region.clock()))
+
+
+def begun_for(held: Held, wanted: Wanted) -> bool:
+    """An instance that is as good as one started now. A fresh one only serves the request that it was started for."""
+    same = held.digest == wanted.record.digest and held.flavour == wanted.flavour
+    return same and (not wanted.request.force_rebuild or (held.key != "" and held.key == wanted.key))
 
 
 def _given_up(report: InstanceReport) -> StartFailed:

@@ -19,13 +19,15 @@ from region_controller.resolution import Resolved
 
 
 class Route(Struct, frozen=True, kw_only=True):
-    """How a request came here. `deadline` on the event loop's clock. `origin`: the controller that handed it over.
+    """How a request came here. `deadline` on the event loop's clock. `client`: the address it came from, if a phone's.
+    `origin`: the controller that handed it over.
 
     `only_warm`: it would rather start the service itself than have it started here. `within_ms`: how long the round
     trip from here to the agent may be, None: as the service says.
     """
 
     deadline: float
+    client: str = ""
     origin: str = ""
     visited: frozenset[str] = frozenset()
     hops: int = 0
@@ -79,6 +81,12 @@ class Wanted(Struct, frozen=True, kw_only=True):
             strategy=self.strategy,
             within_ms=self.within_ms,
         )
+
+    @property
+    def key(self) -> str:
+        """The same for the same request of the same asker, however often it comes; empty if that cannot be told."""
+        key = self.request.request_key
+        return hashlib.sha256(f"{self.route.origin} {key}".encode()).hexdigest()[:32] if key else ""
 
     def timings(self, measured: dict[str, float]) -> dict[str, float]:
         """All phases in ms; those that did not happen are 0."""

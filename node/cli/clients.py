@@ -112,6 +112,9 @@ def start(service: str | None, **options: Any) -> None:
                 "start": answer.start,
                 "service": f"{answer.service.name} ({answer.service.digest[:19]})",
                 "region": answer.region,
+                "reached": "through the controller only (`cornerstore invoke` does so)"
+                if answer.reach == "relay"
+                else "",
                 "handed off": " -> ".join([*answer.handoff, answer.region]) if answer.handoff else "",
                 "agent": answer.agent[:16],
                 "ports": ", ".join(f"{p.container_port}/{p.protocol} -> {p.port}" for p in answer.ports),

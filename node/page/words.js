@@ -114,7 +114,8 @@ export function howItStarted(answer) {
   return [start, { badge: "Handed off", text: `${asked} had no room: ${answer.region} took it over.` }];
 }
 
-export const whereItRan = (answer) => `On ${answer.host} in ${answer.region}`;
+export const whereItRan = ({ host, region, reach }) =>
+  `On ${host} in ${region}${reach === "relay" ? ", where only the store gets through to it" : ""}`;
 
 /** Against offloading without a store, where the phone uploads the whole service first. */
 export function saving(sent, archive) {

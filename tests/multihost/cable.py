@@ -21,7 +21,10 @@ import select
 import struct
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
 TUNSETIFF = 0x400454CA
@@ -82,13 +85,31 @@ class Direction:
 
 def open_tap(namespace: str, device: str) -> int:
     """A new TAP device in the namespace, which this process is in afterwards. It lives as long as the descriptor."""
-    entrance = os.open(f"/run/netns/{namespace}", os.O_RDONLY)
-    if libc.setns(entrance, CLONE_NEWNET) != 0:
-        raise OSError(ctypes.get_errno(), f"cannot enter network namespace {namespace}")
-    os.close(entrance)
+    _enter(Path("/run/netns") / namespace)
     tap = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
     fcntl.ioctl(tap, TUNSETIFF, struct.pack("16sH22x", device.encode(), IFF_TAP | IFF_NO_PI))
     return tap
+
+
+@contextmanager
+def inside(namespace: Path) -> Iterator[None]:
+    """This thread is in the network namespace for the time of the block."""
+    home = Path(f"/proc/self/fd/{os.open('/proc/thread-self/ns/net', os.O_RDONLY)}")
+    try:
+        _enter(namespace)
+        yield
+    finally:
+        _enter(home)
+        os.close(int(home.name))
+
+
+def _enter(namespace: Path) -> None:
+    entrance = os.open(namespace, os.O_RDONLY)
+    try:
+        if libc.setns(entrance, CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), f"cannot enter network namespace {namespace}")
+    finally:
+        os.close(entrance)
 
 
 def carry(ends: tuple[int, int], line: Line) -> None:

@@ -16,6 +16,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from asyncio.subprocess import DEVNULL, PIPE, STDOUT, Process
@@ -25,13 +26,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.multihost.cable import Line
+import aiohttp
+
+from tests.multihost.cable import Line, inside
 from tests.scripts import with_docker
 from tests.waiting import until
 
 REPOSITORY = Path(__file__).parents[2]
 STOP_S = 10.0
 FIRST_HOST = 10
+_FORWARD = "add chain inet {0} forward {{ type filter hook forward priority -10; }}"
 
 
 @dataclass(frozen=True)
@@ -137,13 +141,32 @@ class TestBed:
     async def cut_wan(self, site: str) -> None:
         """Nothing passes between the site and the world; inside it all goes on. Packets vanish, as in a real cut."""
         rules = (
-            "add table inet cut; add chain inet cut forward { type filter hook forward priority -10; }; "
+            f"add table inet cut; {_FORWARD.format('cut')}; "
             'add rule inet cut forward iifname "wan0" drop; add rule inet cut forward oifname "wan0" drop'
         )
         await self.run(self.sites[site].gateway, "nft", rules)
 
     async def heal(self, site: str) -> None:
         await self.run(self.sites[site].gateway, "nft", "delete table inet cut")
+
+    async def part(self, one: str, other: str) -> None:
+        """Nothing passes between the two sites; all else goes on."""
+        nets = [f"10.{self.sites[name].number}.0.0/24" for name in (one, other)]
+        drops = [f"add rule inet part forward ip saddr {a} ip daddr {b} drop" for a, b in (nets, nets[::-1])]
+        await self.run(self.wan, "nft", "; ".join(["add table inet part", _FORWARD.format("part"), *drops]))
+
+    async def reunite(self) -> None:
+        """What was parted."""
+        await self.run(self.wan, "nft", "delete table inet part")
+
+    async def shut_out(self, site: str, host: str) -> None:
+        """From outside of the site nobody opens a connection to the host, as behind a router without a port forward."""
+        opening = f"iifname wan0 ip daddr {self.host(site, host).address} tcp flags & (syn | ack) == syn"
+        rules = f"add table inet shut; {_FORWARD.format('shut')}; add rule inet shut forward {opening} drop"
+        await self.run(self.sites[site].gateway, "nft", rules)
+
+    async def let_in(self, site: str) -> None:
+        await self.run(self.sites[site].gateway, "nft", "delete table inet shut")
 
     # --- building and removing
 
@@ -200,6 +223,13 @@ async def running_testbed(
     finally:
         await asyncio.shield(bed.remove())
         await asyncio.to_thread(shutil.rmtree, folder)
+
+
+def socket_on(host: Host, info: aiohttp.AddrInfoType) -> socket.socket:
+    """A socket of the host's network, which is usable from here: for a connector of aiohttp (`socket_factory`)."""
+    family, kind, protocol, _, _ = info
+    with inside(host.path):
+        return socket.socket(family, kind, protocol)
 
 
 def _site(prefix: str, number: int, name: str, hosts: Sequence[str]) -> Site:
