@@ -186,12 +186,17 @@ class RelativesView:
     def _added(self, region: str, node: str, addresses: tuple[str, ...]) -> _Relative | None:
         """None if there is no room for one so far away."""
         if len(self._relatives) >= MAX_SUMMARIES:
-            farthest = max(self._relatives.values(), key=lambda r: (step_to(self.region, r.region), r.rank))
-            if step_to(self.region, farthest.region) <= step_to(self.region, region):
+            farthest = max(self._relatives.values(), key=lambda r: (self._distance(r.region), r.rank))
+            if self._distance(farthest.region) <= self._distance(region):
                 return None
             del self._relatives[farthest.node]
         relative = self._relatives[node] = _Relative(region, node, addresses)
         return relative
+
+    def _distance(self, region: str) -> int:
+        """Who is forgotten last: the regions above us, for through them we hear of all others; then in the order in
+        which they are asked to host."""
+        return -1 if self.region.startswith(region + "/") else step_to(self.region, region)
 
     def reached(self, node: str, rtt_s: float) -> None:
         """It answered within `rtt_s`: smoothed as TCP does (RFC 6298, alpha 1/8)."""

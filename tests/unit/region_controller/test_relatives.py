@@ -6,7 +6,7 @@ import hashlib
 
 from region_controller.hierarchy import candidates
 from region_controller.relatives import FRESH_S, GONE_S, MISSED_FOR_S, RETRY_MOST_S, RelativesView, Target
-from region_controller.summaries import Exchange, ExchangeAnswer, Heard, Load, Summary, mark_of
+from region_controller.summaries import MAX_SUMMARIES, Exchange, ExchangeAnswer, Heard, Load, Summary, mark_of
 
 DIGEST = "sha256:" + "ab" * 32
 
@@ -76,6 +76,18 @@ def test_the_uplink_is_the_nearest_living_ancestor_and_a_gap_is_bridged() -> Non
     view.failed(node("two"), 0.0)
     assert [t.region for t in view.uplinks(0.5)] == ["eu"]
     assert [t.region for t in view.uplinks(1.5)] == ["eu/de", "eu/de"], "it is tried again"
+
+
+def test_however_many_relatives_there_are_the_regions_above_are_not_forgotten() -> None:
+    nephews = [a_summary(f"eu/a/b/{number}") for number in range(MAX_SUMMARIES + 20)]
+    for parent_comes_first in (True, False):
+        view = a_view("eu/a/x")
+        for summary in [a_summary("eu/a"), *nephews] if parent_comes_first else [*nephews, a_summary("eu/a")]:
+            view.told(summary, 0.0)
+        view.told(a_summary("eu/a/y"), 0.0)
+        assert [t.region for t in view.uplinks(0.0)] == ["eu/a"]
+        assert "eu/a/y" in seen(view, 0.0), "who is nearer takes the place of who is farther"
+        assert len(seen(view, 0.0)) == MAX_SUMMARIES
 
 
 def test_orphans_agree_on_a_stand_in() -> None:
