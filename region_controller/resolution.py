@@ -174,11 +174,9 @@ _LESS = {
 
 
 def _won(best: _Match, next_best: _Match) -> str:
-    if (
-        best.warmth is Warmth.COLD
-        and bool(best.hindrance) == bool(next_best.hindrance)
-        and best.standing != next_best.standing
-    ):
+    if next_best.hindrance and not best.hindrance:
+        return "the one that can be started"
+    if best.warmth is Warmth.COLD and best.standing != next_best.standing:
         return "the one whose publisher is known best here"
     return _WHY[best.warmth]
 

@@ -217,6 +217,7 @@ def test_each_match_that_was_not_taken_says_why() -> None:
         ("new", "its publisher is new here"),
     ]
     assert told(ours) == [("ours", "the only match")]
+    assert told(never, gone, new)[0] == ("new", "of 3 matches the one that can be started")
     assert told(never, gone)[0][0] == "never", "better than none: its refusal says why"
     many = [a_service(f"s{number}", seq=number + 1) for number in range(30)]
     assert len(told(*many)) == 1 + MAX_PASSED_OVER
