@@ -7,7 +7,7 @@ runs against both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
@@ -91,6 +91,9 @@ class Content(Protocol):
         """Keep the blob from eviction until unpinned for the same reason. Reasons are counted as a set."""
 
     async def unpin(self, digest: str, why: str) -> None: ...
+
+    async def pinned(self) -> Collection[str]:
+        """Digests of all that is pinned, for whatever reason."""
 
     async def remove(self, digest: str) -> None:
         """Drop a blob, and stop announcing it. Raises Conflict if it is pinned; nothing happens if it is not here."""

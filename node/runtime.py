@@ -321,7 +321,9 @@ class _Parts:
                     memory_mb=docker.build_memory_mb, network=docker.build_network, scratch=self._data_dir / "work"
                 ),
             )
-            docker_runtime = running_docker(config, self._identity.node, unpack=self._parser)
+            docker_runtime = running_docker(
+                config, self._identity.node, unpack=self._parser, pinned=self.content.pinned
+            )
             found.append(await self._stack.enter_async_context(docker_runtime))
         if self._config.agent.wasm.enabled:
             wasm_runtime = running_wasm(self._data_dir / "wasm", self._parser.extract_file)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -82,6 +82,9 @@ class Shelf:
 
     async def unpin(self, digest: str, why: str) -> None:
         self.pins.get(digest, set()).discard(why)
+
+    async def pinned(self) -> Collection[str]:
+        return [digest for digest, reasons in self.pins.items() if reasons]
 
     async def remove(self, digest: str) -> None:
         self.here.pop(digest, None)

@@ -54,10 +54,14 @@ class Unpack(Protocol):
     def file_pieces(self, path: Path, member: str) -> Iterator[bytes]: ...
 
 
+def digest_tag(digest: str) -> str:
+    """What of a tag says which archive the image is made of."""
+    return digest.removeprefix(DIGEST_PREFIX)[:32]
+
+
 def image_tag(digest: str, artifact: str | None) -> str:
-    short = digest.removeprefix(DIGEST_PREFIX)[:32]
     special = "" if artifact is None else "-" + hashlib.sha256(artifact.encode()).hexdigest()[:8]
-    return f"{REPOSITORY}:{short}{special}"
+    return f"{REPOSITORY}:{digest_tag(digest)}{special}"
 
 
 class DockerImages:

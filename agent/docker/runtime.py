@@ -25,7 +25,7 @@ from agent.docker.containers import (
 )
 from agent.docker.engine import Api, DockerEngine, engine_at
 from agent.docker.events import SandboxEnded, engine_events
-from agent.docker.image_quota import ImageQuota
+from agent.docker.image_quota import ImageQuota, Pinned
 from agent.docker.images import DIGEST_LABEL as IMAGE_LABEL
 from agent.docker.images import REPOSITORY, BuildSettings, DockerImages, Unpack
 from agent.docker.networks import Bridge, DockerNetworks
@@ -79,13 +79,16 @@ class DockerRuntime:
         node: str,
         unpack: Unpack | None = None,
         *,
+        pinned: Pinned,
         tasks: OwnedTasks,
     ) -> None:
         self._engine = engine
         self._config = config
         self._node = node
         self._images = DockerImages(engine, config.base_image_aliases, unpack, settings=config.build)
-        self._quota = ImageQuota(engine, quota=config.image_quota, repository=REPOSITORY, label=IMAGE_LABEL)
+        self._quota = ImageQuota(
+            engine, quota=config.image_quota, repository=REPOSITORY, label=IMAGE_LABEL, pinned=pinned
+        )
         self._tasks = tasks
         self._networks = DockerNetworks(engine, node, subnets=config.subnets)
         self.sandboxes = DockerSandboxes(engine, self._networks, node, size=config.sandboxes, tasks=tasks)
@@ -329,11 +332,14 @@ class DockerRuntime:
 
 @asynccontextmanager
 async def running_docker(
-    config: DockerConfig, node: str, *, unpack: Unpack | None = None
+    config: DockerConfig, node: str, *, unpack: Unpack | None = None, pinned: Pinned | None = None
 ) -> AsyncIterator[DockerRuntime]:
-    """The runtime, whether its engine answers by now or not: each call raises EngineUnavailable until it does."""
+    """The runtime, whether its engine answers by now or not: each call raises EngineUnavailable until it does.
+
+    `pinned`: see `ImageQuota`; None: nothing is.
+    """
     async with engine_at(config.url) as engine, OwnedTasks() as tasks:
-        runtime = DockerRuntime(engine, config, node, unpack, tasks=tasks)
+        runtime = DockerRuntime(engine, config, node, unpack, pinned=pinned or _nothing, tasks=tasks)
         runtime.clear_scratch()
         try:
             yield runtime
@@ -341,7 +347,14 @@ async def running_docker(
             await runtime.close()
 
 
-def _on_loop(on_progress: OnProgress | None) -> OnProgress:
+async def _nothing() -> Collection[str]:
+    return ()
+
+
+_ELSEWHERE = Progress("build", "another agent of this machine makes the image; waiting for it")
+
+
+def _on_loop(on_progress: OnProgress) -> OnProgress:
     """Progress told by a build's thread, passed on in the event loop."""
     loop = asyncio.get_running_loop()
 

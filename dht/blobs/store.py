@@ -326,6 +326,10 @@ class BlobStore:
         with self._lock:
             return self._index.pins(digest)
 
+    def pinned(self) -> set[str]:
+        with self._lock:
+            return self._index.pinned()
+
     def remove(self, digest: str) -> bool:
         """False if there was nothing. Raises Conflict if it is pinned or in use."""
         with self._lock, disk_errors():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -361,6 +361,9 @@ class Exchange:
 
     async def unpin(self, digest: str, why: str) -> None:
         await self._disk(self._store.unpin, digest, why)
+
+    async def pinned(self) -> Collection[str]:
+        return await self._disk(self._store.pinned)
 
     async def remove(self, digest: str) -> None:
         """See `Content.remove`. Raises Conflict if it is pinned or in use; nothing happens if it is not here."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -107,6 +107,9 @@ class MemoryContent:
 
     async def unpin(self, digest: str, why: str) -> None:
         self.pins.get(digest, set()).discard(why)
+
+    async def pinned(self) -> Collection[str]:
+        return [digest for digest, reasons in self.pins.items() if reasons]
 
     async def remove(self, digest: str) -> None:
         if self.pins.get(digest):

@@ -220,9 +220,11 @@ async def test_pins_are_a_set_of_reasons(mesh) -> None:
         await content.pin(digest, "running here")
         await content.pin(digest, "running here")
         await content.unpin(digest, "running here")
+        assert set(await content.pinned()) == {digest}
         with pytest.raises(Conflict, match="published here"):
             await content.remove(digest)
         await content.unpin(digest, "published here")
+        assert set(await content.pinned()) == set()
         await content.remove(digest)
         assert not content.has(digest)
         with pytest.raises(ContentNotFound):

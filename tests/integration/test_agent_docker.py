@@ -158,7 +158,9 @@ async def test_the_image_that_a_rebuild_replaced_is_removed(tmp_path: Path) -> N
         assert await asyncio.to_thread(image_id, image_tag(digest, None)) not in {None, before}
 
 
-async def test_images_beyond_the_quota_go_unless_a_container_is_made_of_them(base_image: str) -> None:
+async def test_images_beyond_the_quota_go_unless_a_container_is_made_of_them_or_they_are_pinned(
+    base_image: str,
+) -> None:
     repository = f"cornerstore-quota/{os.urandom(6).hex()}"
     client = docker_package.from_env()
     api = client.api
@@ -169,17 +171,29 @@ async def test_images_beyond_the_quota_go_unless_a_container_is_made_of_them(bas
         api.commit(container, repository=repository, tag=tag)
         api.remove_container(container)
 
-    for tag in ("stopped", "old", "new"):
+    pinned = "f" * 32
+
+    async def pins() -> list[str]:
+        return ["sha256:" + 2 * pinned]
+
+    for tag in ("stopped", pinned, "old", "new"):
         await asyncio.to_thread(make, tag)
     stopped = api.create_container(f"{repository}:stopped")["Id"]
     later = time.time() + 3600
     try:
         async with engine_at(None) as engine:
-            quota = ImageQuota(engine, quota=65 * 10**6, repository=repository, label="quota-test", clock=lambda: later)
+            quota = ImageQuota(
+                engine,
+                quota=65 * 10**6,
+                repository=repository,
+                label="quota-test",
+                pinned=pins,
+                clock=lambda: later,
+            )
             quota.touch(f"{repository}:new")
             await quota.enforce()
         left = {tag for image in api.images(name=repository) for tag in image["RepoTags"]}
-        assert left == {f"{repository}:stopped", f"{repository}:new"}
+        assert left == {f"{repository}:{tag}" for tag in ("stopped", pinned, "new")}
     finally:
         api.remove_container(stopped)
         for image in api.images(name=repository):
