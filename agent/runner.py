@@ -20,7 +20,7 @@ from agent.instances import Instances, Slot
 from agent.lifecycle import Effect
 from agent.operations import LOOK_AGAIN_S, Operations
 from agent.provision import Archive, Provision, Timings
-from agent.runtime import OnProgress, Runtime, Workload
+from agent.runtime import OnProgress, Runtime, Workload, unheard
 from agent.workloads import check_labels, check_relaxations, check_variant, environment_of, memory_of, waits_for_message
 from dht.tasks import OwnedTasks
 from protocol import link
@@ -396,7 +396,7 @@ class Runner:
             async with asyncio.timeout(RESTART_S):
                 await self._operations.perform(slot, tuple(e for e in effects if e is Effect.STOP))
                 if Effect.START in effects:
-                    await self._operations.run(slot, timings, _unheard)
+                    await self._operations.run(slot, timings, unheard)
                 with timings.phase("ready"):
                     await self._operations.until_ready(slot)
         except TimeoutError:
@@ -440,10 +440,6 @@ class Runner:
 
     def _of(self, runtime: str) -> list[Slot]:
         return [slot for slot in self._instances if slot.entry.runtime == runtime]
-
-
-def _unheard(_step: Progress) -> None:
-    """A restart tells nobody how it goes on."""
 
 
 def _too_late(slot: Slot, limit_s: float) -> DeadlineExceeded:

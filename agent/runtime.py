@@ -24,6 +24,7 @@ from typing import Protocol
 from msgspec import Struct
 
 from protocol.instances import OnProgress as OnProgress
+from protocol.instances import Progress
 from protocol.service import BridgeNetwork, ContainerPort, Kind, Relaxations, ServiceDescriptor, Transport
 
 IMAGE_GONE = "image-gone"
@@ -178,6 +179,10 @@ class Runtime(Protocol):
 
     async def logs(self, instance: str, lines: int = LOG_LINES) -> tuple[str, ...]:
         """The last lines that the instance wrote, oldest first; empty if there is none."""
+
+
+def unheard(_step: Progress) -> None:
+    """For work of which nobody wants to hear how it goes on."""
 
 
 def last_lines(text: str, lines: int = LOG_LINES) -> tuple[str, ...]:

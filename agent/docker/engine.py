@@ -57,6 +57,7 @@ class DockerEngine:
         self.ends = 0
         """How often its event stream ended: with each, what was asked before may have been answered by a successor."""
         self._client: Api | None = None
+        self._id: tuple[int, str] = (-1, "")
         self._dialling = threading.Lock()
         self._calls = calls
         self._long = long
@@ -71,6 +72,14 @@ class DockerEngine:
     async def ping(self) -> None:
         """Raises EngineUnavailable unless the engine answers."""
         await self.call(lambda api: _ping(self.url, api))
+
+    async def identity(self) -> str:
+        """The engine's own id, which it keeps for as long as its data. Raises EngineUnavailable."""
+        ends, known = self._id
+        if ends != self.ends:
+            ends, known = self.ends, str((await self.call(lambda api: api.info()))["ID"])
+            self._id = ends, known
+        return known
 
     async def stayed(self, ends: int) -> None:
         """Raises EngineUnavailable unless one engine answers since `ends` was read, and goes on.

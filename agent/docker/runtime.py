@@ -11,6 +11,7 @@ import docker.errors
 import structlog
 from msgspec import Struct
 
+from agent.docker.build_turn import build_turn
 from agent.docker.containers import (
     INSTANCE_LABEL,
     NODE_LABEL,
@@ -27,7 +28,7 @@ from agent.docker.engine import Api, DockerEngine, engine_at
 from agent.docker.events import SandboxEnded, engine_events
 from agent.docker.image_quota import ImageQuota, Pinned
 from agent.docker.images import DIGEST_LABEL as IMAGE_LABEL
-from agent.docker.images import REPOSITORY, BuildSettings, DockerImages, Unpack
+from agent.docker.images import REPOSITORY, BuildSettings, DockerImages, Unpack, image_tag
 from agent.docker.networks import Bridge, DockerNetworks
 from agent.docker.sandboxes import DockerSandboxes, Sandbox, joined
 from agent.runtime import (
@@ -44,6 +45,7 @@ from agent.runtime import (
     Workload,
     artifact_of,
     last_lines,
+    unheard,
 )
 from dht.tasks import OwnedTasks
 from protocol.instances import Progress
@@ -104,12 +106,16 @@ class DockerRuntime:
     async def prepare(
         self, source: Source, *, force_rebuild: bool = False, on_progress: OnProgress | None = None
     ) -> str:
-        if not force_rebuild:
-            ready = await self._images.find(source.digest, artifact_of(source.descriptor, source.variant))
-            if ready is not None:
+        tell = on_progress or unheard
+        artifact = artifact_of(source.descriptor, source.variant)
+        engine = await self._engine.identity()
+        async with build_turn(engine, image_tag(source.digest, artifact), lambda: tell(_ELSEWHERE)):
+            if not force_rebuild and (ready := await self._images.find(source.digest, artifact)) is not None:
                 return ready
-        if on_progress is not None:
-            on_progress(Progress("build", "building the image"))
+            tell(Progress("build", "building the image"))
+            return await self._make(source, force_rebuild=force_rebuild, on_progress=tell)
+
+    async def _make(self, source: Source, *, force_rebuild: bool, on_progress: OnProgress) -> str:
         replaced = await self._images.identity(source) if force_rebuild else None
         image = await self._images.make(source, force_rebuild=force_rebuild, on_progress=_on_loop(on_progress))
         self._quota.touch(image)
@@ -359,7 +365,7 @@ def _on_loop(on_progress: OnProgress) -> OnProgress:
     loop = asyncio.get_running_loop()
 
     def tell(step: Progress) -> None:
-        if on_progress is not None and not loop.is_closed():
+        if not loop.is_closed():
             loop.call_soon_threadsafe(on_progress, step)
 
     return tell

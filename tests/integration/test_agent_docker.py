@@ -146,6 +146,25 @@ async def test_a_built_image_is_reused_and_force_rebuild_builds_anew(tmp_path: P
         assert (await agent.resources()).built == (digest,)
 
 
+async def test_agents_that_share_an_engine_build_an_archive_once(tmp_path: Path) -> None:
+    steps: dict[str, list[str]] = {"one": [], "two": []}
+
+    async def start(agent: Agent, name: str) -> None:
+        await agent.runner.start(start_command(name, digest), lambda step: steps[name].append(step.message))
+
+    async with stage(tmp_path) as s, clean_docker(os.urandom(20).hex()) as second:
+        digest = s.shelf.put(WEB, WEB_FILES)
+        (tmp_path / "second").mkdir()
+        other = an_agent(tmp_path / "second", s.shelf, second, node=second._node)
+        async with s.agent() as first, other as agent, asyncio.TaskGroup() as group:
+            group.create_task(start(first, "one"))
+            group.create_task(start(agent, "two"))
+    built = [name for name, told in steps.items() if any(step.startswith("COPY") for step in told)]
+    assert len(built) == 1
+    (waited,) = steps.keys() - set(built)
+    assert any("another agent" in step for step in steps[waited])
+
+
 async def test_the_image_that_a_rebuild_replaced_is_removed(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         digest = s.shelf.put(WEB, WEB_FILES)

@@ -45,6 +45,7 @@ class FakeEngine:
         app = web.Application()
         app.router.add_get("/version", self.version)
         app.router.add_get(r"/{version:(v[0-9.]+/)?}_ping", self.ping)
+        app.router.add_get("/{version}/info", self.info)
         app.router.add_get("/{version}/events", self.events)
         app.router.add_get("/{version}/containers/{name}/json", self.inspect)
         app.router.add_post("/{version}/build", self.build)
@@ -53,6 +54,9 @@ class FakeEngine:
 
     async def version(self, _request: web.Request) -> web.Response:
         return web.json_response({"ApiVersion": "1.41", "Version": "20.10", "Arch": "none"})
+
+    async def info(self, _request: web.Request) -> web.Response:
+        return web.json_response({"ID": "an engine"})
 
     async def ping(self, _request: web.Request) -> web.Response:
         return web.Response(text="OK")
