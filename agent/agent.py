@@ -22,14 +22,14 @@ from agent.operations import Operations
 from agent.provision import Describe, Provision
 from agent.proxy import running_proxy
 from agent.runner import Runner
-from agent.runtime import DEFAULT_PROCESSES, EventKind, Runtime
+from agent.runtime import EventKind, Runtime
 from dht.contracts import Content
 from dht.peer_http import PeerHttp
 from dht.tasks import OwnedTasks, running_loops
 from protocol import link
 from protocol.instances import InstanceReport
 from protocol.problems import EngineUnavailable, Problem
-from protocol.service import Relaxations
+from protocol.service import Allowed
 
 log = structlog.get_logger(__name__)
 
@@ -42,7 +42,7 @@ MAX_LISTED = 2048
 class AgentConfig(Struct, frozen=True, kw_only=True):
     """`host` is the address that clients use; port proxies listen on it. `memory_mb` is what services may use.
     `pause_after_s`: a service that nobody used for so long is frozen until a client connects or sends; 0: never.
-    `allowed`: how far a service may ask to be less confined than by default.
+    `allowed`: how far a service may ask to be less confined than by default, where the region allows it, too.
     `ready_timeout_s`: a service that runs and is not ready after so long has failed.
     """
 
@@ -55,7 +55,7 @@ class AgentConfig(Struct, frozen=True, kw_only=True):
     concurrent_builds: int = 2
     concurrent_starts: int = 4
     pause_after_s: float = 0.0
-    allowed: Relaxations = Relaxations(max_processes=DEFAULT_PROCESSES)
+    allowed: Allowed = Allowed()
     ready_timeout_s: float = 300.0
 
 

@@ -121,6 +121,7 @@ class AgentLink:
             try:
                 await session.send_now(await self._hello())
                 welcome = await session.welcome()
+                self._runner.region_allows = welcome.allowed
                 self.controller = address
                 log.info("link-open", controller=address, node=welcome.node, region=welcome.region)
                 for report in [r for r in self._reports() if r.log][:MAX_LOGS_SENT]:

@@ -32,7 +32,7 @@ from protocol.problems import (
     EngineUnavailable,
     Problem,
 )
-from protocol.service import Relaxations
+from protocol.service import HARDENED, Allowed
 
 log = structlog.get_logger(__name__)
 
@@ -70,18 +70,20 @@ class Runner:
         tasks: OwnedTasks,
         *,
         labels: Mapping[str, str],
-        allowed: Relaxations,
+        allowed: Allowed,
         ready_timeout_s: float,
         pause_after_s: float = 0.0,
     ) -> None:
         """`ready_timeout_s`: how long a service that runs may take to be ready. `pause_after_s`: how long it may then
-        run unused before it is frozen; 0: for ever."""
+        run unused before it is frozen; 0: for ever. `allowed`: by this machine."""
         self._instances = instances
         self._operations = operations
         self._provision = provision
         self._tasks = tasks
         self._labels = labels
         self._allowed = allowed
+        self.region_allows = HARDENED
+        """What the controller said last. Nothing more, before one was heard."""
         self._ready_timeout_s = ready_timeout_s
         self._pause_after_s = pause_after_s
         self._launches: dict[str, _Launch] = {}
@@ -320,7 +322,7 @@ class Runner:
         )
         check_variant(descriptor, command.variant)
         check_labels(descriptor, self._labels)
-        check_relaxations(descriptor, self._allowed)
+        check_relaxations(descriptor, region=self.region_allows, machine=self._allowed)
         await self._provision.image(
             await self._operations.runtime_for(descriptor),
             digest,
@@ -348,7 +350,7 @@ class Runner:
         )
         environment = environment_of(descriptor, command)
         check_labels(descriptor, self._labels)
-        check_relaxations(descriptor, self._allowed)
+        check_relaxations(descriptor, region=self.region_allows, machine=self._allowed)
         runtime = await self._operations.runtime_for(descriptor)
         await self._reserve(slot, memory_of(descriptor, command.variant))
         self._instances.update(slot, runtime=runtime.name, service_id=descriptor.id, service_name=descriptor.name)

@@ -33,8 +33,6 @@ PORT_TAKEN = "port-taken"
 
 LOG_LINES = 20
 MAX_LOG_LINE = 500
-DEFAULT_PROCESSES = 256
-"""A container's processes and threads, unless its description asks for another limit and the operator allows it."""
 
 
 class Condition(StrEnum):

@@ -9,8 +9,8 @@ from agent.lifecycle import ENGINE_AWAY, NOT_READY, Instance
 from protocol.causes import Cause
 from protocol.instances import PortBinding
 from protocol.link import Start
-from protocol.problems import BadRequest, EngineUnavailable, NoCapacity, Problem, StartFailed
-from protocol.service import Relaxations, ServiceDescriptor
+from protocol.problems import BadRequest, EngineUnavailable, NoCapacity, Problem, RelaxationRefused, StartFailed
+from protocol.service import Allowed, ServiceDescriptor
 
 
 def environment_of(descriptor: ServiceDescriptor, command: Start) -> dict[str, str]:
@@ -53,21 +53,26 @@ def check_labels(descriptor: ServiceDescriptor, labels: Mapping[str, str]) -> No
         )
 
 
-def check_relaxations(descriptor: ServiceDescriptor, allowed: Relaxations) -> None:
-    """Raises NoCapacity unless the operator allows all that the service needs beyond the hardened defaults."""
+def check_relaxations(descriptor: ServiceDescriptor, *, region: Allowed, machine: Allowed) -> None:
+    """Raises RelaxationRefused unless both allow all that the service needs beyond the hardened defaults."""
+    _check_allowed(descriptor, region, "in this region", "[controller] in config.toml of its controller", Cause.POLICY)
+    _check_allowed(descriptor, machine, "on this machine", "[agent.docker] in its config.toml", Cause.CONFINEMENT)
+
+
+def _check_allowed(descriptor: ServiceDescriptor, allowed: Allowed, where: str, table: str, cause: Cause) -> None:
     wanted = descriptor.relaxations
-    refused = sorted(set(wanted.capabilities) - set(allowed.capabilities))
+    refused = set() if allowed.capabilities is None else set(wanted.capabilities) - set(allowed.capabilities)
     if refused:
-        raise NoCapacity(
-            f"the service wants capabilities that are not allowed here: {', '.join(refused)}",
-            fix=f"Allow them under [agent.docker] in config.toml: allow_capabilities = {json.dumps(refused)}.",
-            cause=Cause.CONFINEMENT,
+        raise RelaxationRefused(
+            f"the service wants capabilities that are not allowed {where}: {', '.join(sorted(refused))}",
+            fix=f"Allow them under {table}: allow_capabilities = {json.dumps(sorted(refused))}.",
+            cause=cause,
         )
-    if (wanted.max_processes or 0) > (allowed.max_processes or 0):
-        raise NoCapacity(
-            f"the service wants {wanted.max_processes} processes, {allowed.max_processes} are allowed here",
-            fix=f"Allow them under [agent.docker] in config.toml: max_processes = {wanted.max_processes}.",
-            cause=Cause.CONFINEMENT,
+    if allowed.max_processes is not None and (wanted.max_processes or 0) > allowed.max_processes:
+        raise RelaxationRefused(
+            f"the service wants {wanted.max_processes} processes, {allowed.max_processes} are allowed {where}",
+            fix=f"Allow them under {table}: max_processes = {wanted.max_processes}.",
+            cause=cause,
         )
 
 

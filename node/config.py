@@ -16,7 +16,7 @@ from protocol.identifiers import check_region
 from protocol.peers import Role
 from protocol.problems import BadRequest, ConfigError
 from protocol.records import Address
-from protocol.service import LinuxCapability
+from protocol.service import DEFAULT_PROCESSES, LinuxCapability
 
 FILE_NAME = "config.toml"
 DEFAULT_DATA_DIR = Path("~/.local/share/cornerstore")
@@ -29,6 +29,7 @@ _UNKNOWN_KEY = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$\.(?P<tabl
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
 HostPort = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,253}:[0-9]{1,5}$")]
+Processes = Annotated[int, Meta(ge=1, le=65536)]
 
 
 class Network(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,7 +70,7 @@ class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `image_quota_gb`: disk for services' images; unused ones beyond it are removed.
     Builds are strangers' code: each may use `build_memory_mb`, and with `build_network` none it reaches nothing.
     `subnets`: where a service's group may choose its own. `allow_capabilities`, `max_processes`: how far a service may
-    ask to be less confined.
+    ask to be less confined on this machine; left out: as far as the region allows.
     """
 
     enabled: bool = True
@@ -80,8 +81,8 @@ class Docker(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base_image_aliases: dict[str, str] = {}
     sandboxes: Annotated[int, Meta(ge=0, le=16)] = 2
     image_quota_gb: Annotated[float, Meta(gt=0)] = 20.0
-    allow_capabilities: tuple[LinuxCapability, ...] = ()
-    max_processes: Annotated[int, Meta(ge=1, le=65536)] = 256
+    allow_capabilities: tuple[LinuxCapability, ...] | None = None
+    max_processes: Processes | None = None
 
 
 class Wasm(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -111,7 +112,8 @@ class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     `starts_per_client_s` (0: any number), `starts_burst`: requests for services of one address. `max_starts`: of all,
     under way at once. `prefer_warm_within_ms`: rather than build a service here, use it where it runs already, if that
-    region is at most so long a round trip away; 0: never.
+    region is at most so long a round trip away; 0: never. `allow_capabilities`, `max_processes`: how far agents of the
+    region may let a service be less confined than by default.
     """
 
     max_archive_mb: Annotated[int, Meta(ge=1, le=65536)] = 256
@@ -121,6 +123,8 @@ class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     starts_burst: Annotated[int, Meta(ge=1, le=100_000)] = 200
     max_starts: Annotated[int, Meta(ge=1, le=100_000)] = 1024
     prefer_warm_within_ms: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    allow_capabilities: tuple[LinuxCapability, ...] = ()
+    max_processes: Processes = DEFAULT_PROCESSES
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

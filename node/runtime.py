@@ -63,7 +63,7 @@ from node.warnings import clock_warning, tell_warnings
 from node.web import bind, members_only, serving
 from protocol.peers import PeerIdentity
 from protocol.problems import ConfigError, Problem
-from protocol.service import Relaxations
+from protocol.service import Allowed
 from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
 
 log = structlog.get_logger(__name__)
@@ -192,6 +192,7 @@ class _Parts:
                     starts_burst=self._config.controller.starts_burst,
                     max_starts=self._config.controller.max_starts,
                     prefer_warm_within_s=self._config.controller.prefer_warm_within_ms / 1000,
+                    allowed=Allowed(self._config.controller.allow_capabilities, self._config.controller.max_processes),
                 ),
                 identity=self._identity.member,
                 directory=self.directory,
@@ -290,7 +291,7 @@ class _Parts:
                     memory_mb=settings.memory_mb or _half_of_memory_mb(),
                     alive_port=settings.alive_port,
                     labels=settings.labels,
-                    allowed=Relaxations(settings.docker.allow_capabilities, settings.docker.max_processes),
+                    allowed=Allowed(settings.docker.allow_capabilities, settings.docker.max_processes),
                     pause_after_s=settings.pause_after_s,
                     ready_timeout_s=settings.ready_timeout_s,
                     max_archive_bytes=self._max_archive_bytes,

@@ -9,14 +9,15 @@ from protocol.problems import ContentNotFound, CorruptContent, DiskUnusable, Eng
 
 class Cause(StrEnum):
     """CONTENT: the archive cannot be had. RUNTIME: nothing here runs its kind. ENGINE: what runs it does not answer.
-    CONFINEMENT: the service wants to be less confined than the operator allows. LATENCY: it is too far away, or the
-    service itself too slow. ACCURACY: no variant is accurate enough. AWAY: the host itself does not answer.
-    EMPTY: a region without agents."""
+    POLICY: the service wants to be less confined than the region allows. CONFINEMENT: than the machine's operator does.
+    LATENCY: it is too far away, or the service itself too slow. ACCURACY: no variant is accurate enough. AWAY: the host
+    itself does not answer. EMPTY: a region without agents."""
 
     CONTENT = "content"
     RUNTIME = "runtime"
     ENGINE = "engine"
     LABEL = "label"
+    POLICY = "policy"
     CONFINEMENT = "confinement"
     ACCURACY = "accuracy"
     LATENCY = "latency"

@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, structs
 
 from protocol.instances import MAX_ALIVE_S, MAX_LOG_LINES, InstanceReport, Progress
 from protocol.problems import BadRequest
+from protocol.service import HARDENED, Allowed
 
 LINK_VERSION = 1
 MAX_FRAME = 1 << 20
@@ -87,10 +88,13 @@ class Refused(Struct, frozen=True, tag=True):
 
 
 class Welcome(Struct, frozen=True, tag=True):
+    """`allowed`: how far the region lets a service be less confined; the agent's own operator may allow less."""
+
     version: int
     node: str
     region: str
     heartbeat_s: float = HEARTBEAT_S
+    allowed: Allowed = HARDENED
 
 
 class Start(Struct, frozen=True, kw_only=True, tag=True):

@@ -160,6 +160,12 @@ class NoCapacity(Unavailable):
     slug, title = "no-capacity", "No agent in reach can host the service now"
 
 
+class RelaxationRefused(NoCapacity):
+    """To wait does not help: somebody has to allow it."""
+
+    status, slug, title = 403, "relaxation-refused", "The service wants to be less confined than it may be here"
+
+
 class EngineUnavailable(Unavailable):
     slug, title = "engine-unavailable", "The container engine does not answer"
 

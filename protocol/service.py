@@ -67,6 +67,21 @@ class Relaxations(Struct, frozen=True):
     max_processes: int | None = None
 
 
+DEFAULT_PROCESSES = 256
+"""A container's processes and threads, unless its description asks for another limit and is allowed it."""
+
+
+class Allowed(Struct, frozen=True):
+    """How far services may be less confined than by default. None: whoever says so leaves it to others."""
+
+    capabilities: tuple[LinuxCapability, ...] | None = None
+    max_processes: int | None = None
+
+
+HARDENED = Allowed((), DEFAULT_PROCESSES)
+"""No further than by default."""
+
+
 class ServiceDescriptor(Struct, frozen=True, kw_only=True):
     """`mem_requirement` in MB (10^6 bytes), `alive_time` in s (0: until stopped), `timeout` in s.
 

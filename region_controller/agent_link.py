@@ -36,6 +36,7 @@ from protocol.link import (
 )
 from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, Conflict, DeadlineExceeded, Forbidden, Problem, Unavailable
+from protocol.service import Allowed
 from region_controller.members import Members
 from region_controller.round_trips import round_trip_ms
 
@@ -128,7 +129,7 @@ class AgentLink:
 class AgentLinks:
     """All links of a region. Reports go to `members`; `on_hello` and `on_change` tell the controller afterwards.
 
-    `on_change`: of which agent, and the report if one of its instances changed.
+    `on_change`: of which agent, and the report if one of its instances changed. `allowed`: what agents are told.
     """
 
     def __init__(
@@ -138,12 +139,14 @@ class AgentLinks:
         region: str,
         node: str,
         mesh: str,
+        allowed: Allowed,
         clock: Callable[[], float],
         on_hello: Callable[[str, Sequence[InstanceReport], Sequence[str]], None],
         on_change: Callable[[str, InstanceReport | None], None],
     ) -> None:
         self._members = members
         self._region, self._node, self._mesh = region, node, mesh
+        self._allowed = allowed
         self._clock = clock
         self._on_hello = on_hello
         self._on_change = on_change
@@ -199,7 +202,7 @@ class AgentLinks:
     def _welcome(self, link: AgentLink, hello: Hello) -> None:
         self._links[link.node] = link
         gone = self._members.hello(hello, self._clock())
-        link.post(Welcome(LINK_VERSION, self._node, self._region))
+        link.post(Welcome(LINK_VERSION, self._node, self._region, allowed=self._allowed))
         log.info("agent-connected", agent=hello.node, host=hello.host, instances=len(hello.instances))
         self._on_hello(hello.node, hello.instances, gone)
         self._on_change(hello.node, None)

@@ -96,7 +96,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "With `Accept: text/event-stream` progress is streamed, then one `result` or `problem` event.",
         body=StartRequest,
         answers={200: StartAnswer, 201: StartAnswer},
-        problems=(400, 404, 409, 413, 429, 502, 503, 504),
+        problems=(400, 403, 404, 409, 413, 429, 502, 503, 504),
         streams=True,
     ),
     Operation(
@@ -423,7 +423,7 @@ _PAGE_HEADERS = {
 _PROBLEMS = {
     400: "The request cannot be understood",
     401: "A key or a lease token is needed",
-    403: "The key or token does not allow this",
+    403: "The key or token does not allow this, or nobody allows what the service asks for",
     404: "There is no such thing",
     409: "Ambiguous, or not in this state",
     413: "Too much data",

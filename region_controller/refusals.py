@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from msgspec import Struct
 
 from protocol.causes import Cause
 from protocol.identifiers import is_node_id
-from protocol.problems import NoCapacity, Problem, Unavailable
+from protocol.problems import NoCapacity, Problem, RelaxationRefused, Unavailable
 from protocol.records import ServiceRecord
 
 RETRY_AFTER_S = 5
@@ -20,6 +21,8 @@ _FIXES: Mapping[Cause, str] = {
     "missing.",
     Cause.ENGINE: "Start the container engine again (systemctl start docker).",
     Cause.LABEL: "Set the label under [agent.labels] in config.toml of a machine that fits.",
+    Cause.POLICY: "Allow it under [controller] in config.toml of a region's controller: `allow_capabilities`, "
+    "`max_processes`.",
     Cause.CONFINEMENT: "Allow it under [agent.docker] in config.toml of a machine that may run it: "
     "`allow_capabilities`, `max_processes`.",
     Cause.ACCURACY: "Name a variant (`--variant`, `variant`), or let its developer publish a more accurate one.",
@@ -54,15 +57,22 @@ def asked_by(problem: Problem) -> set[str]:
 
 
 def summed_up(service: ServiceRecord, regions: Mapping[str, str], causes: Iterable[Cause], mem: int) -> Unavailable:
-    """The answer where no region hosts `service`: Unavailable if only the archive is missing, else NoCapacity.
+    """The answer where no region hosts `service`: Unavailable if only the archive is missing, RelaxationRefused if all
+    that is missing is somebody's leave, else NoCapacity.
 
     A region without agents has no say while others refuse for reasons of their own. `mem`: what was asked for, in MB.
     """
     said = set(causes)
     told = sorted(said - {Cause.EMPTY} or said, key=list(Cause).index)
-    more = {"regions": dict(regions), "causes": [str(cause) for cause in told], "retry_after": RETRY_AFTER_S}
-    fix = " ".join(_FIXES[cause] for cause in told) or "Ask again later."
+    about: dict[str, Any] = {
+        "regions": dict(regions),
+        "causes": [str(cause) for cause in told],
+        "fix": " ".join(_FIXES[cause] for cause in told) or "Ask again later.",
+    }
+    again = {**about, "retry_after": RETRY_AFTER_S}
     if told == [Cause.CONTENT]:
-        return Unavailable(f"nobody who has the archive of {service.id} ({service.name}) answers", fix=fix, **more)
+        return Unavailable(f"nobody who has the archive of {service.id} ({service.name}) answers", **again)
     counted = "1 region" if len(regions) == 1 else f"{len(regions)} regions"
-    return NoCapacity(f"no agent in {counted} can host {service.id} ({mem} MB) now", fix=fix, **more)
+    if told and set(told) <= {Cause.POLICY, Cause.CONFINEMENT}:
+        return RelaxationRefused(f"no agent in {counted} may run {service.id} as it asks to be run", **about)
+    return NoCapacity(f"no agent in {counted} can host {service.id} ({mem} MB) now", **again)

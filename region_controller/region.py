@@ -16,6 +16,7 @@ from protocol.link import Remove
 from protocol.peers import PeerIdentity
 from protocol.problems import Problem
 from protocol.records import ServiceRecord
+from protocol.service import HARDENED, Allowed
 from region_controller.agent_link import AgentLinks
 from region_controller.agents import AgentState, Warmth
 from region_controller.failures import Failures
@@ -42,13 +43,14 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     `starts_per_client_s` (0: any number), `starts_burst`: requests of one address for services. `max_starts`: of all,
     under way at once. `unwanted_start_s`: a start that is not ready is given up so long after the last client's
     `wait_s` is over. `prefer_warm_within_s`: rather than built here, a service is used where it runs already, if that
-    region is at most so long a round trip away; 0: never.
+    region is at most so long a round trip away; 0: never. `allowed`: how far agents may let a service be less confined.
     """
 
     region: str
     rest: str = ""
     database: Path
     spool: Path
+    allowed: Allowed = HARDENED
     unwanted_start_s: float = 60.0
     prefer_warm_within_s: float = 0.0
     max_archive_bytes: int = 256 << 20
@@ -100,6 +102,7 @@ class Region:
             region=config.region,
             node=me.node,
             mesh=me.mesh,
+            allowed=config.allowed,
             clock=clock,
             on_hello=self._on_hello,
             on_change=self._on_change,

@@ -8,7 +8,8 @@ from typing import Any
 from docker.types import LogConfig
 
 from agent.docker.networks import Bridge
-from agent.runtime import DEFAULT_PROCESSES, Attachment, Condition, RuntimeInstance, Workload
+from agent.runtime import Attachment, Condition, RuntimeInstance, Workload
+from protocol.service import DEFAULT_PROCESSES
 
 NODE_LABEL = "cornerstore.node"
 INSTANCE_LABEL = "cornerstore.instance"

@@ -154,6 +154,10 @@ const PROBLEMS = {
     "It was withdrawn, or the mesh has lost it. Go back and look again.",
   ],
   "no-capacity": ["There is no room right now", "Every machine nearby is busy."],
+  "relaxation-refused": [
+    "This service may not run here",
+    "It asks for more rights than this place gives. Tell whoever runs this place.",
+  ],
   "too-many-requests": ["Many people ask at once", "The store is busy."],
   unavailable: ["The store does not get through", "A machine that it needs is slow or away."],
   "engine-unavailable": [

@@ -30,7 +30,7 @@ from agent.runtime import Workload
 from protocol import link
 from protocol.instances import InstanceReport, State
 from protocol.problems import BuildFailed, DeadlineExceeded, EngineUnavailable, StartFailed
-from protocol.service import Artifact, BridgeNetwork, ContainerPort, Relaxations, ServiceDescriptor
+from protocol.service import Allowed, Artifact, BridgeNetwork, ContainerPort, Relaxations, ServiceDescriptor
 from tests.agent_stage import Shelf, an_agent, start_command
 from tests.docker_stage import WEB_FILES, clean_docker
 from tests.waiting import until
@@ -703,7 +703,8 @@ async def test_a_build_ends_with_its_deadline(tmp_path: Path) -> None:
 
 async def test_the_limits_are_the_engine_s(tmp_path: Path) -> None:
     relaxed = structs.replace(WEB, relaxations=Relaxations(("SETUID",), 300))
-    async with stage(tmp_path) as s, s.agent(allowed=Relaxations(("SETUID",), 300)) as agent:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        agent.runner.region_allows = Allowed(("SETUID",), 300)
         await agent.runner.start(start_command("one", s.shelf.put(WEB, WEB_FILES)))
         await agent.runner.start(start_command("two", s.shelf.put(relaxed, WEB_FILES)))
         client = docker_package.from_env()

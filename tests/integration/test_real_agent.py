@@ -9,13 +9,14 @@ from pathlib import Path
 
 import aiohttp
 import msgspec
+from msgspec import structs
 
 from agent.agent import AgentConfig, running_agent
 from agent.link import KnownControllers
 from agent.memory_runtime import MemoryRuntime
 from dht.peer_http import PeerHttp
 from protocol.instances import StartRequest, State
-from protocol.service import ContainerPort, ServiceDescriptor
+from protocol.service import Allowed, ContainerPort, Relaxations, ServiceDescriptor, Variant
 from region_controller import Caller
 from tests.one_region import OPERATOR, Site, an_archive, describe, node_of, running_site
 from tests.waiting import until
@@ -110,3 +111,30 @@ async def test_it_expires_and_says_so(tmp_path: Path) -> None:
         assert again.instance in await answer_of(again.url)
         for view in site.controller.instances():
             assert (await site.controller.remove(view.instance, Caller(operator=True))).state is State.REMOVED
+
+
+async def test_what_the_region_allows_reaches_its_agents_and_what_it_does_not_is_refused_by_name(
+    tmp_path: Path,
+) -> None:
+    modest = structs.replace(
+        SERVICE, id="modest", relaxations=Relaxations(("SETUID",)), variants={"precise": Variant(accuracy=0.9)}
+    )
+    greedy = structs.replace(SERVICE, id="greedy", relaxations=Relaxations(("SETUID", "KILL")))
+    async with (
+        running_site(tmp_path, allowed=Allowed(("SETUID",), 256)) as site,
+        linked_agent(tmp_path, site, MemoryRuntime(node_of("real agent"))),
+    ):
+        for descriptor in (modest, greedy):
+            data = an_archive(tmp_path, descriptor)
+            headers = {"Authorization": f"Bearer {OPERATOR}"}
+            async with site.phone.post("/v1/services", data=data, headers=headers) as response:
+                assert response.status == 201, await response.text()
+        answer, _ = await site.controller.start(StartRequest(service="modest", variant="precise"))
+        assert (await site.controller.instance(answer.instance)).variant == "precise"
+        async with site.phone.post("/v1/instances", json={"service": "greedy"}) as response:
+            problem = await response.json(content_type=None)
+        assert (response.status, problem["type"].rpartition("/")[2]) == (403, "relaxation-refused")
+        assert "KILL" in str(problem["regions"])
+        assert "[controller]" in problem["fix"]
+        assert "Retry-After" not in response.headers
+        await site.controller.remove(answer.instance, Caller(operator=True))

@@ -29,10 +29,20 @@ from protocol.problems import (
     EngineUnavailable,
     NoCapacity,
     Problem,
+    RelaxationRefused,
     StartFailed,
     UnknownInstance,
 )
-from protocol.service import Artifact, ContainerPort, PlacementPolicy, Relaxations, ServiceDescriptor, Variant
+from protocol.service import (
+    HARDENED,
+    Allowed,
+    Artifact,
+    ContainerPort,
+    PlacementPolicy,
+    Relaxations,
+    ServiceDescriptor,
+    Variant,
+)
 from tests.agent_stage import Clock, Shelf, an_agent, start_command
 from tests.waiting import until
 
@@ -137,21 +147,38 @@ async def test_a_required_label_is_the_agents_own_to_check(tmp_path: Path) -> No
         assert s.runtime.builds == 1
 
 
-async def test_what_a_service_wants_beyond_the_defaults_the_operator_must_allow(tmp_path: Path) -> None:
-    powers, many = Relaxations(("SETUID", "SETGID")), Relaxations(max_processes=1000)
-    async with stage(tmp_path) as s:
-        async with s.agent(allowed=Relaxations(("SETUID",), 256)) as agent:
-            with pytest.raises(NoCapacity, match="SETGID") as caught:
-                await agent.runner.start(start_command("one", s.put(relaxations=powers)))
-            assert 'allow_capabilities = ["SETGID"]' in caught.value.fix
-            assert cause_of(caught.value) is Cause.CONFINEMENT
-            with pytest.raises(NoCapacity, match="1000 processes, 256") as caught:
-                await agent.runner.start(start_command("one", s.put(relaxations=many)))
-            assert "max_processes = 1000" in caught.value.fix
-            assert (agent.reports(), s.runtime.builds) == ((), 0), "refused before anything is built"
-        async with s.agent(allowed=Relaxations(("SETUID", "SETGID"), 1000)) as agent:
-            await agent.runner.start(start_command("one", s.put(relaxations=powers)))
-            assert s.runtime._containers["one"].workload.relaxations == powers
+@pytest.mark.parametrize(
+    ("region", "machine", "cause", "where"),
+    [
+        (Allowed(("SETUID",), 256), Allowed(), Cause.POLICY, "[controller]"),
+        (HARDENED, Allowed(("SETUID", "SETGID"), 1000), Cause.POLICY, "[controller]"),
+        (Allowed(("SETUID", "SETGID"), 1000), Allowed(("SETUID",), 256), Cause.CONFINEMENT, "[agent.docker]"),
+    ],
+    ids=["the region too little", "the machine alone", "the machine too little"],
+)
+async def test_what_a_service_wants_beyond_the_defaults_must_be_allowed(
+    tmp_path: Path, region: Allowed, machine: Allowed, cause: Cause, where: str
+) -> None:
+    async with stage(tmp_path) as s, s.agent(allowed=machine) as agent:
+        agent.runner.region_allows = region
+        for wanted, said, line in (
+            (Relaxations(("SETUID", "SETGID")), "SETGID", "allow_capabilities = "),
+            (Relaxations(max_processes=1000), "1000 processes, 256", "max_processes = 1000"),
+        ):
+            with pytest.raises(RelaxationRefused, match=said) as caught:
+                await agent.runner.start(start_command("one", s.put(relaxations=wanted)))
+            assert where in caught.value.fix
+            assert line in caught.value.fix
+            assert cause_of(caught.value) is cause
+        assert (agent.reports(), s.runtime.builds) == ((), 0), "refused before anything is built"
+
+
+async def test_a_machine_that_says_nothing_allows_what_the_region_does(tmp_path: Path) -> None:
+    wanted = Relaxations(("SETUID", "SETGID"), 1000)
+    async with stage(tmp_path) as s, s.agent() as agent:
+        agent.runner.region_allows = Allowed(("SETUID", "SETGID"), 1000)
+        await agent.runner.start(start_command("one", s.put(relaxations=wanted)))
+        assert s.runtime._containers["one"].workload.relaxations == wanted
 
 
 async def test_why_an_agent_cannot_is_said_in_one_word(tmp_path: Path) -> None:

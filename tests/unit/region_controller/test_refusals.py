@@ -3,7 +3,15 @@ from __future__ import annotations
 import pytest
 
 from protocol.causes import Cause, cause_of
-from protocol.problems import ContentNotFound, DiskFull, EngineUnavailable, NoCapacity, Problem, Unavailable
+from protocol.problems import (
+    ContentNotFound,
+    DiskFull,
+    EngineUnavailable,
+    NoCapacity,
+    Problem,
+    RelaxationRefused,
+    Unavailable,
+)
 from region_controller.refusals import asked_by, causes_in, summed_up
 from tests.one_region import a_service
 
@@ -33,6 +41,9 @@ def test_a_problem_has_a_cause(problem: Problem, cause: Cause) -> None:
         ({Cause.MEMORY}, NoCapacity, "memory_mb"),
         ({Cause.ACCURACY}, NoCapacity, "--variant"),
         ({Cause.LATENCY}, NoCapacity, "max_latency_ms"),
+        ({Cause.POLICY}, RelaxationRefused, "[controller]"),
+        ({Cause.CONFINEMENT, Cause.EMPTY}, RelaxationRefused, "[agent.docker]"),
+        ({Cause.POLICY, Cause.MEMORY}, NoCapacity, "[controller]"),
         ({Cause.EMPTY}, NoCapacity, "bootstrap invite"),
         ({Cause.CONTENT, Cause.MEMORY}, NoCapacity, "has the archive"),
         (set[Cause](), NoCapacity, "later"),
@@ -40,9 +51,10 @@ def test_a_problem_has_a_cause(problem: Problem, cause: Cause) -> None:
 )
 def test_the_fix_fits_the_reasons(causes: set[Cause], kind: type[Problem], fix: str) -> None:
     problem = summed_up(a_service(), {"eu": "why"}, causes, 300)
-    assert "300 MB" in problem.detail or type(problem) is Unavailable
+    assert "300 MB" in problem.detail or type(problem) is not NoCapacity
     assert type(problem) is kind
     assert fix in problem.fix
+    assert (problem.retry_after is None) is (kind is RelaxationRefused), "to ask again helps only where things change"
     assert problem.extra["regions"] == {"eu": "why"}
     assert causes_in(problem) == causes - ({Cause.EMPTY} if len(causes) > 1 else set())
 
