@@ -1,4 +1,4 @@
-"""`Parser`: archives to descriptors, with tosca-parser kept in one child process that is started when first needed."""
+"""`Parser`: archives to descriptors, with tosca-parser kept in one child process (`warm_up` starts it early)."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ class Parser:
     def close(self) -> None:
         """End the child process. Idempotent; for those who do not use `async with`."""
         self._worker.close()
+
+    async def warm_up(self) -> None:
+        """Start the child process, so that the first archive need not wait for it. Raises Unavailable."""
+        await asyncio.to_thread(self._worker.warm_up)
 
     async def describe(self, path: Path, *, verify_contents: bool = True) -> ServiceDescriptor:
         """What the archive at `path` says of its service. Raises InvalidArchive or NotFound.

@@ -50,6 +50,11 @@ class WorkerProcess:
                 self._end()
                 raise self._failure(expired.is_set()) from None
 
+    def warm_up(self) -> None:
+        """Start the process if none runs. Raises Unavailable."""
+        with self._lock:
+            self._ready()
+
     def close(self) -> None:
         """End the process; a job in progress fails. Idempotent."""
         self._closed = True
@@ -64,13 +69,11 @@ class WorkerProcess:
             raise Unavailable("the node is stopping", fix="Ask again when it is up.")
         if self._jobs >= _JOBS_PER_PROCESS or (self._process is not None and self._process.poll() is not None):
             self._end()
-        if self._process is None:
-            self._process = self._start()
-        return self._process
+        return self._process or self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
         here = str(Path(__file__).resolve().parent.parent)
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+        process = self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [sys.executable, "-P", "-m", "csar.worker", str(self._limits.memory_bytes), str(self._limits.cpu_s)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -81,7 +84,9 @@ class WorkerProcess:
         with _deadline(process, self._limits.start_s):
             ready = _read(process)
         if ready is None:
-            _reap(process)
+            self._end()
+            if self._closed:
+                raise self._failure(expired=False)
             raise Unavailable("the process that checks templates did not start", fix="Check the machine's memory.")
         log.debug("csar-worker-started", pid=process.pid)
         return process

@@ -6,6 +6,7 @@ go of its link (containers stay up), the mDNS name is withdrawn, the listeners d
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import socket
@@ -47,7 +48,7 @@ from dht.records.set_serving import set_routes
 from dht.swarm.content_routes import content_routes
 from dht.swarm.content_server import serving_content
 from dht.swarm.exchange import ContentConfig, Exchange, running_content
-from dht.tasks import running_loops
+from dht.tasks import OwnedTasks, running_loops
 from node.ballast import disk_warning, keep_ballast, release_ballast
 from node.config import DEFAULT_PEER_PORT, DEFAULT_REST_PORT, Network, NodeConfig
 from node.connections import Connections, allowed
@@ -67,6 +68,8 @@ from protocol.service import Allowed
 from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
 
 log = structlog.get_logger(__name__)
+
+WARM_PARSER_AFTER_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,9 @@ async def running_node(config: NodeConfig, data_dir: Path) -> AsyncIterator[Node
         stack.enter_context(shown(data_dir, running))
         await stack.enter_async_context(running_loops({"keep-ballast": keep_ballast(data_dir)}))
         log.info("node-running", region=config.region, roles=config.roles, rest=parts.rest, peer=parts.peer)
+        if controller is not None or agent is not None:
+            tasks = await stack.enter_async_context(OwnedTasks())
+            tasks.run(parts.warm_parser(), name="warm the parser")
         yield Node(config, running, parts.directory, parts.content, controller, agent)
         log.info("node-stopping", region=config.region)
 
@@ -164,6 +170,12 @@ class _Parts:
         )
         self._parser = await enter(Parser(_limits(self._max_archive_bytes)))
         self._membership = Membership(self._identity, self._use_renewed, directory=self.directory, http=self._http)
+
+    async def warm_parser(self) -> None:
+        """So that the first archive need not wait for the process that judges it. Not at once: who comes up is busy,
+        and may be asked for what needs no archive."""
+        await asyncio.sleep(WARM_PARSER_AFTER_S)
+        await self._parser.warm_up()
 
     def _warnings(self) -> list[Problem]:
         """What an operator should know of this node now."""

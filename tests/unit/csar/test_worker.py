@@ -67,6 +67,15 @@ def test_it_starts_when_first_needed_and_is_reused(worker: WorkerProcess) -> Non
     assert first in workers()
 
 
+def test_it_can_be_started_before_the_first_archive_comes(worker: WorkerProcess) -> None:
+    before = workers()
+    worker.warm_up()
+    (first,) = [w for w in workers() if w not in before]
+    worker.warm_up()
+    assert worker.complaints(GOOD) == []
+    assert [w for w in workers() if w not in before] == [first]
+
+
 def test_a_job_that_takes_too_long_is_killed_and_the_next_one_served(worker: WorkerProcess) -> None:
     worker.complaints(GOOD)
     started = time.monotonic()
@@ -165,6 +174,26 @@ def test_after_close_there_is_no_process_and_no_service(worker: WorkerProcess) -
     assert workers() == []
     with pytest.raises(Unavailable):
         worker.complaints(GOOD)
+
+
+def test_close_does_not_wait_for_a_process_that_starts(worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A node that ends just after it came up."""
+    raised: list[str] = []
+
+    def warm_up() -> None:
+        try:
+            worker.warm_up()
+        except Unavailable as problem:
+            raised.append(problem.detail)
+
+    before = workers()
+    starting = threading.Thread(target=warm_up)
+    starting.start()
+    while not [w for w in workers() if w not in before]:
+        time.sleep(0.01)
+    worker.close()
+    starting.join(5)
+    assert raised == ["the node is stopping"]
 
 
 def test_close_ends_a_job_in_progress() -> None:
