@@ -143,9 +143,9 @@ class Instances:
         for entry in self._journal.entries():
             self._slots[entry.instance.instance] = Slot(entry)
 
-    def add(self, instance: str, digest: str) -> Slot:
+    def add(self, instance: str, digest: str, variant: str | None = None) -> Slot:
         """A new instance in `fetching`; it reserves nothing yet: what it needs is written in the archive."""
-        slot = Slot(Entry(instance=Instance(instance=instance, since=self.now()), digest=digest))
+        slot = Slot(Entry(instance=Instance(instance=instance, since=self.now()), digest=digest, variant=variant))
         self._slots[instance] = slot
         self._store(slot)
         self._report(slot)
@@ -200,6 +200,7 @@ class Instances:
             state=instance.state,
             mem=entry.mem,
             host=self.host,
+            variant=entry.variant,
             ports=entry.ports,
             alive_time=instance.alive_time,
             started_at=instance.started_at,

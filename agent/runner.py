@@ -265,7 +265,7 @@ class Runner:
             raise BadRequest(
                 f"{command.instance[:80]!r} cannot name an instance", fix="Use up to 64 letters, digits, dots, dashes."
             )
-        slot = self._instances.add(command.instance, command.digest)
+        slot = self._instances.add(command.instance, command.digest, command.variant)
         launch = self._launches[command.instance] = _Launch(command)
         launch.task = self._tasks.run(self._launch(slot, launch), name=f"start {slot.id}")
         return launch
@@ -375,7 +375,6 @@ class Runner:
         await self._provision.keep(command.digest, slot.id)
         self._instances.update(
             slot,
-            variant=command.variant,
             ports=tuple(PortBinding(p.port, 0, p.protocol, p.description) for p in descriptor.ports),
             workload=Workload(
                 instance=slot.id,

@@ -69,6 +69,7 @@ class InstanceReport(Struct, frozen=True, kw_only=True):
     state: State
     mem: int
     host: str
+    variant: str | None = None
     ports: tuple[PortBinding, ...] = ()
     alive_time: int = 60
     started_at: float | None = None
@@ -175,6 +176,7 @@ class InstanceView(Struct, frozen=True, kw_only=True):
     ports: tuple[PortBinding, ...] = ()
     url: str | None = None
     mem: int = 0
+    variant: str | None = None
     alive_time: int = 60
     started_at: float | None = None
     expires_at: float | None = None

@@ -251,7 +251,7 @@ class PassingOn:
             )
         )
         self._region.grant(answer.instance, answer.lease.token, answer.lease.expires_at)
-        self._region.away[answer.instance] = _as_answered(answer, wanted.mem)
+        self._region.away[answer.instance] = _as_answered(answer, wanted)
         await self._region.journal.flush()
         return Remote(hop, answer, opens=await self._opens(hop, answer))
 
@@ -285,7 +285,7 @@ def _left_of(within_ms: float | None, rtt_s: float | None) -> float | None:
     return None if within_ms is None else max(0.0, within_ms - 1e3 * (rtt_s or 0.0))
 
 
-def _as_answered(answer: StartAnswer, mem: int) -> InstanceView:
+def _as_answered(answer: StartAnswer, wanted: Wanted) -> InstanceView:
     """The instance as its start described it."""
     return InstanceView(
         instance=answer.instance,
@@ -297,6 +297,7 @@ def _as_answered(answer: StartAnswer, mem: int) -> InstanceView:
         port=answer.port,
         ports=answer.ports,
         url=answer.url,
-        mem=mem,
+        mem=wanted.mem,
+        variant=wanted.offer.variant,
         expires_at=answer.lease.expires_at,
     )

@@ -181,6 +181,7 @@ class Region:
             ports=report.ports,
             url=url,
             mem=held.mem if held else report.mem,
+            variant=report.variant,
             alive_time=report.alive_time,
             started_at=report.started_at,
             expires_at=report.expires_at,

@@ -141,6 +141,7 @@ class FakeAgent:
             state=State.STARTING,
             mem=100,
             host="127.0.0.1",
+            variant=command.variant,
             ports=(self.service or PortBinding(8000, 40000 + len(self.commands)),),
             alive_time=alive_time,
         )

@@ -13,7 +13,7 @@ import click
 
 from node.cli.framework import Command, Duration, Seconds
 from node.cli.leases import MIN_PREFIX, LeaseBook
-from node.cli.output import facts, readable, remaining, size, styled, table
+from node.cli.output import already_there, facts, readable, remaining, size, styled, table
 from node.cli.placements import instead_of
 from node.cli.services import whole_digest
 from node.cli.session import Session, command_session
@@ -206,11 +206,12 @@ def ps() -> None:
     session.output.give(
         instances,
         table(
-            ("INSTANCE", "SERVICE", "STATE", "ADDRESS", "MEMORY", "LIVES", "AGENT", "REASON"),
+            ("INSTANCE", "SERVICE", "VARIANT", "STATE", "ADDRESS", "MEMORY", "LIVES", "AGENT", "REASON"),
             [
                 (
                     view.instance,
                     f"{view.service.id} ({view.service.name})",
+                    view.variant or "",
                     _state(view),
                     view.url or view.host,
                     f"{view.mem} MB",
@@ -397,8 +398,16 @@ def remove(instance: str, token: str | None) -> None:
 @click.option("--content-type", default="application/octet-stream", show_default=True, help="Of what is posted.")
 @click.option("--accept", default="*/*", show_default=True, help="The media type to get, such as application/json.")
 @click.option("--out", "-o", type=click.Path(path_type=Path, dir_okay=False), help="Write the reply here.")
+@click.option("--force", is_flag=True, help="Overwrite the file of -o if it is there already.")
 def invoke(
-    service: str, path: str, file: Path | None, content_type: str, accept: str, out: Path | None, **options: Any
+    service: str,
+    path: str,
+    file: Path | None,
+    content_type: str,
+    accept: str,
+    out: Path | None,
+    force: bool,
+    **options: Any,
 ) -> None:
     """Start SERVICE if need be and post FILE (- for stdin) to its PATH; without FILE, get PATH.
 
@@ -409,6 +418,8 @@ def invoke(
     session = command_session()
     request = start_request(None if service == "-" else service, **options)
     check_path(path)  # before anything is started
+    if out is not None and out.is_file() and not force:
+        raise already_there(out)
     body = None if file is None else _read(file)
 
     async def work() -> tuple[StartAnswer, bytes]:
@@ -419,7 +430,7 @@ def invoke(
     answer, reply = asyncio.run(work())
     session.output.note(f"{answer.start} start in {answer.timings_ms.get('total', 0):.0f} ms at {answer.url}")
     if out is not None:
-        _write(out, reply)
+        _write(out, reply, force=force)
     if session.json:
         shown = None if out is not None else reply.decode("utf-8", "replace")
         session.output.give({"start": answer, "bytes": len(reply), "reply": shown})
@@ -452,8 +463,13 @@ def _read(file: Path) -> bytes:
         raise BadRequest(f"{file} cannot be read: {error.strerror}") from None
 
 
-def _write(out: Path, reply: bytes) -> None:
+def _write(out: Path, reply: bytes, *, force: bool) -> None:
+    """Not over a file that came into being while the service was called. Devices and pipes are there to be written."""
+    over = force or (out.exists() and not out.is_file())
     try:
-        out.write_bytes(reply)
+        with out.open("wb" if over else "xb") as file:
+            file.write(reply)
+    except FileExistsError:
+        raise already_there(out) from None
     except OSError as error:
         raise ConfigError(f"{out} cannot be written: {error.strerror}") from None

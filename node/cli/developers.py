@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from node.cli.framework import ASKS, Command
-from node.cli.output import facts, remaining, short_digest, size, styled, table
+from node.cli.output import already_there, facts, remaining, short_digest, size, styled, table
 from node.cli.services import candidates, whole_digest
 from node.cli.session import Session, command_session
 from protocol.identifiers import DIGEST_PREFIX, check_category, check_service_id, is_digest
 from protocol.instances import ServiceView
-from protocol.problems import AmbiguousService, Conflict
+from protocol.problems import AmbiguousService
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -293,7 +293,7 @@ def fetch(service: str, out: Path | None, force: bool) -> None:
             view = await resolve(client, service)
             target = out or Path(_file_name(view))
             if target.exists() and not force:
-                raise Conflict(f"{target} is there already", fix="Name another file with -o, or add --force.")
+                raise already_there(target)
             with session.output.progress() as on_progress:
                 return view, target, await client.fetch(view.digest, target, on_progress)
 

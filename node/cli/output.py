@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from protocol.instances import OnProgress, Progress
-from protocol.problems import Problem
+from protocol.problems import Conflict, Problem
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -174,6 +175,11 @@ def styled(text: str, style: str) -> Text:
     from rich.text import Text
 
     return Text(readable(text), style=style)
+
+
+def already_there(file: Path) -> Conflict:
+    """A file that is not written over unless the caller says so."""
+    return Conflict(f"{file} is there already", fix="Name another file with -o, or add --force.")
 
 
 def readable(text: str) -> str:

@@ -287,7 +287,7 @@ async def test_parameters_and_variant_reach_the_service(tmp_path: Path) -> None:
         workload = agent.instances.get("one").entry.workload
         assert isinstance(workload, Workload)
         assert workload.environment == {"LANG": "en", "N": "2", "MODEL": "small", "name": "one"}
-        assert started.report.mem == 300
+        assert (started.report.mem, started.report.variant) == (300, "fast")
 
 
 async def test_a_parameter_outside_its_constraint_is_refused_before_anything_is_built(tmp_path: Path) -> None:

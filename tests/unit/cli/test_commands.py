@@ -201,6 +201,11 @@ def test_only_what_lives_is_said_to_live(shell: Shell) -> None:
     assert "lives" in shell("restart", INSTANCE.instance).stdout
 
 
+def test_ps_shows_which_variant_runs(shell: Shell, stub: StubController) -> None:
+    stub.instances = (msgspec.structs.replace(INSTANCE, variant="precise"),)
+    assert "precise" in shell("ps").stdout
+
+
 def test_ps_and_the_regions_views(shell: Shell) -> None:
     assert "wc01 (wordcount)" in shell("ps").stdout
     assert "974 MB" in shell("agents").stdout
@@ -249,6 +254,20 @@ def test_invoke_writes_a_file(shell: Shell, tmp_path: Path) -> None:
     text.write_bytes(b"one two")
     assert shell("invoke", "-", "/wordcount", str(text), "--category", "/text", "-o", str(out)).exit_code == 0
     assert out.read_bytes() == b"2"
+
+
+def test_invoke_writes_over_a_file_only_when_told_to(shell: Shell, stub: StubController, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.write_bytes(b"kept")
+    arguments = ("invoke", "wc01", "/wordcount", "-", "-o", str(out))
+    refused = shell(*arguments, stdin=b"one two")
+    assert (refused.exit_code, stub.starts) == (1, []), "nothing is started for it"
+    assert "is there already" in refused.stderr
+    assert "--force" in refused.stderr
+    assert out.read_bytes() == b"kept"
+    assert shell(*arguments, "--force", stdin=b"one two").exit_code == 0
+    assert out.read_bytes() == b"2"
+    assert shell("invoke", "wc01", "/wordcount", "-", "-o", "/dev/null", stdin=b"one").exit_code == 0
 
 
 def test_what_is_no_path_starts_nothing(shell: Shell, stub: StubController) -> None:
