@@ -13,11 +13,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PYTHON = "3.11"
 """Of the images that are built here, whatever the host's is."""
+SAY_EVERY_S = 8.0
 
 
 class CannotBuild(Exception):
@@ -28,16 +30,36 @@ def cache_folder() -> Path:
     return Path(os.environ.get("CORNERSTORE_CACHE") or "~/.cache/cornerstore").expanduser().absolute()
 
 
-def run(*command: str, fix: str, cwd: Path | None = None, environment: dict[str, str] | None = None) -> str:
-    """Standard output. Raises CannotBuild with the end of what the command said."""
+def run(
+    *command: str, fix: str, cwd: Path | None = None, environment: dict[str, str] | None = None, doing: str = ""
+) -> str:
+    """Standard output. Raises CannotBuild with the end of what the command said.
+
+    `doing` is what a person reads while it takes long; without it, one who waits reads the command's name.
+    """
     merged = {**os.environ, "LC_ALL": "C", **(environment or {})}
-    done = subprocess.run(command, cwd=cwd, env=merged, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        said = "\n  | ".join((done.stderr or done.stdout).strip().splitlines()[-6:])
+    if doing:
+        _say(f"{doing} ...")
+    started = time.monotonic()
+    with subprocess.Popen(
+        command, cwd=cwd, env=merged, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while True:
+            try:
+                output, errors = process.communicate(timeout=SAY_EVERY_S)
+                break
+            except subprocess.TimeoutExpired:
+                _say(f"  {doing or command[0]}: {time.monotonic() - started:.0f} s")
+    if process.returncode != 0:
+        said = "\n  | ".join((errors or output).strip().splitlines()[-6:])
         raise CannotBuild(
-            f"{command[0]} failed with status {done.returncode}:\n  | {said}\nfix: {fix}, then run this again"
+            f"{command[0]} failed with status {process.returncode}:\n  | {said}\nfix: {fix}, then run this again"
         )
-    return done.stdout
+    return output
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def check(file: Path, sha256: str) -> Path:
@@ -83,7 +105,12 @@ class DebianPackages:
         self.folder.mkdir(parents=True, exist_ok=True)
         wanted = {name: self._deb(name, version) for name, version in versions.items()}
         if absent := [f"{name}={versions[name]}" for name, path in wanted.items() if path is None]:
-            run("apt-get", *self.options, "-q", "download", *absent, cwd=self.folder, fix="see that apt-get works")
+            run(
+                *("apt-get", *self.options, "-q", "download", *absent),
+                cwd=self.folder,
+                doing=f"downloading {len(absent)} Debian packages",
+                fix="see that apt-get works",
+            )
             wanted = {name: self._deb(name, version) for name, version in versions.items()}
         return [path for _, path in sorted(wanted.items()) if path is not None]
 
@@ -107,7 +134,11 @@ class DebianPackages:
         for folder in ("lists/partial", "archives/partial"):
             (state / folder).mkdir(parents=True, exist_ok=True)
         self.options = [f"-oDir::State::Lists={state / 'lists'}", f"-oDir::Cache={state}", "-oAPT::Sandbox::User="]
-        run("apt-get", *self.options, "-q", "update", fix="see that apt's mirrors can be reached")
+        run(
+            *("apt-get", *self.options, "-q", "update"),
+            doing="reading apt's package lists",
+            fix="see that apt's mirrors can be reached",
+        )
 
 
 def debian_package(name: str) -> Path:
@@ -142,6 +173,7 @@ def download_wheels(lock: Path, target: Path) -> None:
         *("--require-hashes", "--no-deps", "--only-binary=:all:", f"--python-version={PYTHON}", "--implementation=cp"),
         *(*(f"--platform={name}_{machine}" for name in platforms), "--platform=any"),
         *("-r", str(lock)),
+        doing=f"downloading the wheels of {lock.name}",
         fix="see that PyPI can be reached",
     )
 
@@ -153,7 +185,12 @@ def npm_package(name: str, sha256: str) -> Path:
 
     def unpack(target: Path) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            run("npm", "pack", "--silent", name, cwd=Path(folder), fix="see that the npm registry can be reached")
+            run(
+                *("npm", "pack", "--silent", name),
+                cwd=Path(folder),
+                doing=f"downloading {name} from npm",
+                fix="see that the npm registry can be reached",
+            )
             tarball = check(next(Path(folder).glob("*.tgz")), sha256)
             shutil.unpack_archive(tarball, target, "gztar", filter="data")
 
@@ -181,6 +218,10 @@ def converted(source: Path, sha256: str, converter: Path) -> Path:
     recipe = hashlib.sha256(converter.read_bytes() + sha256.encode()).hexdigest()[:16]
 
     def convert(target: Path) -> None:
-        run(sys.executable, str(converter), str(source), str(target), fix="see what it says above")
+        run(
+            *(sys.executable, str(converter), str(source), str(target)),
+            doing=f"running {converter.name}",
+            fix="see what it says above",
+        )
 
     return _kept("converted", recipe, convert)
