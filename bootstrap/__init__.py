@@ -1,6 +1,6 @@
 """How a mesh begins and grows: its root, invitations, joining, certificates, and the TLS that rests on them."""
 
-from bootstrap.certificates import founder_of, mesh_mark, peer_identity, renewal_due, validity
+from bootstrap.certificates import founder_of, mesh_mark, peer_identity, peer_until, renewal_due, validity
 from bootstrap.enrol import Contacts, Enroller, enrol_routes
 from bootstrap.enrolment import ENROL_PATHS
 from bootstrap.identity import Identity, has_identity, has_root_key, mesh_root
@@ -28,6 +28,7 @@ __all__ = [
     "mesh_mark",
     "mesh_root",
     "peer_identity",
+    "peer_until",
     "renew",
     "renew_own",
     "renewal_due",

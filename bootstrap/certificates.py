@@ -17,6 +17,7 @@ member can say which node is able to enrol others.
 from __future__ import annotations
 
 import hashlib
+import math
 import ssl
 import time
 from collections.abc import Sequence
@@ -204,6 +205,13 @@ def peer_identity(connection: ssl.SSLObject | ssl.SSLSocket | None) -> PeerIdent
     der = _verified_der(connection)
     held = _held_in(der) if der else None
     return held.identity if held is not None and time.time() < held.ends else None
+
+
+def peer_until(connection: ssl.SSLObject | ssl.SSLSocket | None) -> float:
+    """When the certificate at the other end ends, Unix s; for ever where `peer_identity` knows of none."""
+    der = _verified_der(connection)
+    held = _held_in(der) if der else None
+    return math.inf if held is None else held.ends
 
 
 def peer_public_key(connection: ssl.SSLObject | ssl.SSLSocket | None) -> Ed25519PublicKey | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -12,9 +11,10 @@ from typing import Any
 
 import aiohttp
 import msgspec
-from aiohttp import AddrInfoType, web
+from aiohttp import web
 
 from dht.clocks import Clocks
+from dht.peer_connections import Lives
 from protocol import tracing
 from protocol.bounded import read_bounded
 from protocol.network_errors import network_cause, speaks_no_tls
@@ -24,6 +24,8 @@ from protocol.tracing import current_header
 
 PEER: web.RequestKey[PeerIdentity] = web.RequestKey("peer", PeerIdentity)
 """Where a handler of the node-to-node listener finds who asks."""
+PEER_UNTIL: web.RequestKey[float] = web.RequestKey("peer_until", float)
+"""And until when it is known to be that one, Unix s: its certificate ends then. What lasts longer has to look again."""
 
 WRONG_PORT_FIX = "Check the port: it must be the node-to-node port (7401 by default), not the one for phones."
 MAX_PROBLEM_BYTES = 64 << 10
@@ -31,38 +33,22 @@ _NETWORK_ERRORS = (aiohttp.ClientError, ConnectionError, TimeoutError, ssl.SSLEr
 """What a broken connection raises while a body is read. TimeoutError is an OSError: a total or idle timeout."""
 
 
-KEEPALIVE_S = 4.0
-"""Less than any `idle_s`: aiohttp may leave the read timer of a finished answer running, and reuse the connection."""
-
-
-SILENT_S = 5
-"""After so long without a sign of life from the other machine's network stack a connection counts as broken, whatever
-it was waiting for: a cut line tells nobody, and TCP by itself would go on for a quarter of an hour."""
-
-
-def peer_connector() -> aiohttp.TCPConnector:
-    """For the session of a `PeerHttp`."""
-    return aiohttp.TCPConnector(keepalive_timeout=KEEPALIVE_S, socket_factory=watchful_socket)
-
-
-def watchful_socket(info: AddrInfoType) -> socket.socket:
-    """One that is closed by the system when the other machine is gone (`tcp(7)`): a peer that works for minutes before
-    it answers still acknowledges."""
-    family, kind, protocol, _, _ = info
-    made = socket.socket(family, kind, protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 2)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, SILENT_S - 2)
-    made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENT_S * 1000)
-    return made
-
-
 class PeerHttp:
-    """Requests to `host:port` addresses of node-to-node listeners. `tls` None: plain HTTP, for tests only."""
+    """Requests to `host:port` addresses of node-to-node listeners. `tls` None: plain HTTP, for tests only.
 
-    def __init__(self, session: aiohttp.ClientSession, tls: ssl.SSLContext | None, *, source: str = "") -> None:
+    `lives`: of the session's connections.
+    """
+
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        tls: ssl.SSLContext | None,
+        *,
+        source: str = "",
+        lives: Lives | None = None,
+    ) -> None:
         self._session = session
+        self.lives = lives
         self.tls = tls
         self.source = source
         """The address that content is asked for from; empty: the system's choice."""
@@ -71,7 +57,7 @@ class PeerHttp:
 
     def over(self, session: aiohttp.ClientSession) -> PeerHttp:
         """The same over connections of another session."""
-        return PeerHttp(session, self.tls)
+        return PeerHttp(session, self.tls, lives=self.lives)
 
     @property
     def headers(self) -> Mapping[str, str]:
@@ -122,7 +108,8 @@ class PeerHttp:
     async def websocket(
         self, address: str, path: str, *, max_frame: int
     ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-        """An open WebSocket. Raises Unavailable if it cannot be opened or breaks."""
+        """An open WebSocket. Raises Unavailable if it cannot be opened or breaks, and in the block once one of its
+        certificates ended: it must be opened anew."""
         try:
             async with asyncio.timeout(5.0):
                 socket = await self._session.ws_connect(
@@ -131,7 +118,16 @@ class PeerHttp:
         except (aiohttp.ClientError, OSError, UnicodeError) as error:
             raise unreachable(address, error) from error
         async with socket:
-            yield socket
+            tls = socket.get_extra_info("ssl_object")
+            left_s = None if self.lives is None or tls is None else self.lives.left_s(tls)
+            try:
+                async with asyncio.timeout(left_s) as life:
+                    await asyncio.sleep(0)  # one that is over already does not begin
+                    yield socket
+            except TimeoutError:
+                if not life.expired():
+                    raise
+                raise Unavailable(f"a certificate of the connection to node {address} ended") from None
 
 
 def unreachable(address: str, error: Exception) -> Unavailable:

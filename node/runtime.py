@@ -36,12 +36,14 @@ from bootstrap import (
     enrol_routes,
     mesh_mark,
     peer_identity,
+    peer_until,
     server_context,
     use_renewed,
 )
 from client.lan import interface_addresses, is_near, own_networks
 from csar import Limits, Parser
-from dht.peer_http import PeerHttp, peer_connector
+from dht.peer_connections import Lives, PeerConnector
+from dht.peer_http import PeerHttp
 from dht.records.directory import DirectoryConfig, NetworkDirectory, running_directory
 from dht.records.set_client import SetClient
 from dht.records.set_serving import set_routes
@@ -137,9 +139,10 @@ class _Parts:
     async def store(self) -> None:
         """Records and content: what every node has, whatever its roles."""
         config, enter = self._config, self._stack.enter_async_context
-        session = await enter(aiohttp.ClientSession(connector=peer_connector()))
+        lives = Lives(lambda connection: min(self._membership.ends, peer_until(connection)))
+        session = await enter(aiohttp.ClientSession(connector=PeerConnector(lives)))
         self._client_tls, self._server_tls = client_context(self._identity), server_context(self._identity)
-        self._http = PeerHttp(session, self._client_tls)
+        self._http = PeerHttp(session, self._client_tls, lives=lives)
         self.directory = await enter(
             running_directory(
                 DirectoryConfig(
@@ -238,7 +241,7 @@ class _Parts:
         routes = [*content_routes(self.content), *set_routes(self.directory.held_set), *enrol_routes(enroller)]
         if controller is not None:
             routes += peer_routes(controller)
-        members = members_only(peer_identity, open_paths=ENROL_PATHS)
+        members = members_only(peer_identity, peer_until, open_paths=ENROL_PATHS)
         tls, enter = self._server_tls, self._stack.enter_async_context
         content = await enter(serving_content(self.content, _peer_of, tls=tls))
         await enter(

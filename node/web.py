@@ -17,7 +17,7 @@ import structlog
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from dht.peer_http import PEER
+from dht.peer_http import PEER, PEER_UNTIL
 from dht.swarm.content_wire import OPENING
 from node.connections import Connections
 from node.door import Content, Guest, door, guest_of
@@ -40,6 +40,7 @@ TRACE_RESPONSE = "traceresponse"
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 IdentifyPeer = Callable[[ssl.SSLObject | None], PeerIdentity | None]
+PeerUntil = Callable[[ssl.SSLObject | None], float]
 
 
 class _MalformedInOneLine(logging.Filter):
@@ -185,9 +186,10 @@ async def access_log(request: web.Request, handler: Handler) -> web.StreamRespon
 
 
 def members_only(
-    identify: IdentifyPeer, *, open_paths: Collection[str]
+    identify: IdentifyPeer, until: PeerUntil, *, open_paths: Collection[str]
 ) -> Callable[[web.Request, Handler], Awaitable[web.StreamResponse]]:
-    """Only verified members of the mesh pass; the handler finds who it is in `request[PEER]`.
+    """Only verified members of the mesh pass; the handler finds who it is in `request[PEER]`, and until when that is
+    known in `request[PEER_UNTIL]`.
 
     `open_paths` answer without a certificate: a machine that joins has none yet.
     """
@@ -195,14 +197,15 @@ def members_only(
     @web.middleware
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         transport = request.transport
-        peer = identify(transport.get_extra_info("ssl_object") if transport else None)
+        tls = transport.get_extra_info("ssl_object") if transport else None
+        peer = identify(tls)
         if peer is None and request.path not in open_paths:
             refusal = KeyNeeded("only members of the mesh may ask this", fix="Join with `cornerstore bootstrap join`.")
             response = problem_response(refusal)
             response.force_close()  # who renewed its certificate meanwhile shows it only over a new connection
             return response
         if peer is not None:
-            request[PEER] = peer
+            request[PEER], request[PEER_UNTIL] = peer, until(tls)
             if guest := guest_of(transport):
                 guest.is_member()
         return await handler(request)

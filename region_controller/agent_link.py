@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 
 import structlog
 from aiohttp import WSMsgType, web
 from msgspec import Struct
 
-from dht.peer_http import PEER
+from dht.peer_http import PEER, PEER_UNTIL
 from protocol.instances import InstanceReport, OnProgress, Progress
 from protocol.link import (
     HEARTBEAT_S,
@@ -179,7 +180,7 @@ class AgentLinks:
         self._members.measured(link.node, round_trip_ms(request.transport))
         writer = asyncio.create_task(link.write())
         try:
-            await self._read(link, socket, request.transport)
+            await self._read(link, socket, request.transport, until=request.get(PEER_UNTIL, math.inf))
         except Problem as problem:
             await _refuse(socket, peer, problem)
         finally:
@@ -230,8 +231,13 @@ class AgentLinks:
             raise Forbidden(f"this controller serves {self._region}, not {hello.region}")
         return hello
 
-    async def _read(self, link: AgentLink, socket: web.WebSocketResponse, transport: asyncio.Transport | None) -> None:
+    async def _read(
+        self, link: AgentLink, socket: web.WebSocketResponse, transport: asyncio.Transport | None, *, until: float
+    ) -> None:
+        """An agent says something every 2 s, so a link ends with the certificate that it began with."""
         while (frame := await _receive(socket, SILENT_S)) is not None:
+            if self._clock() >= until:
+                raise Forbidden("the certificate that the link began with has ended")
             self._members.heard(link.node, self._clock())
             match decode_from_agent(frame):
                 case Heartbeat(resources):

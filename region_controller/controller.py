@@ -16,7 +16,8 @@ import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from dht.contracts import Content, Directory
-from dht.peer_http import KEEPALIVE_S, PeerHttp
+from dht.peer_connections import PeerConnector
+from dht.peer_http import PeerHttp
 from dht.tasks import OwnedTasks, running_loops
 from protocol.decisions import PlacementView
 from protocol.events import News
@@ -383,7 +384,7 @@ def _to_services() -> aiohttp.ClientSession:
 def _to_relays(http: PeerHttp) -> aiohttp.ClientSession:
     """Not the connections of everything else between nodes: a service that is slow to read may hold up a body for
     longer than a peer may be silent."""
-    connector = aiohttp.TCPConnector(keepalive_timeout=KEEPALIVE_S)
+    connector = PeerConnector(http.lives, watchful=False)
     return aiohttp.ClientSession(connector=connector, headers=http.headers, auto_decompress=False)
 
 

@@ -94,6 +94,8 @@ class ContentServer:
                 sock.do_handshake()
             peer, refusal = self._admitted(sock)
             while body := self._request(sock):
+                if refusal is None and self._identify(sock) is None:  # its certificate ended meanwhile
+                    refusal = _stranger()
                 if refusal is not None:  # only now: a connection that is closed with bytes unread loses what was sent
                     raise refusal
                 self._answer(sock, peer, body)
@@ -116,8 +118,7 @@ class ContentServer:
         """Who it is, and what to tell it if it may not ask."""
         peer = self._identify(sock)
         if peer is None:
-            refusal = "only members of the mesh may ask this"
-            return "", KeyNeeded(refusal, fix="Join with `cornerstore bootstrap join`.")
+            return "", _stranger()
         with self._lock:
             if not self._limits.identified(sock, peer.node):
                 refusal = "this node has too many connections of yours"
@@ -215,6 +216,10 @@ async def serving_content(
         yield server
     finally:
         await server.close(drain_s)
+
+
+def _stranger() -> KeyNeeded:
+    return KeyNeeded("only members of the mesh may ask this", fix="Join with `cornerstore bootstrap join`.")
 
 
 def _grouped(wanted: Sequence[tuple[str, int]]) -> Iterator[Sequence[tuple[str, int]]]:

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
-from dht.peer_http import PeerHttp, peer_connector
+from dht.peer_connections import PeerConnector
+from dht.peer_http import PeerHttp
 from dht.swarm.peer_streams import running_streams
 from protocol.problems import Unavailable
 
@@ -17,7 +18,7 @@ NO_HOSTS = ["a" * 70 + ":80", "a..b:80", ".a:80", "[::1:80", ":::80", "127.0.0.1
 
 @pytest.fixture
 async def http() -> AsyncIterator[PeerHttp]:
-    async with aiohttp.ClientSession(connector=peer_connector()) as session:
+    async with aiohttp.ClientSession(connector=PeerConnector()) as session:
         yield PeerHttp(session, None)
 
 

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from structlog.testing import capture_logs
 
-from bootstrap import Identity, client_context, peer_identity, server_context
+from bootstrap import Identity, client_context, peer_identity, peer_until, server_context
 from bootstrap.mesh import create_mesh
 from node.connections import Connections
 from node.web import bind, members_only, serving
@@ -79,7 +79,7 @@ async def site(*, total: int = 100, of_one_address: int, identity: Identity | No
     async with serving(
         sock,
         routes,
-        middlewares=[members_only(peer_identity, open_paths=())] if identity else (),
+        middlewares=[members_only(peer_identity, peer_until, open_paths=())] if identity else (),
         tls=server_context(identity) if identity else None,
         connections=connections,
         take_content=(lambda content: content.close()) if identity else None,

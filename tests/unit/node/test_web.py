@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 
 import aiohttp
@@ -114,7 +115,7 @@ async def test_only_members_pass(peer: PeerIdentity | None, path: str, status: i
     sock = bind("127.0.0.1", None, 0)
     routes = [web.get("/peer", handler), web.get("/bootstrap/x", handler)]
     async with (
-        serving(sock, routes, middlewares=[members_only(identify, open_paths={"/bootstrap/x"})]),
+        serving(sock, routes, middlewares=[members_only(identify, lambda _: math.inf, open_paths={"/bootstrap/x"})]),
         aiohttp.ClientSession() as session,
         session.get(f"http://127.0.0.1:{sock.getsockname()[1]}{path}") as response,
     ):
