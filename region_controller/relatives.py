@@ -10,12 +10,13 @@ its asker, so there are no circles.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 import msgspec
 from msgspec import Struct
 
+from protocol.identifiers import parent_region
 from region_controller.hierarchy import Relative, step_to
 from region_controller.summaries import (
     MAX_SUMMARIES,
@@ -42,6 +43,8 @@ MISSED_FOR_S = 3600.0
 """How long one that was heard before is tried: when a long cut is healed, the mesh's records of the other side have run
 out on either."""
 MAX_REFUSED = 32
+TOLD_WHOLE = 64
+"""A view of so many is passed on as it is: in a small mesh everybody may know everybody."""
 
 Freshness = Literal["fresh", "stale", "gone"]
 
@@ -114,14 +117,21 @@ class RelativesView:
         return Exchange(me, tuple(Known(r.node, *s.stamp) for r in self._living(now) if (s := r.summary)))
 
     def answer(self, exchange: Exchange, me: Summary, now: float) -> ExchangeAnswer:
-        """Everybody alive that is not below the asker; in full only where its version is another."""
+        """Everybody alive that is not below the asker; in full only where its version is another.
+
+        In a large mesh, who has a controller above that is told of, too, is heard of through that one only.
+        """
         if exchange.have is None:
             return ExchangeAnswer(me)
         asker, have = exchange.me, {k.node: (k.incarnation, k.version) for k in exchange.have}
         news, same = [], []
-        for relative in self._living(now, leaving=True):
+        living = self._living(now, leaving=True)
+        beside = {r.region for r in living if not asker.region.startswith(r.region + "/")}
+        for relative in living:
             summary = relative.summary
             if summary is None or relative.node == asker.node or relative.region.startswith(asker.region + "/"):
+                continue
+            if len(living) > TOLD_WHOLE and not beside.isdisjoint(_above(relative.region)):
                 continue
             age_ms = int((now - relative.heard) * 1000) + 1
             if have.get(relative.node, (-1, -1)) >= summary.stamp:
@@ -304,6 +314,11 @@ class RelativesView:
 def _left(relative: _Relative) -> bool:
     """It said goodbye."""
     return relative.summary is not None and relative.summary.leaving
+
+
+def _above(region: str) -> Iterator[str]:
+    while region := parent_region(region):
+        yield region
 
 
 def _rank(region: str, node: str) -> tuple[int, str, str]:

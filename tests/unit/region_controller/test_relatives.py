@@ -90,6 +90,20 @@ def test_however_many_relatives_there_are_the_regions_above_are_not_forgotten() 
         assert len(seen(view, 0.0)) == MAX_SUMMARIES
 
 
+def test_in_a_large_mesh_who_has_a_living_controller_above_is_heard_of_through_that_one() -> None:
+    def told_of(cousins: int) -> set[str]:
+        view, asker = a_view("eu"), a_summary("eu/a/x")
+        cousins_of = [f"eu/{parent}/{n}" for n in range(cousins) for parent in "bc"]
+        for region in ["eu/a", "eu/a/x", "eu/a/y", "eu/b", "us", "us/ny", *cousins_of]:
+            view.told(a_summary(region), 0.0)
+        answer = view.answer(Exchange(asker, ()), a_summary("eu"), 0.0)
+        return {heard.summary.region for heard in answer.news}
+
+    assert told_of(1) == {"eu/a", "eu/a/y", "eu/b", "us", "us/ny", "eu/b/0", "eu/c/0"}
+    orphans = {f"eu/c/{n}" for n in range(40)}
+    assert told_of(40) == {"eu/a", "eu/a/y", "eu/b", "us", *orphans}, "eu/c has no controller to tell of them"
+
+
 def test_orphans_agree_on_a_stand_in() -> None:
     regions = ["eu/a", "eu/b", "eu/c/x"]
     chosen = {}
