@@ -142,6 +142,8 @@ class Starts:
         except Problem as problem:
             self._region.stats.starts["failed"] += 1
             self._region.recent.note(refused_view(request, problem, self._region.clock()))
+            if not route.hops:  # it may have waited for the start of another controller's request
+                problem.extra.pop("asked", None)
             raise
 
     async def would(self, service: str) -> PlacementView:
