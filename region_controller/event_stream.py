@@ -19,32 +19,44 @@ log = structlog.get_logger(__name__)
 KEEP_ALIVE_S = 10.0
 """Between two comments on a quiet event stream, so that middleboxes keep it open."""
 STALLED_S = 60.0
-"""A listener that takes nothing for so long is listened to no more: it holds one of few places."""
+"""A listener that takes nothing for so long is cut off: it holds one of few places."""
 MAX_QUEUED_PROGRESS = 256
+_KEEP_ALIVE = b": keep-alive\n\n"
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
 
 
 async def follow(request: web.Request, events: AsyncIterator[News]) -> web.StreamResponse:
-    """Everything that is told, until nothing more is or the listener stalls."""
+    """Everything that is told, until nothing more is. Raises what `_in_time` does."""
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
     pending = asyncio.ensure_future(anext(events, None))
     try:
         while True:
             await asyncio.wait({pending}, timeout=KEEP_ALIVE_S)
-            async with asyncio.timeout(STALLED_S):
-                if not pending.done():
-                    await response.write(b": keep-alive\n\n")
-                    continue
-                if (news := pending.result()) is None:
-                    break
-                await response.write(_event(NAMES[type(news)], news))
+            if not pending.done():
+                await _in_time(request, response.write(_KEEP_ALIVE))
+                continue
+            if (news := pending.result()) is None:
+                break
+            await _in_time(request, response.write(_event(NAMES[type(news)], news)))
             pending = asyncio.ensure_future(anext(events, None))
-    except TimeoutError:
-        log.info("listener-stalled", client=request.remote)
+        await _in_time(request, response.write_eof())
     finally:
         pending.cancel()
     return response
+
+
+async def _in_time(request: web.Request, sending: Coroutine[Any, Any, None]) -> None:
+    """Raises ConnectionError if the listener has gone, or takes nothing for STALLED_S. Then its connection is cut off:
+    the HTTP library would wait for it without end, to send it the end of the answer."""
+    try:
+        async with asyncio.timeout(STALLED_S):
+            await sending
+    except TimeoutError:
+        log.info("listener-stalled", client=request.remote)
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionAbortedError("the listener takes nothing") from None
 
 
 def wants_events(request: web.Request) -> bool:
@@ -65,9 +77,9 @@ async def stream(
     await response.prepare(request)
     work = asyncio.create_task(perform(on_progress))
     try:
-        await _stream_steps(response, steps, work)
-        await response.write(_last_event(work))
-        await response.write_eof()
+        await _stream_steps(request, response, steps, work)
+        await _in_time(request, response.write(_last_event(work)))
+        await _in_time(request, response.write_eof())
     finally:
         work.cancel()
         await asyncio.gather(work, return_exceptions=True)
@@ -75,7 +87,7 @@ async def stream(
 
 
 async def _stream_steps(
-    response: web.StreamResponse, steps: asyncio.Queue[Progress], work: asyncio.Task[object]
+    request: web.Request, response: web.StreamResponse, steps: asyncio.Queue[Progress], work: asyncio.Task[object]
 ) -> None:
     """Until the work is done and every step of it was written."""
     while not (work.done() and steps.empty()):
@@ -83,9 +95,9 @@ async def _stream_steps(
         try:
             await asyncio.wait({step, work}, timeout=KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
             if step.done():
-                await response.write(_event("progress", step.result()))
+                await _in_time(request, response.write(_event("progress", step.result())))
             elif not work.done():
-                await response.write(b": keep-alive\n\n")
+                await _in_time(request, response.write(_KEEP_ALIVE))
         finally:
             step.cancel()
 

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 import structlog
 
 from dht.blobs.proof import Proof
+from dht.swarm.content_wire import promise_in
 from dht.swarm.meeting import Meetings
 from dht.swarm.patience import Patience
 from dht.swarm.peer_streams import Stream
@@ -159,7 +160,7 @@ class ChunkTransfer:
             await self._around.client.chunks(
                 source.address,
                 [self._manifest.chunks[piece] for piece in ask.pieces],
-                crowd=None if self._sent_away and not self._meetings.company else self._manifest.digest,
+                crowd=None if self._asks_alone() else self._manifest.digest,
                 on_chunk=lambda index, data: self._arrived(ask, ask.pieces[index], data),
                 on_elsewhere=lambda index: self._sent_elsewhere(ask, ask.pieces[index]),
                 stream=stream,
@@ -168,8 +169,8 @@ class ChunkTransfer:
             self._hear(ask.request, clock())
             picker.finished(ask.request, clock())
         except TooManyRequests as problem:
-            self._patience.gained(clock())
-            picker.busy(ask.request, clock(), _jittered(problem.retry_after or 0.5))
+            self._patience.promised(promise_in(problem))
+            picker.busy(ask.request, clock(), _jittered(problem.retry_after or 0.5), problem.detail)
         except CorruptContent as problem:
             self._hear_reports()
             picker.lied(ask.request, problem.detail)
@@ -187,6 +188,10 @@ class ChunkTransfer:
             del self._streams[ask.request]
             self._requests.pop(ask.request, None)
             self._wake.set()
+
+    def _asks_alone(self) -> bool:
+        """Not as one of a crowd, whom a holder sends elsewhere: nobody is there, or nothing comes from there."""
+        return self._sent_away and (not self._meetings.company or self._patience.is_thin(self._around.clock()))
 
     def _hear(self, request: int, now: float) -> None:
         """Tell the picker what came since it last heard, so that a slow peer is no silent one."""
@@ -220,7 +225,6 @@ class ChunkTransfer:
 
         def report() -> None:
             self._sent_away = True
-            self._patience.gained(self._around.clock())
             self._picker.elsewhere(ask.request, piece, self._around.clock())
 
         self._reports.append(report)

@@ -145,7 +145,7 @@ class ContentServer:
         asked = decode_asked(body)
         sock.settimeout(IDLE_S)
         try:
-            with self._exchange.uploads.slot():
+            with self._exchange.uploads.slot(peer):
                 lengths = self._lengths(peer, asked)
                 self._send_chunks(sock, peer, list(zip(asked.chunks, lengths, strict=True)))
         except TooManyRequests as problem:

@@ -34,6 +34,7 @@ ELSEWHERE = 0xFFFF_FFFF
 MAX_CHUNKS_ASKED = 64
 MAX_REQUEST = 8 << 10
 MAX_HAVE = MAX_MANIFEST // 8
+MAX_PROMISE_S = 3600.0
 
 WHOLE_HEADER = "Cornerstore-Whole"
 """Of an answer with a manifest: `1` if the peer has all chunks, so that nobody needs to ask which."""
@@ -96,6 +97,12 @@ def decode_asked(body: bytes) -> Asked:
         return _asked_decoder.decode(body)
     except msgspec.MsgspecError as error:
         raise BadRequest(f"malformed list of chunks: {error}") from None
+
+
+def promise_in(problem: Problem) -> float:
+    """Within how many seconds a busy peer promises a turn; 0 if it does not, or says nonsense."""
+    within_s = problem.extra.get("within_s")
+    return float(within_s) if isinstance(within_s, int | float) and 0 <= within_s <= MAX_PROMISE_S else 0.0
 
 
 def encode_problem(problem: Problem) -> bytes:

@@ -231,11 +231,11 @@ class Exchange:
         with self._store.holding(digest):
             newly_pinned = pin is not None and pin not in await self._disk(self._store.pins, digest)
             try:
-                if pin is not None:
-                    await self._disk(self._store.pin, digest, pin)
                 if not self.has(digest):
                     await self._keep_file(manifest, intake, path)
                 await self._disk(self._store.settle)
+                if pin is not None:  # only what is whole for good: a crash before leaves nothing that has to stay
+                    await self._disk(self._store.pin, digest, pin)
                 await self._announcer.announced(digest)
             except BaseException as error:  # cancelled, too: what nobody asks for any more must not stay pinned
                 if newly_pinned and pin is not None:

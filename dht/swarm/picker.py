@@ -234,7 +234,7 @@ class Picker:
         if current := self._pieces.requests.get(request):
             provider = self._providers[current.provider]
             provider.elsewhere[piece] = now + self._limits.elsewhere_s
-            provider.strikes = 0
+            provider.strikes, provider.trouble = 0, "it leaves that to others"
             current.heard = now
             self._pieces.settle(request, piece)
 
@@ -256,11 +256,11 @@ class Picker:
             if counts and provider.strikes >= self._limits.strikes and len(self.active) > 1:
                 self.drop(current.provider, why)
 
-    def busy(self, request: int, now: float, retry_after: float) -> None:
+    def busy(self, request: int, now: float, retry_after: float, why: str = "busy") -> None:
         """The provider has no free upload slot."""
         if current := self._pieces.requests.get(request):
             self._end(request)
-            self._providers[current.provider].busy(now, retry_after, max_busy_s=self._limits.max_busy_s)
+            self._providers[current.provider].busy(now, retry_after, why, max_busy_s=self._limits.max_busy_s)
 
     def lied(self, request: int, why: str) -> None:
         """The provider sent what it should not have: bytes that are not the digest's, or a malformed answer."""

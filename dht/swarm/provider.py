@@ -56,8 +56,9 @@ class Provider:
         self.rest_until = now + min(rest_s * 2 ** min(self.strikes - 1, 8), max_rest_s)
         return True
 
-    def busy(self, now: float, retry_after: float, *, max_busy_s: float) -> None:
+    def busy(self, now: float, retry_after: float, why: str, *, max_busy_s: float) -> None:
         """It refused a request. While it works on another one of ours it just takes fewer, else it rests."""
+        self.trouble = why
         if self.requests:
             self.depth = len(self.requests)
         else:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from msgspec import Struct
 
+from dht.swarm.slots import Slots
 from protocol.problems import TooManyRequests
 
 Cause = Literal["manifest", "chunk", "duplicate", "corrupt"]
@@ -62,30 +63,33 @@ class Uploads:
     """A number of slots and a rate for what this node sends."""
 
     def __init__(self, *, slots: int, rate: float, clock: Callable[[], float]) -> None:
-        self._slots = slots
-        self._busy = 0
+        self._slots = Slots(slots)
+        self._count = slots
         self._bucket = TokenBucket(rate)
         self._clock = clock
         self._lock = threading.Lock()
 
     @property
     def busy(self) -> int:
-        return self._busy
+        return self._slots.busy
 
     @contextmanager
-    def slot(self) -> Iterator[None]:
-        """Raises TooManyRequests when all are taken: the asker turns to another provider, or comes back."""
+    def slot(self, peer: str) -> Iterator[None]:
+        """Raises TooManyRequests when all are taken: the peer turns to another provider, or comes back."""
         with self._lock:
-            if self._busy >= self._slots:
+            slot = self._slots.take(peer, self._clock())
+            if slot is None:
                 raise TooManyRequests(
-                    f"all {self._slots} upload slots are busy", fix="Ask another provider or retry.", retry_after=0.25
+                    f"all {self._count} upload slots are busy",
+                    fix="Ask another provider or retry.",
+                    retry_after=0.25,
+                    within_s=round(self._slots.promise_s(self._clock()), 1),
                 )
-            self._busy += 1
         try:
             yield
         finally:
             with self._lock:
-                self._busy -= 1
+                self._slots.give_back(slot, self._clock())
 
     def turn(self, size: int) -> float:
         """Seconds to wait before `size` bytes go out. They are counted now, whether or not they go."""

@@ -1,6 +1,6 @@
 """Runs one content site in a process of its own, so that tests can kill it, limit it and weigh it.
 
-    python -m tests.integration.content_child add   BLOBS FILE
+    python -m tests.integration.content_child add   BLOBS FILE [PIN]
     python -m tests.integration.content_child fetch BLOBS DIGEST PROVIDER
 
 Prints `done BYTES` as bytes arrive (flushed, so that the test knows when to strike), then `result OUTCOME GROWTH`,
@@ -32,10 +32,10 @@ def show(progress: Progress) -> None:
     print("done", progress.done, flush=True)
 
 
-async def main(command: str, blobs: str, what: str, provider: str = "") -> None:
+async def main(command: str, blobs: str, what: str, more: str = "") -> None:
     shared = Whereabouts()
-    if provider:
-        shared.offer(what, node_name(1), provider)
+    if command == "fetch":
+        shared.offer(what, node_name(1), more)
     directory = SiteDirectory(shared, 2, "127.0.0.1:1")
     async with (
         aiohttp.ClientSession(headers={"Test-Node": node_name(2)}) as session,
@@ -49,7 +49,7 @@ async def main(command: str, blobs: str, what: str, provider: str = "") -> None:
         outcome = "ok"
         try:
             if command == "add":
-                await exchange.add(Path(what))
+                await exchange.add(Path(what), pin=more or None)
             else:
                 await exchange.fetch(what, max_bytes=1 << 30, deadline_s=60, on_progress=show)
         except Problem as problem:

@@ -17,9 +17,10 @@ from aiohttp import web
 
 from dht.blobs.packs import Packs, Place
 from dht.swarm import patience
-from dht.swarm.content_wire import CHUNK_HEADER, NO_PROBLEM, Asked
+from dht.swarm.content_wire import CHUNK_HEADER, ELSEWHERE, NO_PROBLEM, Asked
 from dht.swarm.crowd_wire import encode_told
 from dht.swarm.exchange import Exchange
+from dht.swarm.meeting import Meetings
 from protocol.identifiers import digest_of
 from protocol.instances import Progress
 from protocol.manifest import Chunk, Manifest
@@ -242,6 +243,41 @@ async def test_who_claims_all_and_has_nothing_is_named_long_before_the_deadline(
         monkeypatch.setattr(claims.exchange, "sizes", lambda digests: [0] * len(digests))
         with pytest.raises(Unavailable, match=f"{claims.node[:8]}: it lacks what it offered"):
             await fetch(getter.exchange, digest)
+
+
+async def test_who_is_always_busy_is_named_long_before_the_deadline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "STUCK_S", 2.0)
+    shared = Whereabouts()
+    async with site(shared, tmp_path, 1, max_uploads=0) as busy, site(shared, tmp_path, 2) as getter:
+        digest = await busy.exchange.add(a_file(tmp_path / "blob", noise(1_000_000)))
+        with pytest.raises(Unavailable, match=f"{busy.node[:8]}: all 0 upload slots are busy"):
+            await fetch(getter.exchange, digest)
+
+
+async def test_who_sends_all_elsewhere_and_gives_nothing_to_who_cannot_go_there_is_a_liar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has company in the lie: another that fetches, and has nothing either."""
+    monkeypatch.setattr(patience, "THIN_S", 1.0)
+    data = noise(1_000_000)
+    shared = Whereabouts()
+
+    class SendsElsewhere(Liar):
+        def answer(self, asked: Asked) -> bytes:
+            return NO_PROBLEM + CHUNK_HEADER.pack(ELSEWHERE) * len(asked.chunks)
+
+    async with site(shared, tmp_path, 1, max_uploads=0) as honest, site(shared, tmp_path, 2) as getter:
+        digest = await honest.exchange.add(a_file(tmp_path / "blob", data))
+        manifest = await honest.exchange.manifest(digest)
+        assert manifest is not None
+        async with SendsElsewhere(manifest, {}).served() as address:
+            shared.providers.clear()
+            shared.offer(digest, node_name(66), address)
+            monkeypatch.setattr(Meetings, "company", True)
+            with pytest.raises(CorruptContent, match="4294967295 bytes where"):
+                await fetch(getter.exchange, digest)
 
 
 async def test_a_stale_provider_record_is_not_the_end(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A swarm of the real rules (`dht.swarm.picker`, `dht.swarm.crowd`) on simulated uplinks and virtual time.
+"""A swarm of the real rules (`dht.swarm.picker`, `crowd`, `slots`, `patience`) on simulated uplinks and virtual time.
 
 Each node's uplink sends `uplink` bytes/s, shared slice by slice among the requests served; so does its LAN, to those on
 the same one. Messages take `delay_s`. What a seed gives is decided when the request comes, as in `content_routes`.
@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 
 from dht.swarm.crowd import Crowd, Member
 from dht.swarm.meeting import MEET_S, MET_NEAR, NO_NEWS_S
+from dht.swarm.patience import Patience
 from dht.swarm.picker import Ask, Limits, Picker
+from dht.swarm.slots import Slots
 from dht.swarm.transfer import MAX_SOURCES
 
 SEED_NODE = "seed"
@@ -23,7 +25,7 @@ TICK_S = 0.1
 LAN_RATE = 125e6
 """Bytes/s between two that name each other as near."""
 SLICE = 32_000
-"""Bytes that an uplink sends for one request before it turns to the next."""
+"""Bytes that an uplink sends for one request before it turns to the next, if that does not take it 1/16 s."""
 
 
 @dataclass
@@ -35,6 +37,7 @@ class Answer:
     left: deque[int]
     unsent: int
     """Bytes of the first chunk in `left` that are still to be sent."""
+    slot: int = 0
 
 
 @dataclass
@@ -51,7 +54,13 @@ class Node:
     name: str
     uplink: Link
     have: set[int]
+    slots: Slots
     picker: Picker | None = None
+    patience: Patience = field(default_factory=lambda: Patience(0.0))
+    sent_away: bool = False
+    waited_s: float = 0.0
+    """The longest that it got nothing at all."""
+    heard_at: float = 0.0
     crowd: Crowd = field(default_factory=Crowd)
     known: dict[str, set[int]] = field(default_factory=dict)
     near: frozenset[str] = frozenset()
@@ -63,6 +72,7 @@ class Node:
     told: int = 0
     met_at: float = 0.0
     done_at: float | None = None
+    gave_up_at: float | None = None
     sent: Counter[int] = field(default_factory=Counter)
     sent_bytes: int = 0
 
@@ -102,7 +112,7 @@ class Swarm:
     def holder(self, name: str, uplink: float, have: int | None = None) -> Node:
         """`have`: so many pieces only, the first ones."""
         held = set(range(self.pieces if have is None else have))
-        node = self.nodes[name] = Node(name, Link(uplink), held, crowd=self._crowd())
+        node = self.nodes[name] = Node(name, Link(uplink), held, Slots(self._slots), crowd=self._crowd())
         return node
 
     def _crowd(self) -> Crowd:
@@ -113,7 +123,7 @@ class Swarm:
         ask, it hears when it meets the crowd."""
         order = list(range(self.pieces))
         self._random.shuffle(order)
-        node = self.nodes[name] = Node(name, Link(uplink), set(), crowd=self._crowd(), near=near)
+        node = self.nodes[name] = Node(name, Link(uplink), set(), Slots(self._slots), crowd=self._crowd(), near=near)
         node.picker = Picker(dict.fromkeys(order, self._length), order, self._limits, me=name)
         self.later(at, lambda: self._join(node))
         return node
@@ -136,10 +146,11 @@ class Swarm:
         heapq.heappush(self._events, (self.now + delay, self._number, action))
 
     def run(self, until_s: float = 600.0) -> float:
-        """Until all living askers are done; when that was. Raises AssertionError after `until_s`."""
+        """Until all living askers are done; when that was. AssertionError after `until_s`, or if one gives up."""
         while any(n.picker and n.alive and n.done_at is None for n in self.nodes.values()):
             self.now, _, action = heapq.heappop(self._events)
             assert self.now < until_s, self._state()
+            assert not any(node.gave_up_at for node in self.nodes.values()), self._state()
             action()
         return max(n.done_at or 0.0 for n in self.nodes.values() if n.alive)
 
@@ -150,6 +161,7 @@ class Swarm:
 
     def _join(self, node: Node) -> None:
         assert node.picker is not None
+        node.patience, node.heard_at = Patience(self.now), self.now
         node.picker.provide(SEED_NODE, None)
         self._meet(node, SEED_NODE)
         for name in sorted(node.near):
@@ -174,6 +186,10 @@ class Swarm:
 
     def _tick(self, node: Node) -> None:
         if node.alive and node.done_at is None:
+            node.waited_s = max(node.waited_s, self.now - node.heard_at)
+            if node.patience.is_over(self.now):
+                node.gave_up_at = self.now
+                return
             self._decide(node)
             self.later(TICK_S, lambda: self._tick(node))
 
@@ -235,8 +251,10 @@ class Swarm:
             else:
                 for peer in self.nodes.values():
                     for link in (peer.uplink, peer.lan):
-                        kept = [a for a in link.serving if (a.asker, a.ask.request) != (node.name, effect.request)]
-                        link.serving = deque(kept)
+                        given_up = [a for a in link.serving if (a.asker, a.ask.request) == (node.name, effect.request)]
+                        for answer in given_up:
+                            link.serving.remove(answer)
+                            peer.slots.give_back(answer.slot, self.now)
 
     # --- a provider
 
@@ -245,9 +263,11 @@ class Swarm:
         answer = Answer(asker.name, ask, deque(), self._length)
         if not peer.alive:
             self._fail(answer)
-        elif len(peer.uplink.serving) + len(peer.lan.serving) >= self._slots:
-            self.later(self._delay, lambda: self._busy(answer))
+        elif (slot := peer.slots.take(asker.name, self.now)) is None:
+            promise_s = peer.slots.promise_s(self.now)
+            self.later(self._delay, lambda: self._busy(answer, promise_s))
         else:
+            answer.slot = slot
             for piece in ask.pieces:
                 self._promise(peer, answer, piece)
             link = peer.lan if asker.name in peer.near else peer.uplink
@@ -259,7 +279,9 @@ class Swarm:
         if piece not in peer.have:
             self.later(self._delay, lambda: self._lack(answer, piece))
             return
-        if peer.picker is None and self._super:
+        asker = self.nodes[answer.asker]
+        alone = asker.sent_away and asker.patience.is_thin(self.now)
+        if peer.picker is None and self._super and not alone:
             peer.crowd.asked(answer.asker, self.now)
             if not peer.crowd.gives(answer.asker, str(piece), self.now):
                 self.later(self._delay, lambda: self._elsewhere(answer, piece))
@@ -272,10 +294,11 @@ class Swarm:
             return
         answer = link.serving.popleft()
         if not answer.left:
+            peer.slots.give_back(answer.slot, self.now)
             self.later(self._delay, lambda: self._finish(answer))
             self._send(peer, link)
             return
-        size = min(SLICE, answer.unsent)
+        size = min(SLICE, int(link.rate / 16), answer.unsent)
         link.sending = True
         self.later(size / link.rate, lambda: self._sent(peer, link, answer, size))
         link.serving.append(answer)
@@ -300,6 +323,8 @@ class Swarm:
         node = self.nodes[answer.asker]
         if answer.ask.provider not in node.near:
             node.from_afar += size
+        node.heard_at = self.now
+        node.patience.heard(size, self.now)
         if node.picker:
             node.picker.heard(answer.ask.request, size, self.now)
 
@@ -309,6 +334,7 @@ class Swarm:
             return
         if node.picker.delivered(answer.ask.request, piece, self.now):
             node.have.add(piece)
+            node.patience.gained(self.now)
         if node.picker.done and node.done_at is None:
             node.done_at = self.now
         self._decide(node)
@@ -326,11 +352,13 @@ class Swarm:
 
     def _elsewhere(self, answer: Answer, piece: int) -> None:
         node = self.nodes[answer.asker]
+        node.sent_away = True
         if node.picker:
             node.picker.elsewhere(answer.ask.request, piece, self.now)
 
-    def _busy(self, answer: Answer) -> None:
+    def _busy(self, answer: Answer, promise_s: float) -> None:
         node = self.nodes[answer.asker]
+        node.patience.promised(promise_s)
         if node.picker:
             node.picker.busy(answer.ask.request, self.now, 0.25 * self._random.uniform(0.5, 1.5))
             self._decide(node)

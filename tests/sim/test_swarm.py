@@ -9,6 +9,7 @@ import pytest
 
 from dht.swarm.meeting import MEET_S
 from dht.swarm.neighbours import PATIENCE_S
+from dht.swarm.patience import STUCK_S
 from dht.swarm.picker import Limits
 from tests.sim.swarm import SEED_NODE, Swarm
 
@@ -178,3 +179,20 @@ def test_a_neighbour_that_dies_with_its_share_unbrought_costs_a_moment() -> None
         swarm.asker(name, UPLINK, near=frozenset({other}))
     swarm.kill("n1", at=0.3 * ONCE_S)
     assert swarm.run() < 1.3 * ONCE_S + 2 * PATIENCE_S
+
+
+def test_an_overloaded_seed_is_waited_for_by_all() -> None:
+    """One answer at a time, over half a minute each: who waits hears nothing but that it is busy, and a promise."""
+    swarm = Swarm(pieces=6, length=4 << 20, slots=1)
+    swarm.holder(SEED_NODE, UPLINK / 100)
+    for number in range(3):
+        swarm.asker(f"n{number}", UPLINK)
+    swarm.run(until_s=1000.0)
+    assert max(node.waited_s for node in swarm.nodes.values()) > STUCK_S
+
+
+def test_a_seed_that_is_always_busy_is_given_up() -> None:
+    swarm = crowd(2, slots=0)
+    with pytest.raises(AssertionError, match="n0: 0/60"):
+        swarm.run()
+    assert swarm.now < STUCK_S + 1

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -346,3 +349,35 @@ def test_many_threads_put_and_read_at_once(tmp_path: Path) -> None:
             store.remove(digest)
         assert store.present_bytes == 0
         assert files_of(tmp_path / "blobs") == []
+
+
+def test_who_reads_while_blobs_come_and_go_gets_right_bytes_or_none(tmp_path: Path) -> None:
+    """Each blob shares parts with the next, and there is room for two: what is evicted leaves parts to others."""
+    parts = [noise(30_000 + seed, seed) for seed in range(8)]
+    sets = [[parts[i], parts[(i + 1) % 8], parts[(i + 2) % 8]] for i in range(8)]
+    stop = threading.Event()
+    got: Counter[bool] = Counter()
+
+    def read(seed: int) -> None:
+        chance = random.Random(seed)
+        while not stop.is_set():
+            part = chance.choice(parts)
+            data = store.read_chunk(digest_of(part))
+            got[data is not None] += 1
+            assert data is None or data == part
+
+    with opened_store(tmp_path / "blobs", quota_bytes=150_000) as store, ThreadPoolExecutor(3) as pool:
+        pinned = keep(store, [noise(20_000, 99)])
+        store.pin(pinned, "published")
+        readers = [pool.submit(read, seed) for seed in range(3)]
+        try:
+            for turn in range(60):
+                keep(store, sets[turn * 3 % 8])
+        finally:
+            stop.set()
+        for reader in readers:
+            reader.result()
+        assert store.has(pinned)
+        assert store.damaged == 0, "what was evicted is not damaged"
+    assert got[True] > 100
+    assert got[False] > 100

@@ -18,10 +18,10 @@ def test_rests_double_up_to_a_bound_and_one_outage_counts_once() -> None:
 
 def test_a_busy_provider_that_works_for_us_takes_fewer_and_else_rests() -> None:
     provider = Provider(None, requests={1, 2})
-    provider.busy(10.0, 60.0, max_busy_s=2.0)
+    provider.busy(10.0, 60.0, "busy", max_busy_s=2.0)
     assert (provider.depth, provider.rest_until) == (2, 0.0)
     provider.requests.clear()
-    provider.busy(10.0, 60.0, max_busy_s=2.0)
+    provider.busy(10.0, 60.0, "busy", max_busy_s=2.0)
     assert provider.rest_until == 12.0
     assert provider.strikes == 0
 

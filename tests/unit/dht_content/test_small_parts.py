@@ -85,10 +85,10 @@ def test_no_rate_is_no_limit() -> None:
 
 def test_slots_are_given_back() -> None:
     uploads = Uploads(slots=1, rate=0.0, clock=lambda: 0.0)
-    with uploads.slot(), pytest.raises(TooManyRequests) as caught, uploads.slot():
+    with uploads.slot("peer"), pytest.raises(TooManyRequests) as caught, uploads.slot("peer"):
         pass
     assert caught.value.retry_after == 0.25
-    with uploads.slot():
+    with uploads.slot("peer"):
         assert uploads.busy == 1
 
 
