@@ -21,6 +21,7 @@ from dht.swarm.content_wire import CHUNK_HEADER, LENGTH, NO_PROBLEM, OPENING, en
 from protocol.bounded import read_bounded
 from protocol.identifiers import digest_of
 from protocol.manifest import Manifest
+from protocol.peers import PeerIdentity
 from protocol.problems import (
     BadRequest,
     ContentNotFound,
@@ -55,6 +56,9 @@ async def chunks(site: Site, requests: bytes, *, source: str = source(9)) -> byt
                 return answer.read()
 
     return await asyncio.to_thread(exchanged)
+
+
+PEER = PeerIdentity("0" * 40, "home", "eu", ("store",))
 
 
 def problem_in_answer(answer: bytes) -> Problem | None:
@@ -138,6 +142,20 @@ async def test_strangers_get_no_chunks(tmp_path: Path) -> None:
         ):
             at = replace(here, address=address)
             assert isinstance(problem_in_answer(await chunks(at, encode_asked([digest]))), KeyNeeded)
+
+
+async def test_who_is_no_member_any_more_gets_no_more_chunks_over_an_open_connection(tmp_path: Path) -> None:
+    """Its certificate ended meanwhile. It is known at the handshake and at the first request, and at the second not."""
+    known = iter([PEER, PEER])
+    async with (
+        site(Whereabouts(), tmp_path, 1) as here,
+        serving_content(here.exchange, lambda _: next(known, None), tls=None, drain_s=0.1) as server,
+        served([], take_content=server.take) as address,
+    ):
+        answer = await chunks(replace(here, address=address), encode_asked([digest_of(b"absent")]) * 2)
+    served_first = NO_PROBLEM + CHUNK_HEADER.pack(0)
+    assert answer.startswith(served_first)
+    assert isinstance(problem_in_answer(answer.removeprefix(served_first)), KeyNeeded)
 
 
 async def test_one_peer_has_only_so_many_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

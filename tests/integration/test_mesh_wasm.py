@@ -8,6 +8,7 @@ import signal
 from pathlib import Path
 
 import aiohttp
+import psutil
 import pytest
 from rich.console import Console
 
@@ -40,9 +41,15 @@ async def count(answer: StartAnswer, text: str = "one two three") -> int:
         return int(await response.text())
 
 
+def reads_archives(site: Site) -> bool:
+    """The process that judges descriptions waits for the first one."""
+    return any("csar.worker" in child.cmdline() for child in psutil.Process(site.running.pid).children())
+
+
 async def test_cold_warm_expired_restarted_stopped(tmp_path: Path) -> None:
     a = site_of(tmp_path, "a")
     async with running_sites(a), ControllerClient(a.running.rest) as client:
+        await until(lambda: reads_archives(a))
         await ask(a, "publish", str(MODULE))
         await until(lambda: have_agent(client))
         assert (await client.agents())[0].runtimes == ("wasm",)
