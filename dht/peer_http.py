@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -137,6 +138,14 @@ def unreachable(address: str, error: Exception) -> Unavailable:
         if speaks_no_tls(error)
         else "Check that the node is up and that its node-to-node port is open.",
     )
+
+
+def broke_off(problem: Unavailable) -> bool:
+    """The connection was open, and ended before the answer was here: the peer may have done what it was asked."""
+    cause = problem.__cause__
+    if isinstance(cause, aiohttp.ClientOSError):
+        return cause.errno in (errno.ECONNRESET, errno.EPIPE) and not isinstance(cause, aiohttp.ClientConnectorError)
+    return isinstance(cause, aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError)
 
 
 async def read_in_time(request: web.Request, limit: int, what: str, within_s: float) -> bytes:

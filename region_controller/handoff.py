@@ -6,6 +6,7 @@ reserves the memory before it answers, so an answer is a promise kept already.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -14,7 +15,7 @@ import structlog
 from msgspec import Meta, Struct
 
 from dht.contracts import Directory
-from dht.peer_http import PeerHttp
+from dht.peer_http import PeerHttp, broke_off
 from protocol.bounded import read_bounded
 from protocol.instances import RELAY_S, RESTART_S, AliveTime, InstanceLog, InstanceView, StartAnswer, StartRequest
 from protocol.problems import Unavailable
@@ -73,14 +74,15 @@ class RemoteRegions:
     async def ask(self, hop: Hop, body: HandoffRequest) -> tuple[StartAnswer, str]:
         """The answer, and the address that gave it. Raises the peer's Problem, or Unavailable.
 
-        Only an address that cannot be reached is followed by the next; the request key makes that safe.
+        Only an address that cannot be reached is followed by the next, and one whose answer was lost is asked once
+        more; the request key makes that safe.
         """
         failure: Unavailable | None = None
         ends = loop_time() + body.deadline_s + ANSWER_MARGIN_S
-        for address in hop.addresses:
-            left = ends - loop_time()
-            if left <= 0:
-                break
+        left_to_ask = deque(hop.addresses)
+        again: set[str] = set()
+        while left_to_ask and (left := ends - loop_time()) > 0:
+            address = left_to_ask.popleft()
             try:
                 return await self._answer(
                     "POST",
@@ -94,6 +96,9 @@ class RemoteRegions:
                 if type(problem) is not Unavailable or "causes" in problem.extra:  # it was reached, and answered
                     raise
                 failure = problem
+                if broke_off(problem) and address not in again:
+                    again.add(address)
+                    left_to_ask.appendleft(address)
         raise failure or Unavailable(f"region {hop.region} gives no address")
 
     async def command(

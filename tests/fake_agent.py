@@ -30,6 +30,7 @@ class FakeAgent:
         self.failures: list[Problem] = []
         self.built: set[str] = set()
         self.service: PortBinding | None = None
+        self.host = "127.0.0.1"
         self.gate = asyncio.Event()
         self.gate.set()
         self.clock = time.time
@@ -140,7 +141,7 @@ class FakeAgent:
             service_name="service",
             state=State.STARTING,
             mem=100,
-            host="127.0.0.1",
+            host=self.host,
             variant=command.variant,
             ports=(self.service or PortBinding(8000, 40000 + len(self.commands)),),
             alive_time=alive_time,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 import zipfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from dht.records.memory_directory import MemoryDirectory, MemoryMesh
 from dht.swarm.memory_content import MemoryContent, Swarm
 from protocol.identifiers import node_id
 from protocol.peers import PeerIdentity, Role
-from protocol.problems import InvalidArchive, Problem
+from protocol.problems import InvalidArchive, Problem, Unavailable
 from protocol.records import ServiceRecord, raw_public_key, sign
 from protocol.service import ServiceDescriptor
 from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
@@ -68,6 +68,26 @@ def a_service(
         seq=seq or int(time.time() * 1000),
         expiry=int(time.time()) + 3600,
     )
+
+
+class CuttableHttp(PeerHttp):
+    """While `cut` says so, nobody can be reached."""
+
+    def __init__(self, session: aiohttp.ClientSession, cut: Callable[[], bool]) -> None:
+        super().__init__(session, None)
+        self._cut = cut
+
+    def over(self, session: aiohttp.ClientSession) -> PeerHttp:
+        return CuttableHttp(session, self._cut)
+
+    @asynccontextmanager
+    async def request(
+        self, method: str, address: str, path: str, **options: Any
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._cut():
+            raise Unavailable(f"node {address} cannot be reached: the line is cut")
+        async with super().request(method, address, path, **options) as response:
+            yield response
 
 
 @web.middleware
@@ -121,11 +141,12 @@ async def running_site(
     mesh: MemoryMesh | None = None,
     swarm: Swarm | None = None,
     name: str = "",
+    cut: Callable[[], bool] = bool,
     **settings: Any,
 ) -> AsyncIterator[Site]:
     """A controller of `region` with its two listeners; node-to-node callers say who they are in `Test-Peer`.
 
-    `settings` go into its configuration."""
+    `cut`: whether it is cut off from the others now. `settings` go into its configuration."""
     name = name or region
     me = PeerIdentity(node_of(name), "demo", region, ("controller", "store"))
     async with AsyncExitStack() as stack:
@@ -147,7 +168,7 @@ async def running_site(
                 identity=me,
                 directory=directory,
                 content=content,
-                http=PeerHttp(session, None),
+                http=CuttableHttp(session, cut),
                 describe=describe,
                 publisher_key=key_of("site"),
                 operator_token=OPERATOR,

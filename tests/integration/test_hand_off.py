@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 
-from dht.records.memory_directory import MemoryMesh
+from dht.records.memory_directory import MemoryDirectory, MemoryMesh
 from protocol.instances import StartRequest, State
-from protocol.problems import Forbidden, NoCapacity, StartFailed, UnknownInstance
+from protocol.peers import PeerIdentity
+from protocol.problems import DeadlineExceeded, Forbidden, NoCapacity, StartFailed, UnknownInstance
 from region_controller import Caller
 from region_controller.handoff import HandoffRequest
+from region_controller.wanted import loop_time
 from tests.fake_agent import FakeAgent
-from tests.one_region import Site, a_service, node_of, running_site
+from tests.one_region import Site, a_service, key_of, node_of, running_site
 from tests.waiting import until
 
 REQUEST = StartRequest(service="svc")
@@ -253,3 +260,130 @@ async def test_where_the_operator_prefers_it_what_runs_nearby_beats_a_cold_start
         fresh, _ = await here.controller.start(msgspec.structs.replace(REQUEST, force_rebuild=True))
         assert fresh.region == "demo/c"
         assert (len(theirs.starts), len(ours.starts)) == (1, 1)
+
+
+async def test_after_four_hops_nobody_else_is_asked(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    async with (
+        running_site(tmp_path, "demo/c", mesh=mesh) as last,
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        an_agent("demo/b").linked(near.peer) as agent,
+    ):
+        record = await near.publish(a_service())
+        await announced(near, 1)
+        body = HandoffRequest(
+            request=REQUEST, digest=record.digest, visited=(), hops=4, deadline_s=5.0, request_key="the fifth would be"
+        )
+        with pytest.raises(NoCapacity) as refused:
+            await last.controller.receive_handoff(body, PeerIdentity(node_of("x"), "demo", "demo/x", ("controller",)))
+        assert set(refused.value.extra["regions"]) == {"demo/c"}
+        third = msgspec.structs.replace(body, hops=3, request_key="the fourth is asked")
+        answer = await last.controller.receive_handoff(
+            third, PeerIdentity(node_of("x"), "demo", "demo/x", ("controller",))
+        )
+        assert (answer.region, len(agent.starts)) == ("demo/b", 1)
+
+
+@asynccontextmanager
+async def a_region_that_answers_nothing(mesh: MemoryMesh, region: str) -> AsyncIterator[None]:
+    """It takes connections, and looks as if it had much room."""
+    over = asyncio.Event()
+
+    async def hold(_: web.Request) -> web.Response:
+        await over.wait()
+        return web.Response()
+
+    app = web.Application()
+    app.router.add_post("/{path:.*}", hold)
+    async with TestServer(app, host="127.0.0.1") as server:
+        directory = MemoryDirectory(mesh, key_of(region))
+        directory._addresses = (f"127.0.0.1:{server.port}",)
+        await directory.announce_region(region=region, agents=9, memory_total=9000, memory_free=9000)
+        try:
+            yield
+        finally:
+            over.set()
+
+
+async def test_one_deadline_for_all_and_who_is_silent_is_avoided_at_once(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    async with running_site(tmp_path, "demo/c", mesh=mesh) as far, a_region_that_answers_nothing(mesh, "demo/a"):
+        await far.publish(a_service())
+        began = time.monotonic()
+        with pytest.raises((DeadlineExceeded, NoCapacity)):
+            await far.controller.start(StartRequest(service="svc", wait_s=1.0))
+        assert time.monotonic() - began < 2.0
+        async with (
+            running_site(tmp_path, "demo/b", mesh=mesh) as near,
+            an_agent("demo/b").linked(near.peer),
+        ):
+            await announced(near, 1)
+            await until(lambda: node_of("demo/a") in far.controller.relatives.view.resting(loop_time()))
+            async with asyncio.timeout(1.0):
+                answer, _ = await far.controller.start(REQUEST)
+            assert answer.region == "demo/b"
+
+
+@asynccontextmanager
+async def a_line_that_loses_the_first_answer(to: str) -> AsyncIterator[str]:
+    """An address before another one; the first answer to a hand-off ends there."""
+    host, _, port = to.rpartition("/")[2].partition(":")
+    lost: list[bytes] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool) -> None:
+        handed = False
+        while data := await reader.read(65536):
+            handed = handed or b"/peer/handoff" in data
+            if answers and asked_for[writer] and not lost:
+                lost.append(data)
+                break
+            if not answers and handed:
+                asked_for[pairs[writer]] = True
+            writer.write(data)
+        writer.close()
+
+    asked_for: dict[asyncio.StreamWriter, bool] = {}
+    pairs: dict[asyncio.StreamWriter, asyncio.StreamWriter] = {}
+
+    async def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there_in, there_out = await asyncio.open_connection(host, int(port))
+        pairs[there_out], asked_for[writer] = writer, False
+        await asyncio.gather(
+            copy(reader, there_out, answers=False), copy(there_in, writer, answers=True), return_exceptions=True
+        )
+
+    async with await asyncio.start_server(take, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert lost
+
+
+async def test_an_answer_that_is_lost_on_the_way_is_asked_for_again(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    async with (
+        running_site(tmp_path, "demo/c", mesh=mesh) as far,
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        an_agent("demo/b").linked(near.peer) as agent,
+        a_line_that_loses_the_first_answer(near.peer) as address,
+    ):
+        await near.publish(a_service())
+        near.directory._addresses = (address,)
+        await near.directory.announce_region(region="demo/b", agents=1, memory_total=1000, memory_free=1000)
+        answer, _ = await far.controller.start(msgspec.structs.replace(REQUEST, force_rebuild=True))
+        assert (answer.region, len(agent.starts)) == ("demo/b", 1)
+        assert near.controller.stats().leases == 1
+
+
+async def test_what_its_own_controller_cannot_reach_is_not_handed_out(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    async with (
+        running_site(tmp_path, "demo/c", mesh=mesh) as far,
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        an_agent("demo/b").linked(near.peer) as agent,
+    ):
+        agent.host = "255.255.255.255"  # no TCP connection ever leads there
+        await near.publish(a_service())
+        await announced(near, 1)
+        with pytest.raises(NoCapacity) as refused:
+            await far.controller.start(REQUEST)
+        assert "its own controller cannot reach it there" in refused.value.extra["regions"]["demo/b"]
+        assert near.controller.stats().leases == 0

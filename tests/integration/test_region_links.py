@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from dht.records.memory_directory import MemoryMesh
-from protocol.instances import StartRequest
+from protocol.instances import StartRequest, State
+from protocol.link import Remove, Stop
+from protocol.problems import NoCapacity, Unavailable
 from region_controller import Caller
 from region_controller.summaries import SUMMARIES_PATH, Exchange, Load, Summary
 from tests.fake_agent import FakeAgent
@@ -65,6 +67,50 @@ async def test_two_controllers_of_one_region_are_both_active_and_host_for_each_o
         assert (own.instance, own.handoff) == (answer.instance, ()), "each leads the agents that dialled it"
         stopped = await one.controller.stop(answer.instance, Caller(answer.lease.token))
         assert "1 other lease" in stopped.reason, "a lease is kept where it was granted, and works where it was asked"
+
+
+async def test_two_controllers_of_one_region_keep_their_promises_through_a_partition(tmp_path: Path) -> None:
+    mesh, cut = MemoryMesh(), asyncio.Event()
+    async with (
+        running_site(tmp_path, "demo", mesh=mesh, name="one", cut=cut.is_set) as one,
+        running_site(tmp_path, "demo", mesh=mesh, name="two", cut=cut.is_set) as two,
+        FakeAgent(node_of("agent of two"), "demo").linked(two.peer) as theirs,
+    ):
+        await one.publish(a_service())
+        first, _ = await one.controller.start(REQUEST)
+        holder = Caller(first.lease.token)
+
+        cut.set()
+        with pytest.raises(NoCapacity):
+            async with asyncio.timeout(1.0):
+                await one.controller.start(REQUEST)
+        with pytest.raises(Unavailable):
+            await one.controller.alive(first.instance, holder, 600)
+        view = await two.controller.alive(first.instance, holder, 600)
+        assert view.expires_at == theirs.instances[first.instance].expires_at, "the lease works where it is kept"
+
+        async with FakeAgent(node_of("agent of one"), "demo").linked(one.peer) as ours:
+            second, was_cold = await one.controller.start(REQUEST)
+            assert (was_cold, second.handoff) == (True, ()), "each goes on with its own agents"
+            assert (await two.controller.start(REQUEST))[0].instance == first.instance
+
+            cut.clear()
+            for site in (one, two):
+                await hears_the_other(site)
+            mine, _ = await one.controller.start(REQUEST)
+            assert mine.instance == second.instance
+            assert (await one.controller.alive(first.instance, holder, 900)).state is State.RUNNING
+            assert (await one.controller.alive(second.instance, Caller(second.lease.token))).state is State.RUNNING
+            assert not [c for a in (ours, theirs) for c in a.commands if isinstance(c, Stop | Remove)]
+
+
+async def hears_the_other(site: Site) -> None:
+    async def heard() -> bool:
+        return any(
+            v.live and v.region == "demo" and v.relation == "self" for v in (await site.controller.regions())[1:]
+        )
+
+    await until(heard, timeout_s=10.0)
 
 
 async def test_a_controller_speaks_for_itself_only_and_says_it_well(

@@ -16,9 +16,11 @@ from aiohttp.test_utils import TestServer
 
 from client.controller import ControllerClient
 from client.phone import Phone
+from dht.records.memory_directory import MemoryMesh
 from protocol.instances import RELAYED_HEADER, PortBinding, StartRequest
 from protocol.problems import ServiceError, ServiceUnreachable
 from region_controller import relay
+from region_controller.reachability import Door
 from tests.fake_agent import FakeAgent
 from tests.one_region import Site, a_service, node_of, running_site
 from tests.waiting import until
@@ -57,18 +59,24 @@ async def flood(request: web.Request) -> web.StreamResponse:
 
 
 @asynccontextmanager
-async def a_started_service(folder: Path) -> AsyncIterator[tuple[Site, FakeAgent, str, dict[str, str]]]:
-    """The site, the agent, the instance, and the headers of who holds it."""
+async def a_service_that_listens() -> AsyncIterator[int]:
     app = web.Application()
     for path, handler in (("/echo", echo), ("/refuse", refuse), ("/move", move), ("/flood", flood)):
         app.router.add_post(path, handler)
+    async with TestServer(app, host="127.0.0.1") as service:
+        yield service.port or 0
+
+
+@asynccontextmanager
+async def a_started_service(folder: Path) -> AsyncIterator[tuple[Site, FakeAgent, str, dict[str, str]]]:
+    """The site, the agent, the instance, and the headers of who holds it."""
     agent = FakeAgent(node_of("agent"), "eu/de")
-    async with TestServer(app, host="127.0.0.1") as service, running_site(folder) as site, agent.linked(site.peer):
+    async with a_service_that_listens() as port, running_site(folder) as site, agent.linked(site.peer):
         await site.publish(a_service())
         async with site.phone.post("/v1/instances", json={"service": "svc"}) as response:
             answer = await response.json()
-        await agent.report(answer["instance"], ports=(PortBinding(8080, service.port or 0),))
-        await until(lambda: site.controller.instances()[0].port == service.port)
+        await agent.report(answer["instance"], ports=(PortBinding(8080, port),))
+        await until(lambda: site.controller.instances()[0].port == port)
         yield site, agent, answer["instance"], {"Authorization": f"Bearer {answer['lease']['token']}"}
 
 
@@ -198,3 +206,48 @@ async def test_a_phone_asks_only_the_controller_that_answered_for_the_instance(
         assert msgspec.json.decode(await phone.invoke(answer, "/echo", b"hello"))["bytes"] == 5
         with pytest.raises(ServiceUnreachable):
             await other.invoke(answer, "/echo", b"hello")
+
+
+async def test_what_only_its_own_site_gets_through_to_is_called_from_controller_to_controller(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "STALLED_S", 0.2)
+    mesh = MemoryMesh()
+    async with (
+        a_service_that_listens() as port,
+        running_site(tmp_path, "demo/c", mesh=mesh) as far,
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        FakeAgent(node_of("agent"), "demo/b").linked(near.peer) as agent,
+        ControllerClient(far.rest) as client,
+    ):
+        agent.service = PortBinding(8080, port)
+        await near.publish(a_service())
+        far.controller.relay._doors._known[near.controller.identity.node, "127.0.0.1"] = Door.SHUT, float("inf")
+        answer = await client.start(StartRequest(service="svc"))
+        assert (answer.region, answer.reach, answer.relay) == (
+            "demo/b",
+            "relay",
+            f"/v1/instances/{answer.instance}/invoke",
+        )
+        said = msgspec.json.decode(await client.invoke(answer, "/echo?a=b c&d=%26", b"hello", accept="text/plain"))
+        assert (said["bytes"], said["query"], said["accept"]) == (5, "a=b c&d=%26", "text/plain")
+        with pytest.raises(ServiceError) as refused:
+            await client.invoke(answer, "/refuse", b"hello")
+        assert refused.value.extra["answered"] == 415
+        with pytest.raises(ServiceUnreachable, match="only what is POSTed"):
+            await client.invoke(answer, "/echo")
+
+        holds = {"Authorization": f"Bearer {answer.lease.token}"}
+        assert (await invoke(far, answer.instance, "/echo", headers={"Authorization": "Bearer wrong"}))[0] == 403
+        stalled = {**holds, "Content-Length": "1000"}
+        status, body, _ = await invoke(far, answer.instance, "/echo", headers=stalled, data=held_back())
+        assert (status, b"the call sent nothing for 0.2 s" in body) == (400, True)
+        await agent.report(answer.instance, ports=(PortBinding(8080, 1),))
+        await until(lambda: near.controller.instances()[0].port == 1)
+        status, body, headers = await invoke(far, answer.instance, "/echo", headers=holds)
+        assert (status, headers.get(RELAYED_HEADER)) == (503, None)
+
+
+async def held_back() -> AsyncIterator[bytes]:
+    yield b"hello"
+    await asyncio.Event().wait()  # and no more

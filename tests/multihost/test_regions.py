@@ -281,7 +281,7 @@ async def test_a_controller_that_dies_over_a_request_costs_neither_instance_nor_
 
 
 async def test_a_controller_that_dies_over_a_start_of_its_own_agent_takes_it_up_again(mesh: Mesh) -> None:
-    request = asked("slow-too")
+    request = asked("slow-too", force_rebuild=True)
     async with mesh.phone("b", attempts=1) as phone:
         asking = asyncio.create_task(phone.start(request))
         await until(lambda: mesh.running("b", "slow-too"))
