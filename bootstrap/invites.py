@@ -20,8 +20,9 @@ from msgspec import Struct
 
 from bootstrap.certificates import check_roles, fingerprint, founder_of
 from bootstrap.identity import Identity
-from bootstrap.tokens import INVITE_BYTES, SECRET_BYTES, Token, TokenAddresses, check_ports, encode_token
+from bootstrap.tokens import INVITE_BYTES, SECRET_BYTES, Token, TokenAddresses, encode_token
 from dht.database import database_problem, transaction
+from protocol.addresses import is_address
 from protocol.identifiers import check_region
 from protocol.peers import Role
 from protocol.problems import BadRequest, Forbidden, JoinRefused
@@ -218,11 +219,14 @@ def create_invite(
 
 
 def _checked_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
+    fix = "Give 1 to 8 addresses such as 192.0.2.7:7401, [2001:db8::7]:7401 or site.example.org:7401."
+    if wrong := next((address for address in addresses if not is_address(address)), None):
+        raise BadRequest(f"{wrong[:100]!r} is no address that a machine could connect to", fix=fix)
     try:
         checked: tuple[str, ...] = msgspec.convert(list(dict.fromkeys(addresses)), TokenAddresses)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"{addresses!r}: {error}", fix="Give 1 to 8 addresses such as 192.0.2.7:7401.") from None
-    return check_ports(checked)
+        raise BadRequest(f"{len(addresses)} addresses: {error}", fix=fix) from None
+    return checked
 
 
 def _admitted(db: sqlite3.Connection, invite_id: bytes, secret: bytes, node: str, now: float) -> Invite:

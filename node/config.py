@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 
 from node.connections import MAX_CONNECTIONS, MAX_OF_ONE_ADDRESS
 from node.files import replace_file
+from protocol.addresses import MAX_HOST_PORT, WHOLE_ADDRESS, in_words
 from protocol.identifiers import check_region
 from protocol.peers import Role
 from protocol.problems import BadRequest, ConfigError
@@ -28,7 +29,7 @@ _UNKNOWN_KEY = re.compile(r"unknown field `(?P<key>[^`]*)`(?: - at `\$\.(?P<tabl
 """As msgspec says it."""
 
 Port = Annotated[int, Meta(ge=1, le=65535)]
-HostPort = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,253}:[0-9]{1,5}$")]
+HostPort = Annotated[str, Meta(pattern=WHOLE_ADDRESS, max_length=MAX_HOST_PORT)]
 Processes = Annotated[int, Meta(ge=1, le=65536)]
 
 
@@ -152,7 +153,7 @@ class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             ) from None
         except (msgspec.MsgspecError, UnicodeDecodeError, BadRequest) as error:
             fix = f"{_hint(str(error))}Correct the file; docs/operations.md lists every key."
-            raise ConfigError(f"{path}: {error}", fix=fix) from None
+            raise ConfigError(f"{path}: {in_words(str(error))}", fix=fix) from None
         except OSError as error:
             raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
         return config

@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from msgspec import Meta, Struct
 
+from protocol.addresses import MAX_ADDRESS, WHOLE_ADDRESS
 from protocol.identifiers import (
     CATEGORY,
     DIGEST,
@@ -74,7 +75,7 @@ TypeName = Annotated[str, _reads(TYPE_NAME)]
 TypeNames = Annotated[tuple[TypeName, ...], Meta(max_length=MAX_TYPE_NAMES)]
 LabelText = Annotated[str, Meta(min_length=1, max_length=64)]
 Labels = Annotated[tuple[tuple[LabelText, LabelText], ...], Meta(max_length=MAX_LABELS)]
-Address = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.:\[\]-]{1,80}:[0-9]{1,5}$", max_length=90)]
+Address = Annotated[str, Meta(pattern=WHOLE_ADDRESS, max_length=MAX_ADDRESS)]
 Addresses = Annotated[tuple[Address, ...], Meta(min_length=1, max_length=4)]
 Region = Annotated[str, _reads(REGION)]
 Seconds = Annotated[int, Meta(ge=0, le=2**40)]

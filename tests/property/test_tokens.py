@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bootstrap.tokens import PREFIX, Token, decode_token, encode_token
+from protocol.addresses import is_address
 from protocol.problems import JoinRefused
 
 segments = st.from_regex(r"[a-z0-9][a-z0-9-]{0,31}", fullmatch=True)
 hosts = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(lambda a: f"[{a}]"), st.just("site-1.local"))
-addresses = st.builds(lambda host, port: f"{host}:{port}", hosts, st.integers(1, 65_535))
+addresses = st.builds(lambda host, port: f"{host}:{port}", hosts, st.integers(1, 65_535)).filter(is_address)
 tokens = st.builds(
     Token,
     mesh=segments,
