@@ -1,14 +1,13 @@
 """One compiled module, ready to run: each request gets a fresh instance with limits of its own.
 
-With `wasm_compiler` this is the only module that knows wasmtime. What a guest can reach: its own memory, its
+With `wasm_compiler` and `wasi` this is the only module that knows wasmtime. What a guest can reach: its own memory, its
 arguments and variables, the bytes on its standard input, two streams that are read here, clocks and random bytes. It
-has no file, no socket and no way to wait: `poll_oneoff`, the one WASI call that blocks (epochs do not interrupt host
-calls), answers ENOSYS.
+has no file, no socket and no way to wait: `poll_oneoff`, the one WASI call that blocks (epochs do not interrupt
+host calls), answers ENOSYS.
 """
 
 from __future__ import annotations
 
-import errno
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ import wasmtime
 from msgspec import Struct
 
 from agent.wasm.compiler import engine
+from agent.wasm.wasi import WASI, Streams, Writing, start_of, wasi_config
 from protocol.problems import DeadlineExceeded, ServiceError, StartFailed, TooLarge
 
 TICK_S = 0.05
@@ -27,7 +27,6 @@ MAX_TABLE_ELEMENTS = 100_000
 UNLIMITED_FUEL = 2**63
 PAGE = 1 << 16
 
-_WASI = "wasi_snapshot_preview1"
 _ENOSYS = 52
 _I32 = wasmtime.ValType.i32()
 
@@ -41,11 +40,11 @@ class Limits(Struct, frozen=True, kw_only=True):
 
 
 class Request(Struct, frozen=True):
-    """`stdin`: path of a file with the body, None if it is empty. `on_stderr` is called from another thread."""
+    """`stdin` is the body. `on_stderr` is called from another thread."""
 
     environment: Sequence[tuple[str, str]]
     arguments: Sequence[str]
-    stdin: str | None
+    stdin: bytes
     on_stderr: Callable[[bytes], None]
 
 
@@ -63,7 +62,8 @@ class Program:
         self._ended = False
         try:
             self._module = wasmtime.Module.deserialize(self._engine, compiled)
-            self._linker = _linker(self._engine)
+            self._writing = Writing()
+            self._linker = _linker(self._engine, self._writing)
             self._ready = self._linker.instantiate_pre(self._module)
         except wasmtime.WasmtimeError as error:
             raise StartFailed(
@@ -103,36 +103,32 @@ class Program:
 
         Raises DeadlineExceeded (time or fuel is used up), TooLarge (its answer is), ServiceError for any other end.
         """
-        output = _Output()
+        streams = Streams(MAX_ANSWER, request.on_stderr)
         ticks = math.ceil(limits.timeout_s / TICK_S) + 1
         with wasmtime.Store(self._engine) as store:
             store.set_limits(limits.memory, MAX_TABLE_ELEMENTS, instances=1, tables=8, memories=1)
             store.set_fuel(UNLIMITED_FUEL if limits.fuel is None else limits.fuel)
-            store.set_wasi(_wasi(request, output))
+            store.set_wasi(wasi_config(request.arguments, request.environment, request.stdin))
             with self._lock:
                 self._longest = max(self._longest, ticks)
                 store.set_epoch_deadline(ticks)
             if self._ended:
                 raise _interrupted()
             try:
-                self._enter(store)
+                with self._writing.to(streams):
+                    start_of(store, self._ready.instantiate(store))(store)
             except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
                 if not (isinstance(error, wasmtime.ExitTrap) and error.code == 0):
-                    raise self._problem(error, limits, output) from error
-        if output.overflown:
+                    raise self._problem(error, limits, streams) from error
+        if streams.overflown:
             raise _too_large()
-        return bytes(output.data)
+        return bytes(streams.output)
 
-    def _enter(self, store: wasmtime.Store) -> None:
-        start = self._ready.instantiate(store).exports(store)["_start"]
-        assert isinstance(start, wasmtime.Func)
-        start(store)
-
-    def _problem(self, error: Exception, limits: Limits, output: _Output) -> Exception:
+    def _problem(self, error: Exception, limits: Limits, streams: Streams) -> Exception:
         code = error.trap_code if isinstance(error, wasmtime.Trap) else None
         if self._ended:
             return _interrupted()
-        if output.overflown:
+        if streams.overflown:
             return _too_large()
         if code is wasmtime.TrapCode.INTERRUPT:
             return DeadlineExceeded(
@@ -150,41 +146,13 @@ class Program:
         return ServiceError(f"the module was ended: {said}", fix="Read the service's log.")
 
 
-class _Output:
-    """Standard output, up to `MAX_ANSWER` bytes; then the guest's writes fail."""
-
-    def __init__(self) -> None:
-        self.data = bytearray()
-        self.overflown = False
-
-    def write(self, piece: bytes) -> int:
-        if len(self.data) + len(piece) > MAX_ANSWER:
-            self.overflown = True
-            return -errno.EFBIG
-        self.data += piece
-        return len(piece)
-
-
-def _linker(of: wasmtime.Engine) -> wasmtime.Linker:
+def _linker(of: wasmtime.Engine, writing: Writing) -> wasmtime.Linker:
     linker = wasmtime.Linker(of)
     linker.define_wasi()
     linker.allow_shadowing = True
-    linker.define_func(_WASI, "poll_oneoff", wasmtime.FuncType([_I32] * 4, [_I32]), lambda *_: _ENOSYS)
+    writing.define(linker)
+    linker.define_func(WASI, "poll_oneoff", wasmtime.FuncType([_I32] * 4, [_I32]), lambda *_: _ENOSYS)
     return linker
-
-
-def _wasi(request: Request, output: _Output) -> wasmtime.WasiConfig:
-    def heard(piece: bytes) -> None:
-        request.on_stderr(piece)
-
-    wasi = wasmtime.WasiConfig()
-    wasi.argv = list(request.arguments)
-    wasi.env = request.environment
-    if request.stdin is not None:
-        wasi.stdin_file = request.stdin
-    wasi.stdout_custom = output.write
-    wasi.stderr_custom = heard
-    return wasi
 
 
 def _interrupted() -> ServiceError:

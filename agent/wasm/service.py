@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
 import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -92,10 +91,10 @@ class WasmService:
         return _response(answer)
 
     async def _answer(self, request: HttpRequest) -> Answer:
-        async with self._body(request) as (stdin, length):
+        async with self._body(request) as stdin:
             await self._awake.wait()
             head = _head(request)
-            variables = environment(head, length, self._variables)
+            variables = environment(head, len(stdin), self._variables)
             with self._ticker.running(), self._log.stream() as heard:
                 run = Request(variables, arguments("module.wasm", head.query), stdin, heard)
                 loop = asyncio.get_running_loop()
@@ -113,17 +112,17 @@ class WasmService:
             self._waiting -= 1
 
     @asynccontextmanager
-    async def _body(self, request: HttpRequest) -> AsyncIterator[tuple[str | None, int]]:
-        """The request's body as a file in memory, and its length: a guest may block on nothing else (no pipes)."""
+    async def _body(self, request: HttpRequest) -> AsyncIterator[bytes]:
+        """The request's body, whole: a guest cannot be interrupted while it waits for more."""
         if not request.body_exists:
-            yield None, 0
+            yield b""
             return
         if (request.content_length or 0) > MAX_BODY:
             raise _body_too_large()
         if request.headers.get(hdrs.EXPECT, "").lower() == "100-continue":
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0
-        file = os.memfd_create("wasm-body")
+        pieces: list[bytes] = []
         length = 0
         try:
             async with asyncio.timeout(BODY_S):
@@ -134,13 +133,12 @@ class WasmService:
                         raise _body_too_large()
                     if self._bodies > MAX_BODIES:
                         raise TooManyRequests("too many large requests at once", fix="Ask again.", retry_after=1)
-                    os.write(file, piece)
-            yield f"/proc/self/fd/{file}", length
+                    pieces.append(piece)
+            yield b"".join(pieces)
         except TimeoutError:
             raise BadRequest(f"the body did not arrive within {BODY_S:g} s", fix="Send it faster.") from None
         finally:
             self._bodies -= length
-            os.close(file)
 
 
 class _Ticker:
