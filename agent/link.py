@@ -237,6 +237,8 @@ class _Session:
             return link.Prepared(command.command, timings)
         if isinstance(command, link.Keep):
             return link.Done(command.command, await self._runner.keep(command))
+        if isinstance(command, link.Wake):
+            return link.Done(command.command, await self._runner.wake(command))
         if isinstance(command, link.ReadLog):
             report, lines = await self._runner.log(command)
             return link.Done(command.command, report, lines=lines)

@@ -147,6 +147,12 @@ class Runner:
         self._instances.apply(slot, lifecycle.KeepAsked(now=self._instances.now(), keep_s=command.keep_s))
         return self._instances.report(slot)
 
+    async def wake(self, command: link.Wake) -> InstanceReport:
+        """Does not wait until it is awake. Raises UnknownInstance."""
+        slot = self._instances.get(command.instance)
+        self.on_knock(command.instance)
+        return self._instances.report(slot)
+
     async def prepare(self, command: link.Prepare, on_progress: OnProgress) -> dict[str, float]:
         """Fetched, read and built; nothing runs. Milliseconds by phase.
 

@@ -154,6 +154,13 @@ class Keep(Struct, frozen=True, tag=True):
     keep_s: Annotated[float, Meta(ge=0, le=MAX_ALIVE_S)]
 
 
+class Wake(Struct, frozen=True, tag=True):
+    """If the instance is frozen it is thawed at once: a client was told where it is and will call it next."""
+
+    command: str
+    instance: str
+
+
 class Prepare(Struct, frozen=True, kw_only=True, tag=True):
     """Fetch and build a service that nobody asked for yet, so that a start finds it built. Answered by `Prepared`."""
 
@@ -172,7 +179,7 @@ class ReadLog(Struct, frozen=True, tag=True):
 
 
 FromAgent = Hello | Heartbeat | InstanceChanged | ProgressMade | Done | Prepared | Refused
-OnInstance = Start | Stop | Restart | Remove | Extend | Keep | ReadLog
+OnInstance = Start | Stop | Restart | Remove | Extend | Keep | Wake | ReadLog
 """Answered by `Done`."""
 Command = OnInstance | Prepare
 FromController = Welcome | Command

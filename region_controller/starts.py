@@ -19,7 +19,7 @@ from protocol.causes import Cause, cause_of
 from protocol.decisions import Decision, Outcome, PlacementView
 from protocol.events import started
 from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
-from protocol.link import Done, Extend, Start
+from protocol.link import Done, Extend, Start, Wake
 from protocol.problems import (
     DeadlineExceeded,
     InvalidArchive,
@@ -245,7 +245,16 @@ class Starts:
         place_ms = since(wanted.began) - wanted.resolve_ms
         if not await self._keep_alive(node, report, wanted.request.alive_time):
             return None
+        if report.state is State.PAUSED:
+            self._wake(node, report.instance)
         return self._answer(wanted, Local(choice, node, report, {"place": place_ms}, warm=True), opened=False)
+
+    def _wake(self, node: str, instance: str) -> None:
+        """Its engine thaws it while the answer is on its way, rather than when the client's first byte is there."""
+        try:
+            self._region.links.link(node).post(Wake(secrets.token_hex(8), instance))
+        except Problem as problem:
+            log.info("wake-failed", instance=instance, agent=node, problem=problem.detail)
 
     async def _cold(self, wanted: Wanted, on_progress: OnProgress) -> Answered:
         if wanted.route.only_warm:

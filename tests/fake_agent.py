@@ -123,6 +123,8 @@ class FakeAgent:
             asked = report.alive_time if command.alive_time is None else command.alive_time
             longest = max(asked, report.alive_time) if command.exact else asked
             report = _replace(report, expires_at=self._expiry(longest))
+        elif isinstance(command, link.Wake) and report.state is State.PAUSED:
+            report = _replace(report, state=State.RUNNING)
         elif isinstance(command, link.Remove):
             report = _replace(report, state=State.REMOVED)
         self.instances[command.instance] = report

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from protocol.instances import StartRequest, State
-from protocol.link import Extend, Remove
+from protocol.link import Extend, Remove, Wake
 from protocol.problems import (
     AmbiguousService,
     BadRequest,
@@ -299,6 +299,20 @@ async def test_never_more_than_fits(tmp_path: Path) -> None:
         agent.gate.set()
         results = await asyncio.gather(*starts, return_exceptions=True)
         assert sum(isinstance(r, NoCapacity) for r in results) == 3
+
+
+async def test_a_frozen_instance_is_woken_while_its_answer_is_on_the_way(tmp_path: Path) -> None:
+    async with running_site(tmp_path) as site, an_agent().linked(site.peer) as agent:
+        await site.publish(a_service())
+        cold, _ = await start(site)
+        await start(site)
+        assert not any(isinstance(c, Wake) for c in agent.commands), "one that runs is awake"
+        await agent.report(cold.instance, state=State.PAUSED)
+        await until(lambda: site.controller.instances()[0].state is State.PAUSED)
+        warm, _ = await start(site)
+        assert (warm.start, warm.instance) == ("warm", cold.instance)
+        await until(lambda: agent.instances[cold.instance].state is State.RUNNING)
+        assert any(isinstance(c, Wake) for c in agent.commands)
 
 
 async def test_force_rebuild_starts_beside_the_running_one(tmp_path: Path) -> None:

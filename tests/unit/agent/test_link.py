@@ -136,6 +136,7 @@ async def test_hello_then_heartbeats_then_commands_and_their_answers(tmp_path: P
         for command in (
             link.Extend("c3", "one", 1000),
             link.Keep("c4", "one", 60),
+            link.Wake("c8", "one"),
             link.Restart("c5", "one"),
             link.ReadLog("c6", "one", 1),
             link.Remove("c7", "one"),

@@ -516,6 +516,21 @@ async def test_what_is_kept_warm_is_frozen_at_its_end_and_woken_by_the_next_clie
         await until(lambda: condition(s) is Condition.EXITED)
 
 
+async def test_what_is_frozen_wakes_when_it_is_told_that_a_client_comes(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        await agent.runner.start(start_command("one", s.put()))
+        await agent.runner.keep(link.Keep("c", "one", 600))
+        s.clock.now += 11
+        await until(lambda: condition(s) is Condition.PAUSED)
+        woken = await agent.runner.wake(link.Wake("c", "one"))
+        assert (woken.state, woken.expires_at) == (State.RUNNING, s.clock.now + 10), "a life once more"
+        await until(lambda: condition(s) is Condition.RUNNING)
+        since = woken.started_at
+        assert (await agent.runner.wake(link.Wake("c", "one"))).started_at == since, "nothing happens to one that runs"
+        with pytest.raises(UnknownInstance):
+            await agent.runner.wake(link.Wake("c", "nobody"))
+
+
 async def test_what_is_kept_warm_makes_room_the_longest_frozen_first(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent(memory_mb=300) as agent:
         digest = s.put()
