@@ -167,7 +167,9 @@ class RelativesView:
             return
         if now is not None and now - said_at > GONE_S:
             return
-        relative = self._relatives.get(summary.node) or self._added(summary.region, summary.node, summary.addresses)
+        relative = self._relatives.get(summary.node) or self._added(
+            summary.region, summary.node, summary.addresses, said_at
+        )
         if relative is None:
             return
         known = relative.summary
@@ -187,19 +189,28 @@ class RelativesView:
         """The mesh's records or mDNS name a controller: a hint, until it answers."""
         if node == self.node or not addresses:
             return
-        relative = self._relatives.get(node) or self._added(region, node, addresses)
+        relative = self._relatives.get(node) or self._added(region, node, addresses, now, heard=False)
         if relative is not None:
             relative.met = now
             if relative.summary is None or self._freshness(relative, now) == "gone":
                 relative.region, relative.addresses = region, addresses
 
-    def _added(self, region: str, node: str, addresses: tuple[str, ...]) -> _Relative | None:
-        """None if there is no room for one so far away."""
+    def _added(
+        self, region: str, node: str, addresses: tuple[str, ...], now: float, *, heard: bool = True
+    ) -> _Relative | None:
+        """None if there is no room for one of so little use. `heard`: it lives; else it is a hint."""
         if len(self._relatives) >= MAX_SUMMARIES:
-            farthest = max(self._relatives.values(), key=lambda r: (self._distance(r.region), r.rank))
-            if self._distance(farthest.region) <= self._distance(region):
+            leading = {r.region for r in self._living(now) if not self.region.startswith(r.region + "/")}
+
+            def use(region: str, lives: bool) -> tuple[bool, bool, int]:
+                """Less is better: who is heard, who is heard of through nobody else, who is near."""
+                return not lives, not leading.isdisjoint(_above(region)), self._distance(region)
+
+            of = {r.node: use(r.region, self._freshness(r, now) != "gone") for r in self._relatives.values()}
+            least = max(self._relatives.values(), key=lambda r: (of[r.node], r.rank))
+            if of[least.node] <= use(region, heard):
                 return None
-            del self._relatives[farthest.node]
+            del self._relatives[least.node]
         relative = self._relatives[node] = _Relative(region, node, addresses)
         return relative
 

@@ -90,6 +90,22 @@ def test_however_many_relatives_there_are_the_regions_above_are_not_forgotten() 
         assert len(seen(view, 0.0)) == MAX_SUMMARIES
 
 
+def test_when_there_is_no_room_who_lives_and_is_led_by_nobody_counts_more() -> None:
+    view = a_view("eu")
+    for region in ["eu/a", "eu/b", *(f"eu/a/{number}" for number in range(MAX_SUMMARIES))]:
+        view.told(a_summary(region), 0.0)
+    assert len(seen(view, 0.0)) == MAX_SUMMARIES
+    for orphan in range(100):
+        view.told(a_summary(f"eu/c/{orphan}"), 1.0)
+        view.met(f"eu/d/{orphan}", node(f"eu/d/{orphan}"), ("10.0.0.1:7401",), 1.0)
+    known = seen(view, 1.0)
+    assert {f"eu/c/{orphan}" for orphan in range(100)} <= known.keys(), "nobody else tells of orphans"
+    assert {"eu/a", "eu/b"} <= known.keys()
+    assert len(known) == MAX_SUMMARIES, "a hint takes nobody's place who lives"
+    view.told(a_summary("eu/e"), GONE_S + 2.0)
+    assert "eu/e" in seen(view, GONE_S + 2.0), "those that are gone make room first"
+
+
 def test_in_a_large_mesh_who_has_a_living_controller_above_is_heard_of_through_that_one() -> None:
     def told_of(cousins: int) -> set[str]:
         view, asker = a_view("eu"), a_summary("eu/a/x")
