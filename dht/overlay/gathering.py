@@ -8,7 +8,6 @@ from typing import Protocol
 from kademlia.node import Node
 
 from dht import ordering, rules
-from dht.seats import seated
 
 LARGE = 256
 """Who lacks so many envelopes of a set asks for it over HTTP: it would be some 80 pages."""
@@ -98,19 +97,6 @@ class Gathering:
         """Of the sets that are here, the one of which the fewest differ from these parts of all positions."""
         sets = {id(places): places for places in (*self._sets(), self._known.ordered)}
         return min(sets.values(), key=lambda places: len(places.differing(*ordering.EVERYWHERE, parts)))
-
-    def result(self, most: int) -> tuple[list[bytes], Mapping[bytes, ordering.Places]]:
-        """`most` of the new envelopes, for which the holders take turns, and what each holder has but for the others:
-        those are left to the next reading. So nobody has so much to bring that what others bring has to wait for it."""
-        new = self.envelopes.__contains__
-        chosen = seated((filter(new, places.positions) for places in self.held.values()), most)
-        brought = [self.envelopes[place] for place in chosen]
-        if len(chosen) == len(self.envelopes):
-            return brought, self.held
-        others = self.envelopes.keys() - chosen
-        equal = {id(places): places for places in self.held.values()}
-        fewer = {same: places.without(others) for same, places in equal.items()}
-        return brought, {node_id: fewer[id(places)] for node_id, places in self.held.items()}
 
     def _sets(self) -> Iterable[ordering.Places]:
         return (*self.held.values(), *self._known.held.values())

@@ -18,7 +18,7 @@ from dht.overlay.gathering import Known
 from dht.overlay.lookups import Lookups
 from dht.overlay.membership import Membership
 from dht.overlay.messages import AnyAnswer, AnyRequest, Proof
-from dht.overlay.reading import Reading, ReadOutcome
+from dht.overlay.reading import Reading, ReadOutcome, Unread
 from dht.overlay.routing import Routing, address_of
 from dht.overlay.sealing import Keyring, Sealer
 from dht.overlay.set_reading import WholeSets
@@ -142,9 +142,9 @@ class Overlay:
         nodes = [node for node_id in node_ids if (node := self._routing.table.get(node_id)) is not None]
         return await self._storing.store_at(nodes, key, envelopes)
 
-    async def read(self, key: bytes, known: Known | None = None) -> ReadOutcome:
+    async def read(self, key: bytes, known: Known | None = None, unread: Unread = lambda _: ()) -> ReadOutcome:
         """See `Reading.read`."""
-        return await self._reading.read(key, known)
+        return await self._reading.read(key, known, unread)
 
     # --- what others cause ---
 

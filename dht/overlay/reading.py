@@ -14,13 +14,13 @@ sending a large set unless all others have the same, and the time ends only when
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from kademlia.node import Node
 
-from dht import ordering, rules
+from dht import ordering
 from dht.overlay.asking import Asking
 from dht.overlay.crawl import Crawl
 from dht.overlay.datagrams import Address
@@ -34,17 +34,19 @@ from dht.tasks import OwnedTasks
 
 SEARCHES = 2
 
+Unread: TypeAlias = Callable[[Sequence[bytes]], Collection[bytes]]
+"""Of these holders, by node id, those that are not to be read."""
 Answers: TypeAlias = Mapping[bytes, Page] | Mapping[bytes, Parts]
 """By node id."""
 
 
 @dataclass(frozen=True)
 class ReadOutcome:
-    """`envelopes` as peers sent them, not judged, no more than there is room for; `held`, by node id, the positions of
-    what was found to be there, among them or known before. `conclusive`: what is not among them does not exist. `whole`
-    false: the sets of too few holders are here to their ends to rely on what is."""
+    """`envelopes`, by position, as peers sent them, not judged; `held`, by node id, the positions of what was found to
+    be there, among them or known before. `conclusive`: what is not among them does not exist. `whole` false: the sets
+    of too few holders are here to their ends to rely on what is."""
 
-    envelopes: Sequence[bytes] = ()
+    envelopes: Mapping[bytes, bytes] = field(default_factory=dict)
     held: Mapping[bytes, ordering.Places] = field(default_factory=dict)
     conclusive: bool = False
     answered: int = 0
@@ -61,8 +63,9 @@ class Reading:
         self._whole_sets = whole_sets
         self._readings = 0
 
-    async def read(self, key: bytes, known: Known | None = None) -> ReadOutcome:
-        """What the nodes nearest to `key` hold, without the envelopes that are `known` already.
+    async def read(self, key: bytes, known: Known | None = None, unread: Unread = lambda _: ()) -> ReadOutcome:
+        """What the nodes nearest to `key` hold, without the envelopes that are `known` already. Who is `unread` is not
+        asked for what it alone holds.
 
         The search ends at the lookup deadline, the reading of the sets PAGING_S later. When many nodes died at once, a
         first search may learn little but who is dead: then a second one follows.
@@ -76,17 +79,22 @@ class Reading:
             else:
                 crawl = await self._lookups.ask_nearest(key, deadline, Compare, Parts, key, *ordering.EVERYWHERE)
             nodes = crawl.nearest_answered(len(crawl.answers))
-            whole = await self._read_sets(key, nodes, crawl.answers, gathering)
+            whole = await self._read_sets(key, nodes, crawl.answers, gathering, unread)
             if gathering.envelopes or known or (crawl.conclusive and whole) or not crawl.converged:
                 break
-        return ReadOutcome(*gathering.result(rules.MAX_PER_KEY), crawl.conclusive and whole, len(crawl.answers), whole)
+        conclusive = crawl.conclusive and whole
+        return ReadOutcome(gathering.envelopes, gathering.held, conclusive, len(crawl.answers), whole)
 
-    async def _read_sets(self, key: bytes, nodes: Sequence[Node], answers: Answers, gathering: Gathering) -> bool:
+    async def _read_sets(
+        self, key: bytes, nodes: Sequence[Node], answers: Answers, gathering: Gathering, unread: Unread
+    ) -> bool:
         """Read what `nodes`, nearest first, did not tell in their first answers. True if enough sets are here whole:
         then the others have LOOKUP_S left, since a slow or lying holder must not keep the reader."""
         loop = asyncio.get_running_loop()
         until = loop.time() + self._tuning.paging_s
-        groups = still_to_read(nodes, answers, gathering)
+        silenced = set(unread([node.id for node in nodes]))
+        told_of = still_to_read(nodes, answers, gathering)
+        groups = [group for group in told_of if not silenced.issuperset(node.id for node in group)]
         doors = {node.id: door for node in nodes if (door := _door(node, answers[node.id])) is not None}
         self._readings += 1
         large = LargeSets(self._whole_sets, key, doors, until, alone=len(groups) < 2, first=self._readings)

@@ -6,8 +6,8 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from itertools import chain, islice
+from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 import structlog
@@ -29,6 +29,7 @@ from dht.quiet import Quiet
 from dht.records.own_records import provider_record, region_record
 from dht.records.replica import Replica
 from dht.records.republish import TICK_S, MeshNews, Republisher
+from dht.records.sifting import Sieve
 from dht.records.storage import KnownContact, opened_storage
 from dht.records.views import WORTH_KEEPING
 from dht.tasks import OwnedTasks, periodically
@@ -42,6 +43,7 @@ from protocol.records import (
     ServiceRecord,
     Signed,
     raw_public_key,
+    reopened,
     sign,
 )
 
@@ -98,6 +100,7 @@ class NetworkDirectory:
         self._overlay = overlay
         self._republisher = republisher
         self._announced: dict[str, float] = {}
+        self._sieve = Sieve()
         self._quiet = Quiet()
 
     # --- services ---
@@ -157,17 +160,27 @@ class NetworkDirectory:
         record = signed.record
         if not isinstance(record, ServiceRecord) or record.withdrawn:
             return []
-        key = record_key(f"id:{record.id}")
-        outcome = await self._overlay.read(key)
-        batches = [*[b async for b in self._held(key)], *[b async for b in self._checked(key, outcome.envelopes)]]
-        older = chain.from_iterable(batches)
-        return [record_key(name) for name in sorted({n for one in older for n in rules.left_behind(one, signed)})]
+        versions = await self._versions(record_key(f"id:{record.id}"), signed)
+        return [record_key(name) for name in sorted({n for one in versions for n in rules.left_behind(one, signed)})]
 
     async def _is_outdated(self, key: bytes, signed: Signed) -> bool:
         """Do not believe a peer's word that something newer exists: look at it."""
+        return rules.supersedes(await self._versions(key, signed), signed)
+
+    async def _versions(self, key: bytes, signed: Signed) -> list[Signed]:
+        """What is in the record's slot at `key`, here and elsewhere. Nothing else is verified: there may be much of it,
+        and anybody can have put it there."""
+        slot = rules.slot(signed.record)
         outcome = await self._overlay.read(key)
-        checked = [batch async for batch in self._checked(key, outcome.envelopes)]
-        return rules.supersedes(chain.from_iterable(checked), signed)
+        row = self._storage.in_slot(key, slot)
+        found = [] if row is None else [row.envelope]
+        for count, envelope in enumerate(outcome.envelopes.values()):
+            if count % DECODED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            with suppress(InvalidRecord):
+                if rules.slot(reopened(envelope).record) == slot:
+                    found.append(envelope)
+        return [one async for batch in self._checked(key, found) for one in batch]
 
     async def services(self, name: str) -> list[Signed]:
         """See `Directory.services`."""
@@ -257,9 +270,12 @@ class NetworkDirectory:
             view = self._replica.views.begin(key)
             async for batch in self._held(key):
                 view.add_own(*batch)
-        outcome = await self._overlay.read(key, view if len(view) >= WORTH_KEEPING else None)
-        view.tell(outcome.held)
-        async for batch in self._checked(key, outcome.envelopes):
+        loop = asyncio.get_running_loop()
+        known = view if len(view) >= WORTH_KEEPING else None
+        outcome = await self._overlay.read(key, known, lambda holders: self._sieve.unread(holders, loop.time()))
+        envelopes, held = self._sieve.sift(outcome.envelopes, outcome.held, loop.time())
+        view.tell(held)
+        async for batch in self._checked(key, envelopes):
             view.add(*batch)
         self._replica.views.keep(key, view)
         found = view.visible(self._clock())

@@ -89,20 +89,6 @@ def test_what_comes_in_part_is_added_to_what_its_holder_had_up_to_a_bound(monkey
     assert gathering.held[NODES[0].id].positions == places(SET[12:14]).positions
 
 
-def test_who_brings_much_leaves_the_turns_of_others_to_them_and_the_rest_to_the_next_reading() -> None:
-    gathering = Gathering(Known(SET[:10]))
-    for node, its in zip(NODES, (SET, SET[200:204], SET[:12]), strict=False):
-        gathering.settle([node], ordering.Places(gathering.take(its)))
-    everything, held = gathering.result(290)
-    assert set(everything) == set(SET[10:])
-    assert held is gathering.held
-    some, held = gathering.result(20)
-    assert len(set(some)) == 20
-    assert {*SET[10:12], *SET[200:204]} <= set(some)
-    assert held[NODES[0].id].positions == places([*SET[:10], *some]).positions
-    assert held[NODES[1].id].positions == places(SET[200:204]).positions
-
-
 def test_a_set_is_compared_with_the_most_similar_one() -> None:
     gathering = Gathering(Known(SET[:150]))
     like = places(SET[:290])
