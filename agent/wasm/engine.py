@@ -16,7 +16,7 @@ import wasmtime
 from msgspec import Struct
 
 from agent.wasm.compiler import engine
-from agent.wasm.wasi import WASI, Streams, Writing, start_of, wasi_config
+from agent.wasm.wasi import WASI, Streams, Writing, run, wasi_config
 from protocol.problems import DeadlineExceeded, ServiceError, StartFailed, TooLarge
 
 TICK_S = 0.05
@@ -116,7 +116,7 @@ class Program:
                 raise _interrupted()
             try:
                 with self._writing.to(streams):
-                    start_of(store, self._ready.instantiate(store))(store)
+                    run(store, self._ready.instantiate(store))
             except (wasmtime.Trap, wasmtime.WasmtimeError) as error:
                 if not (isinstance(error, wasmtime.ExitTrap) and error.code == 0):
                     raise self._problem(error, limits, streams) from error
