@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from itertools import islice
 from typing import Any
 
 import structlog
@@ -63,14 +64,28 @@ def searched_text(record: ServiceRecord) -> str:
 
 
 def found_anew(source: Sequence[Signed], before: Found) -> Found:
-    """`before` brought up to date: only what is new costs more than a look."""
-    texts = dict(zip((signed.envelope for signed in before.source), before.texts, strict=True))
-    services = [(s, s.record) for s in source if isinstance(s.record, ServiceRecord)]
+    """`before` brought up to date: only what is new costs more than a look, and no object is made for the others. For
+    10,000 services that is a millisecond or two, in which the event loop does nothing else."""
+    first, last = _unchanged(before.source, source)
+    old, new = slice(first, len(before.source) - last), slice(first, len(source) - last)
+    texts = dict(zip((signed.envelope for signed in before.source[old]), before.texts[old], strict=True))
+    services = [(signed, signed.record) for signed in source[new] if isinstance(signed.record, ServiceRecord)]
+    told = (texts.get(signed.envelope) or searched_text(record) for signed, record in services)
     return Found(
-        [signed for signed, _ in services] if len(services) < len(source) else source,
-        tuple(record for _, record in services),
-        tuple(texts.get(signed.envelope) or searched_text(record) for signed, record in services),
+        source
+        if len(services) == new.stop - first
+        else [*source[:first], *(signed for signed, _ in services), *source[new.stop :]],
+        (*before.records[:first], *(record for _, record in services), *before.records[old.stop :]),
+        (*before.texts[:first], *told, *before.texts[old.stop :]),
     )
+
+
+def _unchanged(before: Sequence[Signed], now: Sequence[Signed]) -> tuple[int, int]:
+    """How many of the same objects are at the beginnings of both lists, and how many others at their ends."""
+    shorter = min(len(before), len(now))
+    first = next((at for at, (old, new) in enumerate(zip(before, now, strict=False)) if old is not new), shorter)
+    ends = zip(islice(reversed(before), shorter - first), reversed(now), strict=False)
+    return first, next((at for at, (old, new) in enumerate(ends) if old is not new), shorter - first)
 
 
 class _Known(Struct):
