@@ -21,16 +21,21 @@ _LENGTH = struct.Struct(">I")
 
 
 class Check(Struct, frozen=True, tag=True):
-    """Does the native code (one descriptor) fit this host? Nothing of it is run."""
+    """Does the native code (one descriptor) fit this host? Nothing of it is run; it is kept for an `Open`."""
 
     number: int
+    sha256: str
 
 
 class Open(Struct, frozen=True, tag=True, kw_only=True):
-    """Serve an instance: a listener and native code come along. `mem` in MB, `timeout_s` of one request."""
+    """Serve an instance: a listener and native code come along. `mem` in MB, `timeout_s` of one request.
+
+    Code of this digest that is loaded and unused is taken instead of the one that came.
+    """
 
     number: int
     instance: str
+    sha256: str
     mem: int
     fuel: int | None
     timeout_s: float

@@ -56,6 +56,7 @@ class Program:
 
         From memory, not from a mapped file: who cut that short would end the node with a bus error.
         """
+        self.size = len(compiled)
         self._engine = engine()
         self._lock = threading.Lock()
         self._longest = 0
@@ -93,8 +94,12 @@ class Program:
         for _ in range(count):
             self._engine.increment_epoch()
 
+    def rest(self) -> None:
+        """Nothing runs any more, and the next instance may be another one: what was interrupted may run again."""
+        self._ended = False
+
     def interrupt(self) -> None:
-        """End whatever runs, for good."""
+        """End whatever runs, and whatever begins, until `rest`."""
         self._ended = True
         self.tick(self._longest)
 

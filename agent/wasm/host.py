@@ -34,6 +34,7 @@ from agent.wasm.commands import (
     read_frame,
 )
 from agent.wasm.engine import Program
+from agent.wasm.programs import Programs
 from agent.wasm.service import WasmService, open_service
 from dht.tasks import OwnedTasks
 from protocol.problems import Problem, UnknownInstance
@@ -50,6 +51,9 @@ class Host:
     def __init__(self, answers: asyncio.WriteTransport) -> None:
         self._answers = answers
         self._services: dict[str, WasmService] = {}
+        self._code: dict[str, str] = {}
+        """Digest of what each service runs."""
+        self._programs = Programs()
 
     async def obey(self, command: Command, descriptors: Sequence[int]) -> None:
         """Carries out one command and answers it."""
@@ -62,8 +66,7 @@ class Host:
     async def _do(self, command: Command, descriptors: Sequence[int]) -> tuple[str, ...]:
         match command:
             case Check():
-                program = await asyncio.to_thread(_loaded, descriptors[0])
-                await asyncio.to_thread(program.close)
+                self._programs.keep(command.sha256, await asyncio.to_thread(_loaded, descriptors[0]))
             case Open():
                 await self._open(command, *descriptors)
             case Pause():
@@ -71,16 +74,18 @@ class Host:
             case Resume():
                 self._service(command.instance).resume()
             case Close():
-                service = self._services.pop(command.instance, None)
-                if service is not None:
-                    await service.close()
+                await self._close(command.instance)
             case ReadLog():
                 return self._service(command.instance).log[-command.lines :]
         return ()
 
     async def _open(self, command: Open, listener: int, native: int) -> None:
         with socket.socket(fileno=listener) as ready:
-            program = await asyncio.to_thread(_loaded, native)
+            program = self._programs.take(command.sha256)
+            if program is None:
+                program = await asyncio.to_thread(_loaded, native)
+            else:
+                os.close(native)
             self._services[command.instance] = await open_service(
                 program,
                 ready,
@@ -90,6 +95,13 @@ class Host:
                 variables=command.variables,
             )
 
+        self._code[command.instance] = command.sha256
+
+    async def _close(self, instance: str) -> None:
+        service = self._services.pop(instance, None)
+        if service is not None:
+            self._programs.keep(self._code.pop(instance), await service.close())
+
     def _service(self, instance: str) -> WasmService:
         found = self._services.get(instance)
         if found is None:
@@ -97,9 +109,7 @@ class Host:
         return found
 
     async def close(self) -> None:
-        services = tuple(self._services.values())
-        self._services.clear()
-        await asyncio.gather(*(service.close() for service in services))
+        await asyncio.gather(*(self._close(instance) for instance in tuple(self._services)))
 
 
 def _loaded(descriptor: int) -> Program:

@@ -62,9 +62,9 @@ class WasmHost:
     def pid(self) -> int:
         return self._process.pid
 
-    async def check(self, native: bytes) -> None:
-        """Does native code fit? Raises StartFailed."""
-        await self._ask(Check(next(self._numbers)), (), native)
+    async def check(self, native: bytes, sha256: str) -> None:
+        """Does native code of this digest fit? Raises StartFailed."""
+        await self._ask(Check(next(self._numbers), sha256), (), native)
 
     async def open(
         self,
@@ -72,6 +72,7 @@ class WasmHost:
         listener: socket.socket,
         native: bytes,
         *,
+        sha256: str,
         mem_mb: int,
         fuel: int | None,
         timeout_s: float,
@@ -81,6 +82,7 @@ class WasmHost:
         command = Open(
             number=next(self._numbers),
             instance=instance,
+            sha256=sha256,
             mem=mem_mb,
             fuel=fuel,
             timeout_s=timeout_s,

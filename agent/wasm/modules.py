@@ -49,7 +49,7 @@ QUOTA = 1 << 30
 _NAME = re.compile(r"[0-9a-f]{32}(-[0-9a-f]{8})?")
 
 
-Check = Callable[[bytes], Awaitable[None]]
+Check = Callable[[bytes, str], Awaitable[None]]
 
 
 class ExtractFile(Protocol):
@@ -82,7 +82,7 @@ class WasmModules:
     """Blocking work runs in threads; the compiler is a process of its own."""
 
     def __init__(self, folder: Path, extract: ExtractFile, check: Check) -> None:
-        """`check` tells whether native code fits the host that will run it: raises StartFailed.
+        """`check` tells whether native code (and its SHA-256) fits the host that will run it: raises StartFailed.
 
         `folder` is made, for this user alone, and cleared of what an interrupted write left. Raises DiskFull.
         """
@@ -159,11 +159,11 @@ class WasmModules:
         with self._work() as native:
             await _run_compiler(raw, native)
             compiled = await asyncio.to_thread(native.read_bytes)
+            sha256 = hashlib.sha256(compiled).hexdigest()
             try:
-                await self._check(compiled)
+                await self._check(compiled, sha256)
             except StartFailed as problem:
                 raise BuildFailed(problem.detail, fix=problem.fix, log=[]) from problem
-            sha256 = hashlib.sha256(compiled).hexdigest()
             with _room():
                 native.replace(self._native(sha256))
             kept = Compiled(key=self._key, sha256=sha256, fuel=fuel, timeout_s=timeout_s)

@@ -198,8 +198,8 @@ class WasmRuntime:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    async def _check(self, native: bytes) -> None:
-        await (await self._hosting.host()).check(native)
+    async def _check(self, native: bytes, sha256: str) -> None:
+        await (await self._hosting.host()).check(native, sha256)
 
     async def _open(self, workload: Workload) -> None:
         listener = _listener()
@@ -218,6 +218,7 @@ class WasmRuntime:
             workload.instance,
             listener,
             native,
+            sha256=compiled.sha256,
             mem_mb=workload.mem,
             fuel=compiled.fuel,
             timeout_s=DEFAULT_TIMEOUT_S if compiled.timeout_s is None else compiled.timeout_s,

@@ -69,15 +69,16 @@ class WasmService:
     def resume(self) -> None:
         self._awake.set()
 
-    async def close(self) -> None:
-        """Stop listening, interrupt what runs, reset what waits."""
+    async def close(self) -> Program:
+        """Stop listening, interrupt what runs, reset what waits. The program is the caller's again."""
         if self._listener is not None:
             self._listener.close()
         await asyncio.to_thread(self._program.interrupt)
         await self._http.shutdown(GRACE_S)
         await asyncio.to_thread(self._pool.shutdown)
         self._ticker.stop()
-        self._program.close()
+        self._program.rest()
+        return self._program
 
     # --- a request --------------------------------------------------------------------------------------------------
 

@@ -27,7 +27,7 @@ async def read(data: bytes, kind: object) -> object:
 
 
 async def test_messages_come_back_as_they_were() -> None:
-    command = Open(number=7, instance="one", mem=4, fuel=None, timeout_s=1.5, variables={"A": "b"})
+    command = Open(number=7, instance="one", sha256="ab", mem=4, fuel=None, timeout_s=1.5, variables={"A": "b"})
     assert await read(framed(command), Command) == command
     assert await read(framed(Done(7, ("a line",))), Answer) == Done(7, ("a line",))
     assert await read(framed(command)[:-1], Command) is None, "the other side ended"
