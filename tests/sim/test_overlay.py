@@ -222,6 +222,28 @@ async def test_what_was_cut_off_goes_on_and_is_one_mesh_again_within_30_seconds(
         assert all(seen), f"seed {SEED}"
 
 
+@pytest.mark.parametrize("cut_after_s", [0.0, 0.05])
+async def test_an_uplink_that_is_cut_in_the_midst_of_publishing_costs_nothing_but_the_wait(cut_after_s: float) -> None:
+    """Whatever the publisher is told, the service is found inside at once, and everywhere once the uplink is back."""
+    async with simulation(seed=SEED) as sim:
+        await sim.add(0)
+        for number in range(1, 16):
+            await sim.add(number, through=0)
+        publishing = asyncio.create_task(sim.nodes[15].publish(sim.service("s")))
+        await asyncio.sleep(cut_after_s)
+        sim.network.cut([address(14), address(15)])
+        await asyncio.gather(publishing, return_exceptions=True)
+        if not publishing.cancelled() and (problem := publishing.exception()) is not None:
+            assert isinstance(problem, Unavailable)
+        assert await found(sim.nodes[15], "id:s")
+        await asyncio.sleep(60)
+        sim.network.heal()
+        await asyncio.sleep(30)
+        for name in ("id:s", "category:/text", "category:/"):
+            seen = [await found(sim.nodes[number], name) for number in range(16)]
+            assert all(seen), f"{name}, seed {SEED}"
+
+
 async def test_liars_hide_nothing_that_honest_nodes_hold() -> None:
     """Some joined as liars, others turned: their records are gone, and everybody knows them."""
     async with simulated() as sim:

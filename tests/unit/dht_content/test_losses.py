@@ -13,6 +13,7 @@ from dht.blobs.chunking import manifest_of
 from dht.blobs.intake import put_from_file
 from dht.blobs.store import BlobStore, opened_store
 from protocol.identifiers import digest_of
+from protocol.problems import DiskFull
 from tests.content_sites import a_file, files_of, noise
 from tests.unit.dht_content.test_blobs import QUOTA, blobs, keep, manifest_for
 
@@ -87,6 +88,25 @@ def test_a_quota_that_was_lowered_is_kept_from_the_next_start_on(tmp_path: Path)
         assert store.held() == [pinned]
     assert [entry["pinned_bytes"] for entry in logs if entry["event"] == "quota-exceeded"] == [100_000]
     assert unused not in {pinned, used}
+
+
+def test_pins_beyond_a_lowered_quota_stay_and_nothing_new_is_kept_until_some_go(tmp_path: Path) -> None:
+    with opened_store(blobs(tmp_path), quota_bytes=QUOTA) as store:
+        pinned = [keep(store, [noise(100_000, n)]) for n in range(3)]
+        for digest in pinned:
+            store.pin(digest, "published")
+    for _ in range(2):  # a restart, and one more
+        with opened_store(blobs(tmp_path), quota_bytes=150_000) as store:
+            assert store.held() == sorted(pinned)
+            with pytest.raises(DiskFull, match="pinned"):
+                keep(store, [noise(1000, 9)])
+            assert store.held() == sorted(pinned)
+    with opened_store(blobs(tmp_path), quota_bytes=150_000) as store:
+        for digest in pinned[1:]:
+            store.unpin(digest, "published")
+        new = keep(store, [noise(1000, 9)])
+        assert {pinned[0], new} <= set(store.held())
+        assert store.present_bytes <= 150_000
 
 
 def test_what_a_killed_intake_left_is_no_blob_for_want_of_others(tmp_path: Path) -> None:
