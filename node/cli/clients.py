@@ -252,12 +252,14 @@ def _with_lease(
             return await through(session.controller)
         try:
             return await through(kept.controller)
-        except ControllerUnreachable:  # perhaps it is this machine's own, and has another address by now
+        except ControllerUnreachable:
+            # Perhaps it is this machine's own, and has another address by now; the lease works where it is kept, too.
             own = session.local_node
-            if own is None or own.rest in ("", kept.controller):
+            others = [url for url in (own.rest if own else "", kept.host) if url not in ("", kept.controller)]
+            if not others:
                 raise
-            session.output.note(f"{kept.controller}, which gave the lease, does not answer; asking {own.rest}.")
-            return await through(own.rest)
+            session.output.note(f"{kept.controller}, which gave the lease, does not answer; asking {others[0]}.")
+            return await through(others[0])
 
     return asyncio.run(work())
 

@@ -18,13 +18,15 @@ MIN_PREFIX = 4
 
 
 class KeptLease(Struct, frozen=True):
-    """`controller`: the URL through which the lease works; `url`: the service's own address."""
+    """`controller`: the URL through which the lease works, `host`: of the controller that hosts, where it works too;
+    `url`: the service's own address."""
 
     token: str
     controller: str
     service: str
     url: str | None = None
     expires_at: float | None = None
+    host: str = ""
 
 
 class LeaseBook:
@@ -37,7 +39,12 @@ class LeaseBook:
         leases = self._read()
         leases.pop(answer.instance, None)
         leases[answer.instance] = KeptLease(
-            answer.lease.token, controller, answer.service.id, answer.url, answer.lease.expires_at
+            answer.lease.token,
+            controller,
+            answer.service.id,
+            answer.url,
+            answer.lease.expires_at,
+            answer.lease.controller,
         )
         self._write(dict(list(leases.items())[-MAX_KEPT:]))
 

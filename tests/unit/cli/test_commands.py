@@ -559,6 +559,17 @@ def test_a_lease_works_at_this_machines_own_controller_when_its_address_changed(
     assert stub.authorizations[-1] == f"Bearer {TOKEN}"
 
 
+def test_a_lease_works_at_the_controller_that_hosts_when_the_one_that_gave_it_is_dead(
+    stub: StubController, alone: Shell
+) -> None:
+    lease = KeptLease(TOKEN, "http://127.0.0.1:9", "wc01", host=stub.url)
+    replace_file(alone.data_dir / LEASES, msgspec.json.encode({INSTANCE.instance: lease}))
+    result = alone("alive", INSTANCE.instance)
+    assert result.exit_code == 0, result.stderr
+    assert f"asking {stub.url}" in result.stderr
+    assert stub.authorizations == [f"Bearer {TOKEN}"]
+
+
 # --- documentation ----------------------------------------------------------------------------------------------------
 
 
