@@ -212,8 +212,20 @@ class Brought(Struct, frozen=True):
     digest: str
 
 
+class VariantView(Struct, frozen=True, kw_only=True):
+    """A way to run a service, as its description claims; a start names it. `accuracy` from 0 to 1, None like
+    `latency_ms` where nothing is claimed. `mem`: MB that it needs."""
+
+    name: str
+    accuracy: float | None
+    latency_ms: float | None
+    mem: int
+
+
 class ServiceView(Struct, frozen=True, kw_only=True):
-    """A published service in `GET /v1/services`; `publisher` is the hex public key."""
+    """A published service in `GET /v1/services`; `publisher` is the hex public key.
+
+    Without a variant, a start gets what the service does by itself."""
 
     digest: str
     id: str
@@ -228,6 +240,7 @@ class ServiceView(Struct, frozen=True, kw_only=True):
     version: str
     published_at: float
     expires_at: float
+    variants: tuple[VariantView, ...] = ()
 
 
 class AgentView(Struct, frozen=True, kw_only=True):

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from dht import rules
 from dht.contracts import Content, Directory
 from protocol import base64url
-from protocol.instances import OnProgress, ServiceView
+from protocol.instances import OnProgress, ServiceView, VariantView
 from protocol.problems import (
     Forbidden,
     InvalidRecord,
@@ -256,6 +256,10 @@ def service_view(record: ServiceRecord) -> ServiceView:
         version=record.version,
         published_at=record.seq / 1000,
         expires_at=float(record.expiry),
+        variants=tuple(
+            VariantView(name=v.name, accuracy=v.accuracy, latency_ms=v.latency_ms, mem=v.mem or record.mem)
+            for v in (record.terms.variants if record.terms is not None else ())
+        ),
     )
 
 

@@ -107,7 +107,8 @@ def by_meaning(
     """The best match of category, inputs and outputs. None if nothing matches.
 
     Warm > built > cached > by a publisher of better standing > newest. What is `missing` (digests whose content could
-    not be had of late), or has policies that none of its variants keeps, comes after all others. A publisher of whom
+    not be had of late), lacks the variant asked for, or has policies that none of its variants keeps, comes after all
+    others. A publisher of whom
     something is here is trusted. With `force_rebuild` nothing that is here is used, and what is here does not count.
     """
     found = list(found)
@@ -144,6 +145,9 @@ def by_meaning(
 def _hindrance(record: ServiceRecord, request: StartRequest, missing: Container[str]) -> str:
     if record.digest in missing:
         return "its archive could not be had of late"
+    known = record.terms.variants if record.terms is not None else ()
+    if request.variant is not None and all(variant.name != request.variant for variant in known):
+        return f"it has no variant {request.variant}"
     offer = offered(record, request.variant)
     return offer.detail if isinstance(offer, Refusal) else ""
 

@@ -16,7 +16,7 @@ from node.cli.output import already_there, facts, remaining, short_digest, size,
 from node.cli.services import candidates, whole_digest
 from node.cli.session import Session, command_session
 from protocol.identifiers import DIGEST_PREFIX, check_category, check_service_id, is_digest
-from protocol.instances import ServiceView
+from protocol.instances import ServiceView, VariantView
 from protocol.problems import AmbiguousService
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def show(service: str) -> None:
     view = asyncio.run(work())
     session.output.give(view, _shown(view))
     session.output.note(
-        f"Ports, parameters and variants are in the archive: cornerstore fetch {short_digest(view.digest)} -o FILE, "
+        f"Ports and parameters are in the archive: cornerstore fetch {short_digest(view.digest)} -o FILE, "
         "then cornerstore validate FILE."
     )
 
@@ -226,12 +226,19 @@ def _shown(view: ServiceView) -> RenderableType:
             "takes": ", ".join(view.inputs),
             "gives": ", ".join(view.outputs),
             "memory": f"{view.mem} MB",
+            "variants": "; ".join(map(_variant, view.variants)),
             "size": size(view.size),
             "digest": view.digest,
             "publisher": view.publisher,
             "valid for": remaining(view.expires_at),
         }
     )
+
+
+def _variant(variant: VariantView) -> str:
+    claims = [f"accuracy {variant.accuracy:g}"] if variant.accuracy is not None else []
+    claims += [f"{variant.latency_ms:g} ms"] if variant.latency_ms is not None else []
+    return f"{variant.name} ({', '.join([*claims, f'{variant.mem} MB'])})"
 
 
 async def resolve(client: ControllerClient, service: str) -> ServiceView:

@@ -52,6 +52,7 @@ const act = {
     happen({ type: "failed", problem: { type: "cancelled" }, now: Date.now() });
   },
   again: run,
+  variant: (name) => happen({ type: "variant", name }),
   give_up: () => happen({ type: "give-up" }),
   extend: () => onLease((answer) => controller.extend(answer, KEEP_S)),
   stop: () => onLease((answer) => controller.stop(answer)),

@@ -30,16 +30,16 @@ export class Errand {
     this.#given_up.abort();
   }
 
-  async run({ meaning, input }) {
+  async run({ meaning, input, variant }) {
     this.#happen({ type: "attempt" });
     try {
-      const answer = await this.#started(meaning);
+      const answer = await this.#started(meaning, variant);
       this.#happen({ type: "ready", answer });
       const began = performance.now();
       const reply = await this.#controller.invoke(answer, pathOf(answer, meaning), input.file, this.#given_up.signal);
       const call_ms = performance.now() - began;
       const [result, archive] = await Promise.all([shown(reply, meaning), this.#archiveSize(answer)]);
-      this.#happen({ type: "answered", result: { ...result, call_ms, archive } });
+      this.#happen({ type: "answered", result: { ...result, call_ms, archive, variant } });
       await this.#refresh(answer);
     } catch (error) {
       if (error.lost) this.#link.lost();
@@ -48,12 +48,13 @@ export class Errand {
   }
 
   /** A start is asked again as often as the connection breaks; one key makes that one request. */
-  async #started({ category, inputs, outputs }) {
+  async #started({ category, inputs, outputs }, variant) {
     const { signal } = this.#given_up;
     const body = {
       category,
       inputs,
       outputs,
+      variant: variant || null,
       wait_s: PATIENCE_S,
       request_key: randomKey(),
       leases: this.#leases.slice(-MOST_LEASES),

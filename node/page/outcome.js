@@ -52,7 +52,7 @@ export function howItWent({ step, answer, result: got, input }) {
   if (step !== "done") return null;
   const shrunk = input.from_bytes > input.file.size;
   const badges = words
-    .howItStarted(answer)
+    .howItStarted(answer, got.variant)
     .map(({ badge, text }) => h("li", h(badge === "Cold" ? "strong.cold" : "strong.warm", badge), text));
   const rows = words
     .timings(answer.timings_ms, got.call_ms)

@@ -49,10 +49,32 @@ export function taskHead({ meaning, step }) {
   return [tile(meaning), h("div", title, step === "choose" && h("p", meaning.hint))];
 }
 
-export function chooser({ meaning, step }, act, camera_offered) {
+export function chooser({ meaning, step, variant }, act, camera_offered) {
   if (step === "working" || step === "camera") return null;
   const look = step === "choose" ? "strong" : "plain"; // below a result it is not the first thing to do
-  return [step !== "choose" && h("h2", "Once more"), CHOOSERS[meaning.takes](look, act, camera_offered)].flat();
+  const same = step === "done" && button("again", "plain", `The same ${meaning.takes} again`, act.again, "again");
+  return [
+    step !== "choose" && h("h2", "Once more"),
+    meaning.variants.length > 0 && variants(meaning.variants, variant, act),
+    same && h("div.buttons", same),
+    CHOOSERS[meaning.takes](look, act, camera_offered),
+  ].flat();
+}
+
+/** Radio buttons: arrow keys move among them, and what they choose counts from the next request on. */
+function variants(offered, chosen, act) {
+  const all = [{ name: "", title: "As it comes", claims: "the service's choice" }, ...offered.map(words.variant)];
+  return h(
+    "fieldset.variants",
+    h("legend", "Which way?"),
+    all.map(({ name, title, claims }, place) => {
+      const id = `variant-${place}`;
+      const on_change = () => act.variant(name);
+      const input = h("input.hidden-input", { type: "radio", name: "variant", id, checked: name === chosen, on_change });
+      const label = h("label", { htmlFor: id }, h("span", title), " ", claims && h("span.claims", claims));
+      return h("span.choose", input, label);
+    }),
+  );
 }
 
 const CHOOSERS = {

@@ -14,9 +14,10 @@ export const START = {
   task: null,
 };
 
-/** `step`: choose, camera, working, done or failed. `waits`: whether the controller is away just now. */
+/** `step`: choose, camera, working, done or failed. `variant`: its name, empty for the service's own choice. */
 const FRESH = {
   step: "choose",
+  variant: "",
   input: null,
   progress: null,
   answer: null,
@@ -59,7 +60,9 @@ function nextTask(task, event) {
     case "refused": // what was chosen is of no use
       return { ...task, step: "failed", input: null, problem: explained(event.problem), result: null };
     case "chosen":
-      return { ...FRESH, meaning: task.meaning, input: event.input, lease: task.lease, answer: task.answer };
+      return chosen(task, event);
+    case "variant":
+      return { ...task, variant: event.name };
     case "attempt":
       return {
         ...task,
@@ -89,6 +92,11 @@ function nextTask(task, event) {
     default:
       return task;
   }
+}
+
+/** What belongs to the person and to the service stays; all of the errand before is gone. */
+function chosen({ meaning, variant, lease, answer }, { input }) {
+  return { ...FRESH, meaning, variant, lease, answer, input };
 }
 
 /** Phases come in order, but some are skipped and some told twice; bytes count within one. */

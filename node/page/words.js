@@ -34,8 +34,8 @@ export function meaningOf(service) {
     at_work: "Working",
     path: "/",
   };
-  const { category, inputs, outputs } = service;
-  return { ...known, category, inputs, outputs, takes: kindOf(inputs), key: keyOf(service) };
+  const { category, inputs, outputs, variants } = service;
+  return { ...known, category, inputs, outputs, variants, takes: kindOf(inputs), key: keyOf(service) };
 }
 
 /** What identifies a meaning: services of one category, inputs and outputs are one thing to ask for, whoever published them. */
@@ -51,7 +51,8 @@ export function grouped(services) {
   const meanings = new Map();
   for (const service of services) {
     const meaning = meaningOf(service);
-    if (!meanings.has(meaning.key)) meanings.set(meaning.key, meaning);
+    const known = meanings.get(meaning.key);
+    meanings.set(meaning.key, known ? { ...known, variants: together(known.variants, meaning.variants) } : meaning);
   }
   const groups = new Map();
   for (const meaning of [...meanings.values()].sort(byFamiliarity)) {
@@ -60,6 +61,20 @@ export function grouped(services) {
     groups.set(title, [...(groups.get(title) ?? []), meaning]);
   }
   return [...groups].map(([title, tasks]) => ({ title, tasks }));
+}
+
+/** A variant is asked for by its name: of equal ones, the first says what it is like. */
+function together(some, more) {
+  return [...some, ...more.filter(({ name }) => some.every((one) => one.name !== name))];
+}
+
+/** A variant by what its description claims. */
+export function variant({ name, accuracy, latency_ms }) {
+  const claims = [
+    accuracy !== null && `accuracy ${Math.round(100 * accuracy)}\u00a0%`,
+    latency_ms !== null && `about ${duration(latency_ms)}`,
+  ];
+  return { name, title: sentence(name), claims: claims.filter(Boolean).join(", ") };
 }
 
 function byFamiliarity(one, other) {
@@ -103,15 +118,18 @@ export function timings(timings_ms, call_ms) {
 
 // --- how it went -----------------------------------------------------------------------------------------------------
 
-/** Whether it ran already, and whose machine does the work. */
-export function howItStarted(answer) {
+/** Whether it ran already, whose machine does the work, and which `variant` was asked for, if any. */
+export function howItStarted(answer, variant) {
   const start =
     answer.start === "warm"
       ? { badge: "Warm", text: "The service was running already." }
       : { badge: "Cold", text: "The service was started for you just now." };
-  if (!answer.handoff.length) return [start];
   const asked = answer.handoff.join(", then ");
-  return [start, { badge: "Handed off", text: `${asked} had no room: ${answer.region} took it over.` }];
+  return [
+    start,
+    asked && { badge: "Handed off", text: `${asked} had no room: ${answer.region} took it over.` },
+    variant && { badge: sentence(variant), text: "The way that you chose." },
+  ].filter(Boolean);
 }
 
 export const whereItRan = ({ host, region, reach }) =>

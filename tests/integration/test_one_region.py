@@ -29,6 +29,7 @@ from protocol.problems import (
     Unavailable,
     UnknownInstance,
 )
+from protocol.records import Terms, VariantTerms
 from region_controller import Caller
 from tests.fake_agent import FakeAgent
 from tests.one_region import OPERATOR, Site, a_service, key_of, node_of, running_site
@@ -278,6 +279,21 @@ async def test_required_labels_hold_wherever_and_whenever_the_service_was_publis
             await start(site, service="gpu")
         assert "label gpu=yes is required" in caught.value.extra["regions"]["eu/de"]
         assert not big.starts
+
+
+async def test_variants_are_shown_and_a_request_by_meaning_finds_who_has_the_one_it_names(tmp_path: Path) -> None:
+    terms = Terms(variants=(VariantTerms("accurate", 0.89, 300.0, 900), VariantTerms("fast")))
+    async with running_site(tmp_path) as site, an_agent(memory=1000).linked(site.peer) as agent:
+        await site.publish(msgspec.structs.replace(a_service(), terms=terms, seq=MS - 1000))
+        await site.publish(a_service("newer", seq=MS))
+        async with site.phone.get("/v1/services?id=svc") as response:
+            (shown,) = await response.json()
+        assert shown["variants"] == [
+            {"name": "accurate", "accuracy": 0.89, "latency_ms": 300.0, "mem": 900},
+            {"name": "fast", "accuracy": None, "latency_ms": None, "mem": 100},
+        ]
+        answer, _ = await start(site, service=None, category="/text", variant="accurate")
+        assert (answer.service.id, agent.starts[-1].variant) == ("svc", "accurate")
 
 
 async def test_no_capacity_names_each_region_and_agent(tmp_path: Path) -> None:

@@ -59,12 +59,12 @@ async def test_the_next_page_is_on_this_controller(page: Page, link: str | None,
 
 
 async def test_services_are_told_by_meaning_and_each_once(page: Page) -> None:
-    photo = {"inputs": ["image"], "outputs": ["image"], "description": "", "name": "x"}
+    photo = {"inputs": ["image"], "outputs": ["image"], "description": "", "name": "x", "variants": []}
     services = [
         {**photo, "category": "/gaming/server/ar_duel", "inputs": [], "name": "ar-duel"},
         {**photo, "category": "/image/face_detection"},
-        {**photo, "category": "/image/object_detection"},
-        {**photo, "category": "/image/object_detection"},
+        {**photo, "category": "/image/object_detection", "variants": [{"name": "fast"}]},
+        {**photo, "category": "/image/object_detection", "variants": [{"name": "fast"}, {"name": "slow"}]},
         {**photo, "category": "/text/word_count", "inputs": ["text"]},
     ]
     told = "m.grouped(v).map(({title, tasks}) => [title, tasks.map((t) => [t.title, t.takes])])"
@@ -73,6 +73,8 @@ async def test_services_are_told_by_meaning_and_each_once(page: Page) -> None:
         ["Texts", [["Count the words of a text", "text"]]],
         ["Games", [["Ar duel", "file"]]],
     ]
+    variants = "m.grouped(v)[0].tasks[0].variants.map(({name}) => name)"
+    assert await ask(page, "words", variants, services) == ["fast", "slow"], "whoever offers them"
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from playwright.async_api import Browser, Page, expect
 
 from dht.records.memory_directory import MemoryMesh
 from protocol.problems import BuildFailed
+from protocol.records import Terms, VariantTerms
 from tests.one_region import a_service, running_site
 from tests.waiting import until
 from tests.web.stage import Region, a_phone, a_region, png
@@ -152,6 +153,25 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(data[at + 7 : at + 9]), int.from_bytes(data[at + 5 : at + 7])
 
 
+async def test_a_variant_can_be_chosen_and_the_same_photo_asked_again(browser: Browser, tmp_path: Path) -> None:
+    async with a_region(tmp_path) as region, a_phone(browser) as page:
+        terms = Terms(variants=(VariantTerms("accurate", 0.89, 300.0), VariantTerms("fast")))
+        await offer(region, msgspec.structs.replace(OBJECTS, terms=terms))
+        await page.goto(region.url)
+        await page.get_by_role("link", name="Find objects in a photo").tap()
+        await expect(page.get_by_role("radio", name="As it comes")).to_be_checked()
+        await choose(page)
+        await expect(heading(page, "2 things found")).to_be_visible()
+        await tab_to(page, "variant-0")
+        await page.keyboard.press("ArrowDown")
+        await expect(page.get_by_role("radio", name="Accurate accuracy 89 %, about 300 ms")).to_be_checked()
+        await barrier_free(page, {})
+        await page.get_by_role("button", name="The same photo again").tap()
+        await expect(page.locator("#how")).to_contain_text("Accurate")
+        assert [command.variant for command in region.agent.starts] == [None, "accurate"]
+        await expect(page.get_by_role("radio", name="Accurate")).to_be_checked()
+
+
 async def test_a_region_without_room_counts_down_and_asks_again_by_itself(browser: Browser, tmp_path: Path) -> None:
     async with a_region(tmp_path) as region, a_phone(browser) as page:
         await offer(region, WORDS)
@@ -274,7 +294,8 @@ async def tab_to(page: Page, wanted: str) -> None:
         await page.keyboard.press("Tab")
         focused = await page.evaluate(
             "() => { const e = document.activeElement;"
-            " return [e.id, e.textContent, getComputedStyle(e.type === 'file' ? e.nextSibling : e).outlineStyle]; }"
+            " const seen = e.matches('.hidden-input') ? e.nextSibling : e;"
+            " return [e.id, e.textContent, getComputedStyle(seen).outlineStyle]; }"
         )
         if wanted == focused[0] or focused[1].startswith(wanted):
             assert focused[2] == "solid", f"{wanted} has the focus, and nobody sees it"
