@@ -271,6 +271,7 @@ async def serving(
         handle_signals=False,
         shutdown_timeout=drain_s,
         keepalive_timeout=30,
+        auto_decompress=False,  # a coded body is for a service behind us, or refused
     )
     await runner.setup()
     try:

@@ -5,7 +5,10 @@ of CORS), a phone whose network does not route to the agent. Everybody else call
 
 The controller dials only what an agent of the mesh reported, and only for who holds a lease. What comes back is written
 by a stranger, and is served from the controller's own origin: so it carries headers that keep a browser from running
-it, and no others of the service than its media type.
+it, and no others of the service than its media type and coding. Likewise for the request: what is not named here,
+above all what concerns one connection only (RFC 9110 section 7.6.1), ends at the controller.
+
+A coded body (gzip) passes as it is: the bounds count what travels, and who unpacks it bounds that.
 """
 
 from __future__ import annotations
@@ -49,6 +52,8 @@ _HARMLESS = {
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-store",
 }
+_CODINGS = re.compile(r"[A-Za-z0-9.!#$%&'*+^_`|~-]{1,32}(?:[ \t]*,[ \t]*[A-Za-z0-9.!#$%&'*+^_`|~-]{1,32}){0,3}")
+"""Of a `Content-Encoding`: up to four, in the order in which they were applied (RFC 9110 section 8.4)."""
 _PATH = re.compile(r"/[!$-;=?-Z_a-z~]{0,1023}")
 """Printable, already percent-encoded, without fragment."""
 
@@ -75,7 +80,8 @@ class Relay:
                 "Content-Length": str(length),  # many services read no chunked bodies
                 "Content-Type": request.headers.get("Content-Type", "application/octet-stream"),
                 "Accept": request.headers.get("Accept", "*/*"),
-                "Accept-Encoding": "identity",
+                "Accept-Encoding": request.headers.get("Accept-Encoding", "identity"),
+                **_coding(request),
             }
             async with await self._way(reached, path, headers, request, caller) as reply:
                 return await _pass_on(request, reply, instance)
@@ -115,7 +121,12 @@ class Relay:
         timeout = aiohttp.ClientTimeout(total=CALL_S, sock_connect=CONNECT_S)
         try:
             async with self._session.post(
-                url, data=_body(request), headers=headers, timeout=timeout, allow_redirects=False
+                url,
+                data=_body(request),
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+                auto_decompress=False,
             ) as reply:
                 if 300 <= reply.status < 400:
                     raise ServiceError(
@@ -140,7 +151,12 @@ def _of_the_body(error: BaseException | None) -> Problem | None:
 
 
 async def _pass_on(request: web.Request, reply: aiohttp.ClientResponse, instance: str) -> web.StreamResponse:
-    headers = {**_HARMLESS, RELAYED_HEADER: instance, "Content-Type": reply.headers.get("Content-Type", "text/plain")}
+    headers = {
+        **_HARMLESS,
+        RELAYED_HEADER: instance,
+        "Content-Type": reply.headers.get("Content-Type", "text/plain"),
+        **_coding_of_reply(reply),
+    }
     if reply.content_length is not None:
         _check_size(reply.content_length)
         headers["Content-Length"] = str(reply.content_length)
@@ -160,6 +176,24 @@ async def _pass_on(request: web.Request, reply: aiohttp.ClientResponse, instance
         if request.transport is not None:
             request.transport.abort()
     return response
+
+
+def _coding(request: web.Request) -> dict[str, str]:
+    """Raises BadRequest for what is none."""
+    coding = request.headers.get("Content-Encoding", "identity")
+    if _CODINGS.fullmatch(coding) is None:
+        raise BadRequest(f"{coding[:80]!r} is no content coding", fix="Send the body as it is, or with gzip.")
+    return {} if coding == "identity" else {"Content-Encoding": coding}
+
+
+def _coding_of_reply(reply: aiohttp.ClientResponse) -> dict[str, str]:
+    """Raises ServiceError for what is none: without it, nobody could read the body."""
+    coding = reply.headers.get("Content-Encoding", "identity")
+    if _CODINGS.fullmatch(coding) is None:
+        raise ServiceError(
+            f"the service at {reply.url} names {coding[:80]!r} as the coding of its answer", fix="Mend the service."
+        )
+    return {} if coding == "identity" else {"Content-Encoding": coding}
 
 
 def _check_size(size: int) -> None:
