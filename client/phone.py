@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
@@ -9,14 +10,15 @@ from types import TracebackType
 from typing import Self, TypeVar
 
 import aiohttp
+import msgspec
 import structlog
 
 from client.controller import ControllerClient
 from client.discovery import Browser
 from client.dnssd import FoundController
 from client.invocation import invoke
-from protocol.instances import OnProgress, StartAnswer, StartRequest
-from protocol.problems import ControllerUnreachable
+from protocol.instances import InstanceView, OnProgress, StartAnswer, StartRequest
+from protocol.problems import ControllerUnreachable, UnknownInstance
 
 FIND_TIMEOUT_S = 3.0
 MAX_CONTROLLERS_TRIED = 4
@@ -34,7 +36,8 @@ class Phone:
     another mesh (a phone goes from site to site), then to `url`.
 
     `mesh` (a name), `root` (of a mesh, where several have one name) and `region` choose among several; `url` is the way
-    where multicast is blocked (read from a QR code).
+    where multicast is blocked (read from a QR code). What was started is another matter: a lease is known to the
+    controller that gave it, and calls on it go there and nowhere else.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Phone:
         """By instance, the controller that gave the lease: its token is nobody else's business."""
         self._root: str | None = None
         """Of the mesh that answered last."""
+        self._waited = False
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -70,7 +74,7 @@ class Phone:
 
     @property
     def controller(self) -> FoundController | None:
-        """The one in use; None before the first call and while the fallback URL is used."""
+        """The one that the last call went to; None before the first, and while the fallback URL is used."""
         return self._chosen
 
     @property
@@ -79,6 +83,13 @@ class Phone:
         return self._browser.controllers
 
     async def start(self, request: StartRequest, on_progress: OnProgress | None = None) -> StartAnswer:
+        """As `ControllerClient.start`; if the controller dies over it, the next one is asked the same.
+
+        It is one request for all of them: who has begun it, perhaps for the first one, does not begin it twice.
+        """
+        if request.request_key is None:
+            request = msgspec.structs.replace(request, request_key=secrets.token_hex(16))
+
         async def start(client: ControllerClient) -> StartAnswer:
             answer = await client.start(request, on_progress)
             self._started_at[answer.instance] = client.url
@@ -99,6 +110,31 @@ class Phone:
             return await invoke(self._session, answer, path, body, accept=accept)
         async with ControllerClient(url, session=self._session, attempts=ATTEMPTS) as client:
             return await client.invoke(answer, path, body, accept=accept)
+
+    async def stop(self, answer: StartAnswer) -> InstanceView:
+        return await self._on_lease(answer, lambda client: client.stop(answer.instance, answer.lease.token))
+
+    async def restart(self, answer: StartAnswer) -> InstanceView:
+        return await self._on_lease(answer, lambda client: client.restart(answer.instance, answer.lease.token))
+
+    async def alive(self, answer: StartAnswer, *, alive_time: int | None = None) -> InstanceView:
+        return await self._on_lease(
+            answer, lambda client: client.alive(answer.instance, answer.lease.token, alive_time=alive_time)
+        )
+
+    async def _on_lease(
+        self, answer: StartAnswer, work: Callable[[ControllerClient], Awaitable[InstanceView]]
+    ) -> InstanceView:
+        """With the controller that gave the lease. Raises ControllerUnreachable if that is gone."""
+        url = self._started_at.get(answer.instance)
+        if url is None:
+            raise UnknownInstance(f"this phone did not start {answer.instance}", fix="Use the answer of its own start.")
+        try:
+            async with ControllerClient(url, session=self._session, attempts=ATTEMPTS) as client:
+                return await work(client)
+        except ControllerUnreachable as problem:
+            fix = "Start the service again: whichever controller answers gives a new lease."
+            raise ControllerUnreachable(problem.detail, fix=fix) from problem
 
     async def call(self, work: Callable[[ControllerClient], Awaitable[T]]) -> T:
         """`work` with a controller that answers. Raises ControllerUnreachable once nobody is left to ask."""
@@ -127,5 +163,12 @@ class Phone:
         known = self._browser.controllers
         if self._chosen in known:
             return self._chosen
-        found = known or await self._browser.wait_until(bool, timeout_s=self._find_timeout_s)
+        found = known or await self._look()
         return min(found, key=lambda c: c.root != self._root, default=None)
+
+    async def _look(self) -> list[FoundController]:
+        """Where there is a URL to fall back on, only the first call waits: later ones find what was heard meanwhile."""
+        if self._waited and self._fallback is not None:
+            return self._browser.controllers
+        self._waited = True
+        return await self._browser.wait_until(bool, timeout_s=self._find_timeout_s)
