@@ -181,7 +181,7 @@ async def running_site(
         peer = TestServer(peer_app, host="127.0.0.1")
         rest = TestServer(rest_app, host="127.0.0.1")
         for server in (peer, rest):
-            await server.start_server()
+            await server.start_server(auto_decompress=False)  # as `node.web` has it
             stack.push_async_callback(server.close)
         stack.push_async_callback(controller.close_links)
         directory._addresses = (f"127.0.0.1:{peer.port}",)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 import structlog.testing
 from click.testing import CliRunner, Result
@@ -21,8 +22,9 @@ from client.phone import Phone
 from node.cli import main
 from node.discovery import ControllerBrowser, announced, watched_for_namesakes
 from node.neighbours import met_neighbours
-from protocol.problems import Conflict
-from tests.stub_controller import stub_controller
+from protocol.instances import Progress, StartRequest, State
+from protocol.problems import Conflict, ControllerUnreachable, UnknownInstance
+from tests.stub_controller import TOKEN, stub_controller
 from tests.waiting import until
 
 pytestmark = pytest.mark.lan
@@ -238,6 +240,71 @@ async def test_a_phone_falls_back_to_a_url_where_nothing_is_announced() -> None:
     ):
         assert (await phone.call(ControllerClient.health)).region == stub.region
         assert phone.controller is None
+
+
+async def test_what_a_phone_started_belongs_to_who_gave_the_lease_and_all_else_goes_to_the_next() -> None:
+    """The first controller dies in the middle of telling its progress."""
+    mesh = a_mesh()
+    async with AsyncExitStack() as stack:
+        dying = await stack.enter_async_context(stub_controller())
+        await stack.enter_async_context(announced_site(mesh, "eu/a", rest_port=dying.port))
+        phone = await stack.enter_async_context(Phone(mesh=mesh, interfaces=LO))
+        before = await phone.start(StartRequest(service="wc01"))
+        assert (await phone.alive(before, alive_time=9)).state is State.RUNNING
+        living = await stack.enter_async_context(stub_controller())
+        await stack.enter_async_context(announced_site(mesh, "eu/b", rest_port=living.port))
+        await until(lambda: len(phone.controllers) == 2)
+
+        dying.cut_streams = 100
+        steps: list[Progress] = []
+        after = await phone.start(StartRequest(service="wc01"), steps.append)
+        assert [step.phase for step in steps][-2:] == ["resolve", "fetch"]
+        first, again = dying.starts[-1].request_key, living.starts[-1].request_key
+        assert first == again, "to all of them it is one request"
+        await dying.close()
+        assert phone.controller is not None
+        assert phone.controller.port == living.port
+        # Both stubs give the same instance: the last lease counts.
+        assert (await phone.stop(after)).state is State.STOPPED
+        assert living.authorizations == [f"Bearer {TOKEN}"]
+        with pytest.raises(UnknownInstance):
+            await phone.stop(msgspec.structs.replace(after, instance="0" * 16))
+
+
+async def test_a_lease_of_a_controller_that_is_gone_is_shown_to_no_other() -> None:
+    mesh = a_mesh()
+    async with AsyncExitStack() as stack:
+        dying = await stack.enter_async_context(stub_controller())
+        await stack.enter_async_context(announced_site(mesh, "eu/a", rest_port=dying.port))
+        phone = await stack.enter_async_context(Phone(mesh=mesh, interfaces=LO))
+        answer = await phone.start(StartRequest(service="wc01"))
+        living = await stack.enter_async_context(stub_controller())
+        await stack.enter_async_context(announced_site(mesh, "eu/b", rest_port=living.port))
+        await until(lambda: len(phone.controllers) == 2)
+        await dying.close()
+        with pytest.raises(ControllerUnreachable) as gone:
+            await phone.restart(answer)
+        assert "Start the service again" in gone.value.fix
+        assert living.authorizations == []
+
+
+async def test_a_phone_with_a_url_waits_once_and_still_moves_to_who_announces_itself() -> None:
+    mesh = a_mesh()
+    async with AsyncExitStack() as stack:
+        known = await stack.enter_async_context(stub_controller())
+        phone = await stack.enter_async_context(Phone(url=known.url, mesh=mesh, interfaces=LO, find_timeout_s=1.0))
+        loop = asyncio.get_running_loop()
+        await phone.call(ControllerClient.health)
+        began = loop.time()
+        for _ in range(5):
+            await phone.call(ControllerClient.health)
+        assert loop.time() - began < 4.0, "five waits would have taken 5 s"
+        found = await stack.enter_async_context(stub_controller())
+        await stack.enter_async_context(announced_site(mesh, "eu/a", rest_port=found.port))
+        await until(lambda: phone.controllers)
+        await phone.call(ControllerClient.health)
+        assert phone.controller is not None
+        assert phone.controller.port == found.port
 
 
 class Heard:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -42,6 +43,13 @@ async def echo(request: web.Request) -> web.Response:
     return web.json_response(said, headers={"Set-Cookie": "a=b", "Access-Control-Allow-Origin": "*"})
 
 
+async def coded(request: web.Request) -> web.Response:
+    """Its own coding, whether the client reads it or not; told is which headers came."""
+    body = gzip.compress(msgspec.json.encode({name.lower(): value for name, value in request.headers.items()}))
+    headers = {"Content-Encoding": request.query.get("as", "gzip"), "Keep-Alive": "timeout=9", "Connection": "close"}
+    return web.Response(body=body, content_type="application/json", headers=headers)
+
+
 async def refuse(_: web.Request) -> web.Response:
     return web.Response(status=415, text=HOSTILE, content_type="text/html")
 
@@ -61,7 +69,7 @@ async def flood(request: web.Request) -> web.StreamResponse:
 @asynccontextmanager
 async def a_service_that_listens() -> AsyncIterator[int]:
     app = web.Application()
-    for path, handler in (("/echo", echo), ("/refuse", refuse), ("/move", move), ("/flood", flood)):
+    for path, handler in (("/echo", echo), ("/coded", coded), ("/refuse", refuse), ("/move", move), ("/flood", flood)):
         app.router.add_post(path, handler)
     async with TestServer(app, host="127.0.0.1") as service:
         yield service.port or 0
@@ -102,6 +110,25 @@ async def test_it_passes_on_the_body_and_nothing_that_a_browser_would_run(tmp_pa
         assert (status, body.decode()) == (415, HOSTILE)
         assert headers["Content-Security-Policy"] == "default-src 'none'; sandbox"
         assert (headers["X-Content-Type-Options"], headers["Content-Disposition"]) == ("nosniff", "attachment")
+
+
+async def test_coded_bodies_pass_as_they_are_and_what_concerns_one_connection_does_not(tmp_path: Path) -> None:
+    connection = {"Connection": "x-own", "X-Own": "1", "TE": "trailers", "Proxy-Authorization": "x", "Cookie": "x=y"}
+    async with a_started_service(tmp_path) as (site, _, instance, holds):
+        sent = gzip.compress(b"hello")
+        asked = {**holds, **connection, "Content-Encoding": "gzip", "Accept-Encoding": "gzip"}
+        status, body, headers = await invoke(site, instance, "/coded", headers=asked, data=sent)
+        assert (status, headers["Content-Encoding"]) == (200, "gzip")
+        assert "Keep-Alive" not in headers
+        came = msgspec.json.decode(body)  # the client unpacks it
+        assert (came["content-encoding"], came["content-length"]) == ("gzip", str(len(sent)))
+        assert came["accept-encoding"] == "gzip"
+        assert not {"x-own", "te", "proxy-authorization", "cookie", "authorization"} & came.keys()
+        assert came.get("connection") != "x-own"
+
+        odd = {**holds, "Content-Encoding": "gz ip"}
+        assert (await invoke(site, instance, "/coded", headers=odd))[0] == 400
+        assert (await invoke(site, instance, "/coded?as=gz%20ip", headers=holds))[0] == 502
 
 
 async def test_only_for_who_holds_it_and_only_what_is_running(tmp_path: Path) -> None:

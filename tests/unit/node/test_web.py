@@ -181,14 +181,26 @@ async def test_a_body_that_cannot_be_read_is_the_sender_s() -> None:
         return web.Response()
 
     sock = bind("127.0.0.1", None, 0)
+    async with serving(sock, [web.post("/read", read)]):
+        reader, writer = await asyncio.open_connection(*sock.getsockname())
+        writer.write(b"POST /read HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno size\r\n")
+        assert b" 400 " in await reader.readline()
+        writer.close()
+
+
+async def test_a_coded_body_arrives_as_it_was_sent_for_its_bounds_count_what_travels() -> None:
+    async def read(request: web.Request) -> web.Response:
+        return web.Response(body=await request.read())
+
+    sock = bind("127.0.0.1", None, 0)
     async with (
         serving(sock, [web.post("/read", read)]),
         aiohttp.ClientSession() as session,
         session.post(
-            f"http://127.0.0.1:{sock.getsockname()[1]}/read", data=b"no gzip", headers={"Content-Encoding": "gzip"}
+            f"http://127.0.0.1:{sock.getsockname()[1]}/read", data=b"coded", headers={"Content-Encoding": "gzip"}
         ) as response,
     ):
-        assert response.status == 400
+        assert await response.read() == b"coded"
 
 
 async def test_what_is_no_http_costs_one_quiet_line_and_no_traceback(caplog: pytest.LogCaptureFixture) -> None:
