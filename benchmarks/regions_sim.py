@@ -199,7 +199,10 @@ def main() -> None:
     require_matplotlib()
     with ProcessPoolExecutor(max_workers=os.cpu_count(), mp_context=get_context("spawn")) as pool:
         running = {size: pool.submit(one_size, size) for size in sorted(SIZES, reverse=True)}
-        results = {size: running[size].result() for size in SIZES}
+        report({size: running[size].result() for size in SIZES})
+
+
+def report(results: dict[int, dict[str, Any]]) -> None:
     plot(results)
     largest, smallest = results[max(results)], results[min(results)]
     ratios = {f"success_{phase}": float(largest[phase]["success"]) for phase in PHASES}
