@@ -20,7 +20,7 @@ const link = new Link(controller, happen);
 const leases = [];
 let state = START;
 let errand = null;
-let camera = null;
+let camera = null; // or a promise of it: it takes a phone a moment to open it
 
 function happen(event) {
   const before = state;
@@ -45,7 +45,7 @@ const act = {
     choose(async () => ({ file: await checked(text), name: "Your text" }));
   },
   open_camera: openCamera,
-  shutter: () => choose(async () => photo(await camera.shot())).finally(closeCamera),
+  shutter: () => choose(async () => photo(await (await camera).shot())).finally(closeCamera),
   close_camera: closeCamera,
   cancel: () => {
     errand?.cancel();
@@ -92,7 +92,7 @@ async function run() {
 async function openCamera() {
   happen({ type: "camera" });
   try {
-    camera = await Camera.open(video);
+    await (camera = Camera.open(video));
     if (state.task?.step === "camera") document.getElementById("shutter").focus();
     else closeCamera();
   } catch (error) {
@@ -101,7 +101,10 @@ async function openCamera() {
 }
 
 function closeCamera() {
-  camera?.close();
+  camera?.then(
+    (open) => open.close(),
+    () => null,
+  );
   camera = null;
   happen({ type: "camera-closed" });
 }

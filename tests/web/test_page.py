@@ -122,6 +122,24 @@ async def test_without_the_camera_a_photo_can_still_be_chosen(browser: Browser, 
         await expect(heading(page, "2 things found")).to_be_visible()
 
 
+async def test_a_camera_that_opens_slowly_takes_the_photo_that_was_asked_for_meanwhile(
+    browser: Browser, tmp_path: Path
+) -> None:
+    async with a_region(tmp_path) as region, a_phone(browser) as page:
+        await offer(region, OBJECTS)
+        await page.add_init_script(
+            "const devices = navigator.mediaDevices, opened = devices.getUserMedia.bind(devices);"
+            "const slowly = new Promise((open) => (window.openCamera = open));"
+            "devices.getUserMedia = async (wanted) => { await slowly; return opened(wanted); }"
+        )
+        await page.goto(region.url)
+        await page.get_by_role("link", name="Find objects in a photo").tap()
+        await page.get_by_role("button", name="Take a photo").tap()
+        await page.get_by_role("button", name="Take it").tap()
+        await page.evaluate("() => window.openCamera()")
+        await expect(heading(page, "2 things found")).to_be_visible()
+
+
 async def test_what_is_no_photo_is_refused_and_a_large_one_shrunk(browser: Browser, tmp_path: Path) -> None:
     async with a_region(tmp_path) as region, a_phone(browser) as page:
         await offer(region, OBJECTS, WORDS)
