@@ -108,7 +108,7 @@ async def demo(*, stay: bool, console: Console | None = None) -> None:
         story.tell(f"packed {cast.folder} into a CSAR of {archive.stat().st_size:,} bytes")
         if cast is CONTAINER:
             for image, alias in ALIASES.items():
-                story.tell(f"its Dockerfile says FROM {image}; the sites read that as {alias} (base_image_aliases)")
+                story.tell(f"the sites read its Dockerfile's FROM {image} as {alias} (base_image_aliases)")
         await a.found(mesh)
         await stack.enter_async_context(up(a))
         story.tell(f"site A made the mesh: region {a.region}, controller at {a.running.rest}")

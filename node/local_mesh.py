@@ -26,7 +26,7 @@ from protocol.problems import Problem, Unavailable
 READY_S = 30.0
 STOP_S = 15.0
 BASE_IMAGE = "cornerstore/python:3.11"
-ALIASES = {"python:3.6-alpine": BASE_IMAGE}
+ALIASES = {"python:3.*": BASE_IMAGE}
 
 
 @dataclass
