@@ -21,7 +21,15 @@ from agent.lifecycle import Effect
 from agent.operations import LOOK_AGAIN_S, Operations
 from agent.provision import Archive, Provision, Timings
 from agent.runtime import OnProgress, Runtime, Workload, unheard
-from agent.workloads import check_labels, check_relaxations, check_variant, environment_of, memory_of, waits_for_message
+from agent.workloads import (
+    alive_time_of,
+    check_labels,
+    check_relaxations,
+    check_variant,
+    environment_of,
+    memory_of,
+    waits_for_message,
+)
 from dht.tasks import OwnedTasks
 from protocol import link
 from protocol.instances import RESTART_S, InstanceReport, PortBinding, Progress, State
@@ -116,10 +124,10 @@ class Runner:
         slot = self._instances.get(command.instance)
         return await self._command(slot, lifecycle.StopAsked(now=self._instances.now(), reason=command.reason))
 
-    async def remove(self, command: link.Remove, *, reason: str = "removed-by-client") -> InstanceReport:
+    async def remove(self, command: link.Remove) -> InstanceReport:
         """Raises UnknownInstance."""
         slot = self._instances.get(command.instance)
-        return await self._command(slot, lifecycle.RemoveAsked(now=self._instances.now(), reason=reason))
+        return await self._command(slot, lifecycle.RemoveAsked(now=self._instances.now(), reason=command.reason))
 
     async def restart(self, command: link.Restart) -> Started:
         """Start a stopped or failed instance, or stop and start a running one. Its ports stay the same.
@@ -360,11 +368,12 @@ class Runner:
         runtime = await self._operations.runtime_for(descriptor)
         await self._reserve(slot, memory_of(descriptor, command.variant))
         self._instances.update(slot, runtime=runtime.name, service_id=descriptor.id, service_name=descriptor.name)
-        alive_time = descriptor.alive_time if command.alive_time is None else command.alive_time
         self._instances.apply(
             slot,
             lifecycle.Described(
-                now=self._instances.now(), alive_time=alive_time, wait_for_start=waits_for_message(descriptor)
+                now=self._instances.now(),
+                alive_time=alive_time_of(descriptor, command),
+                wait_for_start=waits_for_message(descriptor),
             ),
         )
         image = await self._provision.image(

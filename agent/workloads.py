@@ -82,6 +82,14 @@ def memory_of(descriptor: ServiceDescriptor, variant: str | None) -> int:
     return descriptor.mem_requirement if special is None else special
 
 
+def alive_time_of(descriptor: ServiceDescriptor, command: Start) -> int:
+    """In s, 0: until stopped. What is described holds unless the client asked for something, or the region cuts it."""
+    if command.alive_time is not None:
+        return command.alive_time
+    described, most = descriptor.alive_time, command.at_most_alive_s
+    return min(described or most, most) if most else described
+
+
 def waits_for_message(descriptor: ServiceDescriptor) -> bool:
     """Whether the service itself says when it is ready. A module cannot send: that its port answers must do."""
     return descriptor.wait_for_start and descriptor.kind != "wasm_module"

@@ -14,6 +14,7 @@ from node.connections import MAX_CONNECTIONS, MAX_OF_ONE_ADDRESS
 from node.files import replace_file
 from protocol.addresses import MAX_HOST_PORT, WHOLE_ADDRESS, in_words
 from protocol.identifiers import check_region
+from protocol.instances import AliveTime
 from protocol.peers import Role
 from protocol.problems import BadRequest, ConfigError
 from protocol.records import Address
@@ -114,7 +115,8 @@ class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     `starts_per_client_s` (0: any number), `starts_burst`: requests for services of one address. `max_starts`: of all,
     under way at once. `prefer_warm_within_ms`: rather than build a service here, use it where it runs already, if that
     region is at most so long a round trip away; 0: never. `allow_capabilities`, `max_processes`: how far agents of the
-    region may let a service be less confined than by default.
+    region may let a service be less confined than by default. `shortest_alive_s`, `longest_alive_s`: what clients get
+    that ask for less or more; with `longest_alive_s` (0: no bound of this region's own) nothing lives until stopped.
     """
 
     max_archive_mb: Annotated[int, Meta(ge=1, le=65536)] = 256
@@ -126,6 +128,8 @@ class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prefer_warm_within_ms: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
     allow_capabilities: tuple[LinuxCapability, ...] = ()
     max_processes: Processes = DEFAULT_PROCESSES
+    shortest_alive_s: AliveTime = 0
+    longest_alive_s: AliveTime = 0
 
 
 class NodeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -67,7 +67,7 @@ from node.web import bind, members_only, serving
 from protocol.peers import PeerIdentity
 from protocol.problems import ConfigError, Problem
 from protocol.service import Allowed
-from region_controller import Controller, ControllerConfig, client_routes, peer_routes, running_controller
+from region_controller import AliveBounds, Controller, ControllerConfig, client_routes, peer_routes, running_controller
 
 log = structlog.get_logger(__name__)
 
@@ -208,6 +208,9 @@ class _Parts:
                     max_starts=self._config.controller.max_starts,
                     prefer_warm_within_s=self._config.controller.prefer_warm_within_ms / 1000,
                     allowed=Allowed(self._config.controller.allow_capabilities, self._config.controller.max_processes),
+                    alive_bounds=AliveBounds(
+                        self._config.controller.shortest_alive_s, self._config.controller.longest_alive_s
+                    ),
                 ),
                 identity=self._identity.member,
                 directory=self.directory,

@@ -98,7 +98,8 @@ class Welcome(Struct, frozen=True, tag=True):
 
 
 class Start(Struct, frozen=True, kw_only=True, tag=True):
-    """Start the service `digest` as `instance`. `alive_time` None: as described. `deadline_s`: seconds from now.
+    """Start the service `digest` as `instance`. `alive_time` None: as described, but no longer than `at_most_alive_s`
+    (0: as described, however long). `deadline_s`: seconds from now.
 
     `trace`: the request that asks, as a traceparent; see `protocol.tracing`.
     """
@@ -107,6 +108,7 @@ class Start(Struct, frozen=True, kw_only=True, tag=True):
     instance: str
     digest: str
     alive_time: int | None = None
+    at_most_alive_s: int = 0
     force_rebuild: bool = False
     parameters: dict[str, str] = {}
     variant: str | None = None
@@ -128,6 +130,7 @@ class Restart(Struct, frozen=True, tag=True):
 class Remove(Struct, frozen=True, tag=True):
     command: str
     instance: str
+    reason: str = "removed-by-client"
 
 
 class Extend(Struct, frozen=True, tag=True):

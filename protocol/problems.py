@@ -121,6 +121,12 @@ class UnknownInstance(NotFound):
     slug, title = "no-such-instance", "There is no such instance"
 
 
+class InstanceEnded(UnknownInstance):
+    """It was there. `extra`: `reason` of its end, `ended_at` in Unix s."""
+
+    status, slug, title = 410, "instance-ended", "The instance has ended"
+
+
 class ContentNotFound(NotFound):
     slug, title = "content-not-found", "Nobody in the mesh offers this content"
 

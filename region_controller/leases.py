@@ -61,6 +61,19 @@ def lease_deadline(alive_time: int, now: float) -> float | None:
     return None if alive_time == 0 else now + alive_time
 
 
+class AliveBounds(Struct, frozen=True):
+    """What a region lets a client ask for, in s. `longest` 0: as long as the protocol allows, and until stopped."""
+
+    shortest: int = 0
+    longest: int = 0
+
+    def within(self, alive_time: int) -> int:
+        """What a client gets that asks for so much (0: until stopped)."""
+        if alive_time == 0:
+            return self.longest
+        return max(self.shortest, min(alive_time, self.longest or alive_time))
+
+
 def later(a: float | None, b: float | None) -> float | None:
     """The later of two deadlines, None being never."""
     return None if a is None or b is None else max(a, b)
@@ -144,6 +157,10 @@ class Leases:
         """True if it was known."""
         self._leases.pop(instance, None)
         return self._held.pop(instance, None) is not None
+
+    def was_leased(self, instance: str) -> bool:
+        """Whether a client holds it, or did until its time ran out."""
+        return bool(self._leases.get(instance))
 
     def held(self, instance: str) -> Held | None:
         return self._held.get(instance)

@@ -114,7 +114,7 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/v1/instances/{instance}",
         summary="One instance, with its last log lines.",
         answers={200: InstanceView},
-        problems=(404,),
+        problems=(404, 410),
     ),
     Operation(
         name="get_log",
@@ -124,7 +124,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: InstanceLog},
         parameters=(Parameter("lines", "how many at most; 100 if absent", bounds=(1, MAX_LOG_LINES)),),
         auth="lease",
-        problems=(400, 401, 403, 404, 409, 503),
+        problems=(400, 401, 403, 404, 409, 410, 503),
     ),
     Operation(
         name="remove_instance",
@@ -133,7 +133,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Stop and remove it. While others hold it, only the caller's lease ends.",
         answers={200: InstanceView},
         auth="lease",
-        problems=(401, 403, 404, 409, 503),
+        problems=(401, 403, 404, 409, 410, 503),
     ),
     Operation(
         name="stop_instance",
@@ -142,7 +142,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Stop it without removing it. While others hold it, only the caller's lease ends; `reason` says so.",
         answers={200: InstanceView},
         auth="lease",
-        problems=(401, 403, 404, 409, 503),
+        problems=(401, 403, 404, 409, 410, 503),
     ),
     Operation(
         name="restart_instance",
@@ -151,7 +151,7 @@ OPERATIONS: tuple[Operation, ...] = (
         summary="Start a stopped instance again, at the same address.",
         answers={200: InstanceView},
         auth="lease",
-        problems=(401, 403, 404, 409, 502, 503),
+        problems=(401, 403, 404, 409, 410, 502, 503),
     ),
     Operation(
         name="keep_instance_alive",
@@ -161,7 +161,7 @@ OPERATIONS: tuple[Operation, ...] = (
         body=AliveRequest,
         answers={200: InstanceView},
         auth="lease",
-        problems=(400, 401, 403, 404, 409, 413, 503),
+        problems=(400, 401, 403, 404, 409, 410, 413, 503),
     ),
     Operation(
         name="invoke_instance",
@@ -173,7 +173,7 @@ OPERATIONS: tuple[Operation, ...] = (
         answers={200: "application/octet-stream"},
         parameters=(Parameter("path", "of the service, percent-encoded, with its query; / if absent"),),
         auth="lease",
-        problems=(400, 401, 403, 404, 409, 413, 429, 502, 503, 504),
+        problems=(400, 401, 403, 404, 409, 410, 413, 429, 502, 503, 504),
     ),
     Operation(
         name="search_services",
@@ -426,6 +426,7 @@ _PROBLEMS = {
     403: "The key or token does not allow this, or nobody allows what the service asks for",
     404: "There is no such thing",
     409: "Ambiguous, or not in this state",
+    410: "It has ended; `reason` says why",
     413: "Too much data",
     422: "The archive or record is not valid",
     429: "Too many requests at once",

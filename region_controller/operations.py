@@ -13,7 +13,7 @@ import structlog
 from msgspec import Struct
 
 from protocol.instances import RELAY_S, RESTART_S, InstanceLog, InstanceReport, InstanceView, ServiceRef, State
-from protocol.link import Extend, OnInstance, ReadLog, Remove, Restart, Stop
+from protocol.link import MAX_REASON, Extend, OnInstance, ReadLog, Remove, Restart, Stop
 from protocol.problems import Conflict, Problem, UnknownInstance
 from region_controller.handoff import AliveRequest, RemoteRegions, Verb
 from region_controller.leases import Held, LeaseRow, later, lease_deadline, unknown_instance
@@ -55,20 +55,20 @@ class Operations:
         """Those of our agents, and those handed off as they were last seen, starts that failed of late."""
         here = [self._region.view(node, report) for node, report in self._region.members.instances()]
         away = [self._last_seen(held) for held in self._region.leases.all_held() if held.address]
-        failed = self._region.failures.views(self._region.clock())
+        failed = self._region.endings.failed_starts(self._region.clock())
         return sorted([*here, *away, *failed], key=lambda v: (v.service.id, v.instance))
 
     async def instance(self, instance: str) -> InstanceView:
-        """Raises UnknownInstance."""
-        if failed := self._region.failures.find(instance, self._region.clock()):
+        """Raises InstanceEnded (with the reason), UnknownInstance."""
+        if failed := self._ended(instance):
             return failed
         held = self._region.leases.held(instance)
         if held is None or not held.address:
             return self._view(instance)
         try:
             view = await self._remote.view(held)
-        except UnknownInstance:
-            self._forget(instance)
+        except UnknownInstance as problem:
+            self._region.forget(instance, _why_gone(problem))
             raise
         except Problem as problem:
             return msgspec.structs.replace(self._last_seen(held), state=State.UNKNOWN, reason=problem.detail)
@@ -78,9 +78,9 @@ class Operations:
     async def log(self, instance: str, lines: int, caller: Caller) -> InstanceLog:
         """What it wrote last. Holders and operators only: a log may tell what others asked of the service.
 
-        Raises UnknownInstance, KeyNeeded, Forbidden, Conflict, Unavailable.
+        Raises InstanceEnded, UnknownInstance, KeyNeeded, Forbidden, Conflict, Unavailable.
         """
-        if failed := self._region.failures.find(instance, self._region.clock()):
+        if failed := self._ended(instance):
             return InstanceLog(instance, failed.log[-lines:])
         lease = self._authorise(instance, caller)
         held = self._region.leases.held(instance)
@@ -93,9 +93,9 @@ class Operations:
     async def reached_at(self, instance: str, caller: Caller) -> Reached:
         """Where an instance is called, for who holds it. One that nobody hears of now may run all the same.
 
-        Raises UnknownInstance, KeyNeeded, Forbidden, Conflict.
+        Raises InstanceEnded, UnknownInstance, KeyNeeded, Forbidden, Conflict.
         """
-        if self._region.failures.find(instance, self._region.clock()) is None:
+        if self._ended(instance) is None:
             self._authorise(instance, caller)
         view = await self.instance(instance)
         if view.state in (State.STOPPED, State.FAILED, State.REMOVED):
@@ -104,6 +104,16 @@ class Operations:
             raise Conflict(f"instance {instance} of {view.service.id} has no TCP port to call")
         held = self._region.leases.held(instance)
         return Reached(view.url, held if held is not None and held.address else None)
+
+    def _ended(self, instance: str) -> InstanceView | None:
+        """A start that failed. None for what is not known to have ended; raises InstanceEnded for what is."""
+        now = self._region.clock()
+        ending = self._region.endings.find(instance, now)
+        if ending is None or self._region.members.find(instance):
+            return None
+        if ending.failed_start:
+            return ending.view
+        raise ending.problem(now)
 
     def _view(self, instance: str) -> InstanceView:
         return self._region.view(*self._find(instance))
@@ -135,8 +145,11 @@ class Operations:
     # --- act --------------------------------------------------------------------------------------------------------
 
     async def act(self, verb: Verb, instance: str, caller: Caller, body: AliveRequest | None = None) -> InstanceView:
-        """The instance afterwards. Raises UnknownInstance, KeyNeeded, Forbidden, Conflict, Unavailable."""
-        if failed := self._region.failures.find(instance, self._region.clock()):
+        """The instance afterwards.
+
+        Raises InstanceEnded, UnknownInstance, KeyNeeded, Forbidden, Conflict, Unavailable.
+        """
+        if failed := self._ended(instance):
             return self._dismiss(failed, verb)
         lease = self._authorise(instance, caller)
         held = self._region.leases.held(instance)
@@ -144,13 +157,15 @@ class Operations:
         if held is not None and held.address:
             return await self._by_proxy(held, lease, verb, caller, asked)
         self._find(instance)
+        if asked.alive_time is not None:
+            asked = AliveRequest(self._region.config.alive_bounds.within(asked.alive_time))
         if verb in ("stop", "remove") and lease is not None and (view := await self._end_one_of_many(instance, lease)):
             return view
+        by = "operator" if lease is None else "client"
         if verb == "stop":
-            reason = "stopped-by-operator" if lease is None else "stopped-by-client"
-            return await self._command(Stop(_id(), instance, reason))
+            return await self._command(Stop(_id(), instance, f"stopped-by-{by}"))
         if verb == "remove":
-            return await self._remove(instance)
+            return await self._remove(instance, f"removed-by-{by}")
         if verb == "restart":
             view = await self._command(Restart(_id(), instance))
         else:
@@ -167,17 +182,17 @@ class Operations:
                 f"instance {failed.instance} never ran: its start failed ({failed.reason})",
                 fix="Start the service anew; `cornerstore rm` takes the failed start off the list.",
             )
-        self._region.failures.dismiss(failed.instance)
+        self._region.dismiss_ending(failed.instance)
         return msgspec.structs.replace(failed, state=State.REMOVED)
 
-    async def _remove(self, instance: str) -> InstanceView:
+    async def _remove(self, instance: str, reason: str) -> InstanceView:
         """An instance that its agent does not know (any more) is removed already."""
         last = self._view(instance)
         try:
-            view = await self._command(Remove(_id(), instance))
+            view = await self._command(Remove(_id(), instance, reason))
         except UnknownInstance:
             view = msgspec.structs.replace(last, state=State.REMOVED, reason="its agent did not know it any more")
-        self._forget(instance)
+        self._region.forget(instance, view.reason)
         return view
 
     def _authorise(self, instance: str, caller: Caller) -> LeaseRow | None:
@@ -229,12 +244,12 @@ class Operations:
     ) -> InstanceView:
         try:
             view = await self._remote.command(held, verb, token=caller.token, operator=lease is None, body=body)
-        except UnknownInstance:
-            self._forget(held.instance)
+        except UnknownInstance as problem:
+            self._region.forget(held.instance, _why_gone(problem))
             raise
         self._region.away[held.instance] = view
         if view.state == State.REMOVED:
-            self._forget(held.instance)
+            self._region.forget(held.instance, view.reason)
         elif lease is not None and verb in ("alive", "restart"):
             self._region.extend(lease, view.expires_at)
         elif lease is not None and view.state is not State.STOPPED:  # others hold it
@@ -242,17 +257,19 @@ class Operations:
             self._region.away[held.instance] = msgspec.structs.replace(view, reason="")
         return view
 
-    def _forget(self, instance: str) -> None:
-        self._region.forget(instance)
-
     def sweep(self) -> None:
         """Forget what is long over: agents that never came back, and handed-off instances nobody holds."""
         now = self._region.clock()
         for instance in self._region.members.sweep(now):
-            self._forget(instance)
+            self._region.forget(instance, "its agent was not heard of any more")
         for held in self._region.leases.all_held():
             if held.address and self._region.leases.lapsed(held.instance, now - KEEP_LAPSED_S):
-                self._forget(held.instance)
+                self._region.forget(held.instance, "its lease ran out")
+
+
+def _why_gone(problem: UnknownInstance) -> str:
+    """As the region says that had it."""
+    return str(problem.extra.get("reason") or "its region does not know it any more")[:MAX_REASON]
 
 
 def _id() -> str:

@@ -19,10 +19,10 @@ from protocol.records import ServiceRecord
 from protocol.service import HARDENED, Allowed
 from region_controller.agent_link import AgentLinks
 from region_controller.agents import AgentState, Warmth
-from region_controller.failures import Failures
+from region_controller.endings import Ending, Endings
 from region_controller.feed import Feed
 from region_controller.journal import Journal
-from region_controller.leases import Held, LeaseRow, Leases
+from region_controller.leases import AliveBounds, Held, LeaseRow, Leases
 from region_controller.members import Members
 from region_controller.offers import Offer, offered
 from region_controller.placement import warmth_of
@@ -44,6 +44,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     under way at once. `unwanted_start_s`: a start that is not ready is given up so long after the last client's
     `wait_s` is over. `prefer_warm_within_s`: rather than built here, a service is used where it runs already, if that
     region is at most so long a round trip away; 0: never. `allowed`: how far agents may let a service be less confined.
+    `alive_bounds`: what clients may ask for.
     """
 
     region: str
@@ -53,6 +54,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     allowed: Allowed = HARDENED
     unwanted_start_s: float = 60.0
     prefer_warm_within_s: float = 0.0
+    alive_bounds: AliveBounds = AliveBounds()
     max_archive_bytes: int = 256 << 20
     max_uploads: int = 4
     max_downloads: int = 16
@@ -63,7 +65,7 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
 
 
 class Region:
-    """Books (`members`, `leases`, `journal`), links to the agents, owned tasks, clock.
+    """Books (`members`, `leases`, `endings`, `journal`), links to the agents, owned tasks, clock.
 
     `away`: handed-off instances as the region that took them last described them. `recent`: why services are where they
     are. `recalled`: instances of our agents from before our own restart, which was `recalled_at` on the event loop's
@@ -88,7 +90,7 @@ class Region:
         self.leases = Leases()
         self.stats = Stats()
         self.recent = RecentPlacements()
-        self.failures = Failures()
+        self.endings = Endings()
         self.abandoned: set[str] = set()
         self.recalled: dict[str, Held] = {}
         self.recalled_at = float("-inf")
@@ -110,7 +112,8 @@ class Region:
 
     def recall(self) -> None:
         """Take up what the journal knows. Its instances are unknown until their agents say hello."""
-        held, leases = self.journal.load()
+        held, leases, endings = self.journal.load()
+        self.endings.restore(endings)
         by_agent: dict[str, list[InstanceReport]] = {}
         for one in held:
             self.leases.hold(one)
@@ -151,9 +154,28 @@ class Region:
         self.leases.end(lease)
         self.journal.end_lease(lease)
 
-    def forget(self, instance: str) -> None:
+    def forget(self, instance: str, reason: str) -> None:
+        """It has ended. What a client ever held is remembered with the reason."""
+        if self.leases.was_leased(instance) and (last := self._last_view(instance)) is not None:
+            ended = msgspec.structs.replace(last, state=State.REMOVED, reason=reason, expires_at=None)
+            self.keep_ending(Ending(ended, self.clock()))
         self.members.forget(instance)
         self.let_go(instance)
+
+    def _last_view(self, instance: str) -> InstanceView | None:
+        if found := self.members.find(instance):
+            return self.view(*found)
+        held = self.leases.held(instance)
+        return self.away.get(instance) or (None if held is None else self.view(held.agent, _unheard(held)))
+
+    def keep_ending(self, ending: Ending) -> None:
+        self.journal.save_ending(ending)
+        for instance in self.endings.keep(ending):
+            self.journal.forget_ending(instance)
+
+    def dismiss_ending(self, instance: str) -> None:
+        self.endings.dismiss(instance)
+        self.journal.forget_ending(instance)
 
     def let_go(self, instance: str) -> None:
         """End all claims on an instance; its agent may still report it."""
@@ -192,7 +214,7 @@ class Region:
     def _on_hello(self, node: str, reports: Sequence[InstanceReport], gone: Sequence[str]) -> None:
         for instance in gone:
             log.info("instance-gone", instance=instance, agent=node)
-            self.forget(instance)
+            self.forget(instance, "ended while its agent was away")
         for report in reports:
             if report.instance in self.abandoned:
                 self.abandon(node, report.instance)
@@ -201,7 +223,7 @@ class Region:
         """A start was given up without word from its agent: whatever comes of it must not stay."""
         self.abandoned.discard(instance)
         try:
-            self.links.link(node).post(Remove(f"abandoned-{instance}", instance))
+            self.links.link(node).post(Remove(f"abandoned-{instance}", instance, "abandoned"))
         except Problem as problem:
             self.abandoned.add(instance)
             log.info("abandoned-until-agent-returns", instance=instance, agent=node, problem=problem.detail)
@@ -210,7 +232,7 @@ class Region:
         if report is not None:
             self._tell_instance(node, report)
             if report.gone:
-                self.forget(report.instance)
+                self.forget(report.instance, report.reason)
         self._tell_agent(node)
         self.capacity_changed()
 

@@ -33,6 +33,7 @@ from protocol.records import RegionRecord
 from protocol.tracing import current_header
 from region_controller.agents import Warmth
 from region_controller.catalogue import Catalogue
+from region_controller.endings import failed_start
 from region_controller.explained import decided, handed_on, in_words
 from region_controller.flights import Flight, Flights
 from region_controller.handoff import HandoffRequest, RemoteRegions
@@ -210,8 +211,10 @@ class Starts:
         if isinstance(offer, Refusal):
             here = self._region.config.region
             raise summed_up(resolved.record, {here: offer.detail}, {offer.cause}, resolved.record.mem)
+        bounds, asked = self._region.config.alive_bounds, request.alive_time
         return Wanted(
             request=request,
+            alive_time=None if asked is None else bounds.within(asked),
             resolved=resolved,
             offer=offer,
             flavour=flavour_of(request.parameters, offer.variant),
@@ -243,7 +246,7 @@ class Starts:
             return None
         node, report = found
         place_ms = since(wanted.began) - wanted.resolve_ms
-        if not await self._keep_alive(node, report, wanted.request.alive_time):
+        if not await self._keep_alive(node, report, wanted.alive_time):
             return None
         if report.state is State.PAUSED:
             self._wake(node, report.instance)
@@ -275,7 +278,7 @@ class Starts:
         if isinstance(landed, Local):
             if not opened:
                 _, report = self._region.members.find(landed.report.instance) or (landed.node, landed.report)
-                await self._keep_alive(landed.node, report, wanted.request.alive_time)
+                await self._keep_alive(landed.node, report, wanted.alive_time)
             answered = self._answer(wanted, landed, opened=opened)
             if opened:
                 await self._region.journal.flush()
@@ -377,13 +380,14 @@ class Starts:
     async def _commanded(self, flight: Flight[Local | Remote], held: Held, wanted: Wanted) -> Done:
         region = self._region
         try:
-            command = _start_command(held.instance, wanted)
+            command = _start_command(held.instance, wanted, at_most_alive_s=region.config.alive_bounds.longest)
             call = region.links.link(held.agent).call(command, timeout_s=START_S, on_progress=flight.progress)
             done = await self._while_wanted(flight, held, call)
         except Problem as problem:
             region.members.release(held.agent, held.instance)
             region.let_go(held.instance)
-            region.failures.keep(held, region.config.region, problem, region.clock())
+            if (ending := failed_start(held, region.config.region, problem, region.clock())) is not None:
+                region.keep_ending(ending)
             if type(problem) in (Unavailable, DeadlineExceeded) and cause_of(problem) is Cause.AWAY:
                 region.abandon(held.agent, held.instance)
             raise
@@ -433,7 +437,7 @@ class Starts:
     def _answer(self, wanted: Wanted, local: Local, *, opened: bool) -> Answered:
         now = self._region.clock()
         report = local.report
-        alive_time = report.alive_time if wanted.request.alive_time is None else wanted.request.alive_time
+        alive_time = report.alive_time if wanted.alive_time is None else wanted.alive_time
         token = self._region.leases.known(report.instance, wanted.request.leases) or secrets.token_urlsafe(24)
         lease = self._region.grant(report.instance, token, lease_deadline(alive_time, now))
         cold = opened and not local.warm
@@ -441,6 +445,9 @@ class Starts:
         joined = not opened and not local.warm
         host, port, url = first_address(report)
         measured = local.timings_ms if not joined else {}
+        notes = ["joined a start already under way"] if joined else []
+        if wanted.alive_time != wanted.request.alive_time:
+            notes.append(f"this region lets it live {alive_time} s")
         answer = StartAnswer(
             instance=report.instance,
             service=ServiceRef(wanted.record.digest, wanted.record.id, wanted.record.name),
@@ -453,7 +460,7 @@ class Starts:
             url=url,
             lease=Lease(token, lease.deadline, self._region.config.rest),
             timings_ms=wanted.timings(measured),
-            why=in_words([wanted.why, local.choice.why, "joined a start already under way" if joined else ""]),
+            why=in_words([wanted.why, local.choice.why, *notes]),
             decision=self._decided(wanted, local.choice),
         )
         answer = reached(answer, wanted.route.client)
@@ -502,13 +509,14 @@ def _is_unusable(problem: Problem) -> bool:
     return isinstance(problem, InvalidArchive) or Cause.CONTENT in causes_in(problem)
 
 
-def _start_command(instance: str, wanted: Wanted) -> Start:
+def _start_command(instance: str, wanted: Wanted, *, at_most_alive_s: int) -> Start:
     request = wanted.request
     return Start(
         command=secrets.token_hex(8),
         instance=instance,
         digest=wanted.record.digest,
-        alive_time=request.alive_time,
+        alive_time=wanted.alive_time,
+        at_most_alive_s=at_most_alive_s,
         force_rebuild=request.force_rebuild,
         parameters=request.parameters,
         variant=wanted.offer.variant,

@@ -36,9 +36,10 @@ class Route(Struct, frozen=True, kw_only=True):
 
 
 class Wanted(Struct, frozen=True, kw_only=True):
-    """A request once resolved."""
+    """A request once resolved. `alive_time`: what it asks for, within the bounds of this region."""
 
     request: StartRequest
+    alive_time: int | None
     resolved: Resolved
     offer: Offer
     flavour: str

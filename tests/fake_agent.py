@@ -126,7 +126,7 @@ class FakeAgent:
         elif isinstance(command, link.Wake) and report.state is State.PAUSED:
             report = _replace(report, state=State.RUNNING)
         elif isinstance(command, link.Remove):
-            report = _replace(report, state=State.REMOVED)
+            report = _replace(report, state=State.REMOVED, reason=command.reason)
         self.instances[command.instance] = report
         if report.state is State.REMOVED:
             del self.instances[command.instance]

@@ -85,7 +85,8 @@ async def test_start_over_rest(tmp_path: Path) -> None:
         assert (await call(site, "POST", path + "/stop", headers=OPERATES))[1]["state"] == "stopped"
         assert (await call(site, "POST", path + "/restart", headers=token))[1]["state"] == "running"
         assert (await call(site, "DELETE", path, headers=OPERATES))[1]["state"] == "removed"
-        assert (await call(site, "GET", path))[0] == 404
+        status, problem, _ = await call(site, "GET", path)
+        assert (status, problem["reason"]) == (410, "removed-by-operator")
         assert (await call(site, "GET", "/v1/agents"))[1][0]["memory_free"] == 1000
         assert (await call(site, "GET", "/v1/healthz"))[1]["agents"] == 1
         assert (await call(site, "GET", "/v1/regions"))[1][0]["relation"] == "self"

@@ -14,6 +14,7 @@ from tests.one_region import a_service
 def wanted(*, key: str | None = None, fresh: bool = False, origin: str = "", flavour: str = "") -> Wanted:
     return Wanted(
         request=StartRequest(service="svc", request_key=key, force_rebuild=fresh),
+        alive_time=None,
         resolved=Resolved(a_service(), "the only one"),
         offer=Offer(None, 100),
         flavour=flavour,

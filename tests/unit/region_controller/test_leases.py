@@ -101,7 +101,7 @@ async def test_the_journal_remembers_and_never_holds_a_token(tmp_path: Path) -> 
         journal.end_lease(gone)
         journal.forget("i2")
     async with open_journal(path) as journal:
-        held, rows = journal.load()
+        held, rows, _ = journal.load()
     assert held == [a_held()]
     assert [(r.token_sha256, r.deadline) for r in rows] == [(token_hash("secret-token"), 10.0)]
     assert all(b"secret-token" not in file.read_bytes() for file in path.parent.iterdir())
