@@ -194,13 +194,15 @@ class InstanceLog(Struct, frozen=True):
 class Progress(Struct, frozen=True):
     """A step of long work. `phase`: one of `PHASES`, or upload. `total` 0: unknown.
 
-    `done` and `total` are bytes in fetch and verify, steps in build.
+    `done` and `total` are bytes in fetch and verify, steps in build. `region`: which one works on it, if it was handed
+    off; empty: the controller's own.
     """
 
     phase: str
     message: str = ""
     done: int = 0
     total: int = 0
+    region: str = ""
 
 
 OnProgress = Callable[[Progress], None]

@@ -32,7 +32,7 @@ from protocol.peers import PeerIdentity
 from protocol.problems import BadRequest, Forbidden, NotFound
 from protocol.records import RECORD_HEADER
 from region_controller.controller import Controller
-from region_controller.event_stream import follow, stream, wants_events
+from region_controller.event_stream import answer_or_stream, follow, stream, wants_events
 from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, HandoffRequest, Verb
 from region_controller.openapi import OPERATIONS, Operation, describe_api
 from region_controller.operations import Caller
@@ -177,7 +177,7 @@ class _ClientHandlers:
         return _answer(await self._controller.categories(check_category(request.query.get("category", "/"))))
 
     async def follow_events(self, request: web.Request) -> web.StreamResponse:
-        with self._controller.listening() as events:
+        with self._controller.listening(request.remote or "") as events:
             return await follow(request, events)
 
     async def list_agents(self, request: web.Request) -> web.Response:
@@ -208,9 +208,12 @@ class _ClientHandlers:
 def peer_routes(controller: Controller) -> list[web.RouteDef]:
     """Agent links, hand-offs and their leases. Needs `request[PEER]`, set by the listener from the certificate."""
 
-    async def receive_handoff(request: web.Request) -> web.Response:
+    async def receive_handoff(request: web.Request) -> web.StreamResponse:
         peer = _controller_peer(request)
-        return _answer(await controller.receive_handoff(await _json(request, HandoffRequest), peer))
+        body = await _json(request, HandoffRequest)
+        if not wants_events(request):
+            return _answer(await controller.receive_handoff(body, peer))
+        return await answer_or_stream(request, lambda tell: controller.receive_handoff(body, peer, tell), _answer)
 
     async def exchange_summaries(request: web.Request) -> web.Response:
         peer = _controller_peer(request)

@@ -40,7 +40,7 @@ from region_controller import hierarchy
 from region_controller.admission import Admission
 from region_controller.catalogue import Catalogue
 from region_controller.categories import category_tree
-from region_controller.handoff import AliveRequest, HandoffRequest, RemoteRegions, Verb
+from region_controller.handoff import AliveRequest, HandoffRequest, Paced, RemoteRegions, Verb
 from region_controller.journal import Journal, open_journal
 from region_controller.operations import Caller, Operations
 from region_controller.publishing import Describe, Publishing
@@ -150,9 +150,11 @@ class Controller:
         """What became of the latest requests, the latest first."""
         return self._region.recent.views()
 
-    async def receive_handoff(self, body: HandoffRequest, peer: PeerIdentity) -> StartAnswer:
-        """A request of another region's phone that `peer`, its controller, cannot host."""
-        answer, _ = await self._starts.receive(body, peer.node, _ignore)
+    async def receive_handoff(
+        self, body: HandoffRequest, peer: PeerIdentity, on_progress: OnProgress = _ignore
+    ) -> StartAnswer:
+        """A request of another region's phone that `peer`, its controller, cannot host. Raises as `start`."""
+        answer, _ = await self._starts.receive(body, peer.node, Paced(on_progress))
         return answer
 
     async def log(self, instance: str, lines: int, caller: Caller) -> InstanceLog:
@@ -185,9 +187,9 @@ class Controller:
     def is_operator(self, token: str | None) -> bool:
         return bool(token) and hmac.compare_digest((token or "").encode(errors="surrogateescape"), self._operator_token)
 
-    def listening(self) -> AbstractContextManager[AsyncIterator[News]]:
-        """What happens in the region from now on. Raises TooManyRequests."""
-        return self._region.feed.listening()
+    def listening(self, client: str) -> AbstractContextManager[AsyncIterator[News]]:
+        """What happens in the region from now on, for who asks from that address. Raises TooManyRequests."""
+        return self._region.feed.listening(client)
 
     # --- views ------------------------------------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ STALLED_S = 60.0
 """A listener that takes nothing for so long is cut off: it holds one of few places."""
 MAX_QUEUED_PROGRESS = 256
 _KEEP_ALIVE = b": keep-alive\n\n"
+Perform = Callable[[OnProgress], Coroutine[None, None, object]]
 _HEADERS = {"Content-Type": "text/event-stream", "Cache-Control": "no-store"}
 
 
@@ -63,26 +65,56 @@ def wants_events(request: web.Request) -> bool:
     return "text/event-stream" in request.headers.get("Accept", "")
 
 
-async def stream(
-    request: web.Request, perform: Callable[[OnProgress], Coroutine[None, None, object]]
-) -> web.StreamResponse:
+class _Steps:
+    """Progress on its way to who asked. What cannot be told in time is not told."""
+
+    def __init__(self) -> None:
+        self.queue: asyncio.Queue[Progress] = asyncio.Queue(MAX_QUEUED_PROGRESS)
+        self.any = asyncio.Event()
+
+    def tell(self, step: Progress) -> None:
+        if not self.queue.full():
+            self.queue.put_nowait(step)
+        self.any.set()
+
+
+async def stream(request: web.Request, perform: Perform) -> web.StreamResponse:
     """Server-sent events: `progress` ..., then one `result` or `problem`."""
-    steps: asyncio.Queue[Progress] = asyncio.Queue(MAX_QUEUED_PROGRESS)
+    steps = _Steps()
+    async with _under_way(perform(steps.tell)) as work:
+        return await _streamed(request, steps, work)
 
-    def on_progress(step: Progress) -> None:
-        if not steps.full():
-            steps.put_nowait(step)
 
+async def answer_or_stream(
+    request: web.Request, perform: Perform, answer: Callable[[object], web.StreamResponse]
+) -> web.StreamResponse:
+    """What is done before there is any progress to tell is answered plainly: a stream costs more. Else as `stream`.
+
+    Raises the Problem of work that failed as quickly.
+    """
+    steps = _Steps()
+    async with _under_way(perform(steps.tell)) as work, _under_way(steps.any.wait()) as telling:
+        await asyncio.wait({work, telling}, return_when=asyncio.FIRST_COMPLETED)
+        return answer(work.result()) if work.done() else await _streamed(request, steps, work)
+
+
+@asynccontextmanager
+async def _under_way(work: Coroutine[None, None, object]) -> AsyncIterator[asyncio.Task[object]]:
+    """A task for the time of the block."""
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def _streamed(request: web.Request, steps: _Steps, work: asyncio.Task[object]) -> web.StreamResponse:
     response = web.StreamResponse(headers=_HEADERS)
     await response.prepare(request)
-    work = asyncio.create_task(perform(on_progress))
-    try:
-        await _stream_steps(request, response, steps, work)
-        await _in_time(request, response.write(_last_event(work)))
-        await _in_time(request, response.write_eof())
-    finally:
-        work.cancel()
-        await asyncio.gather(work, return_exceptions=True)
+    await _stream_steps(request, response, steps.queue, work)
+    await _in_time(request, response.write(_last_event(work)))
+    await _in_time(request, response.write_eof())
     return response
 
 

@@ -95,7 +95,7 @@ class PassingOn:
             for hop in hops:
                 progress(Progress("place", f"{here} cannot host; asking {hop.region}"))
                 try:
-                    remote = await self.hand_to(hop, wanted, asked - silent)
+                    remote = await self.hand_to(hop, wanted, progress, asked - silent)
                     why = f"no agent of {here} can host it; {hop.region} took it"
                     return msgspec.structs.replace(remote, why=why, here=nobody, regions=tuple(passed_over))
                 except (*HOST_CANNOT, NoMatchingService) as problem:
@@ -154,7 +154,7 @@ class PassingOn:
         hop = hierarchy.Hop(found.region, found.node, found.addresses, found.rtt_s)
         progress(Progress("place", f"it runs in {found.region}, nearby; asking there"))
         try:
-            remote = await self.hand_to(hop, wanted, only_warm=True)
+            remote = await self.hand_to(hop, wanted, progress, only_warm=True)
         except (*HOST_CANNOT, NoMatchingService, DeadlineExceeded) as problem:
             log.info("warm-elsewhere-not-had", region=found.region, digest=wanted.record.digest, problem=problem.detail)
             self._note(hop, wanted, problem)
@@ -207,6 +207,7 @@ class PassingOn:
         self,
         hop: hierarchy.Hop,
         wanted: Wanted,
+        progress: OnProgress,
         asked: Collection[str] = (),
         *,
         only_warm: bool = False,
@@ -234,7 +235,7 @@ class PassingOn:
             only_warm=only_warm,
             within_ms=_left_of(wanted.within_ms, hop.rtt_s),
         )
-        answer, address = await self._remote.ask(hop, body)
+        answer, address = await self._remote.ask(hop, body, progress)
         self._region.hold(
             Held(
                 instance=answer.instance,

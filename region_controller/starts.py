@@ -285,7 +285,7 @@ class Starts:
             return answered
         if opened:
             return self._handed_answer(wanted, landed), landed.answer.start == "cold"
-        own = await self._passing_on.hand_to(landed.hop, wanted)
+        own = await self._passing_on.hand_to(landed.hop, wanted, on_progress)
         own = msgspec.structs.replace(own, why=landed.why, here=landed.here, regions=landed.regions)
         return self._handed_answer(wanted, own), own.answer.start == "cold"
 

@@ -117,10 +117,15 @@ def _bars() -> Iterator[OnProgress]:
                 total=step.total or None,
                 completed=step.done,
                 amount=amount(step),
-                description=readable(step.message)[:60],
+                description=readable(doing(step))[:60],
             )
 
         yield show
+
+
+def doing(step: Progress) -> str:
+    """What is done, and where, if another region does it."""
+    return f"{step.region}: {step.message}" if step.region else step.message
 
 
 def amount(step: Progress) -> str:

@@ -15,7 +15,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from dht.records.memory_directory import MemoryDirectory, MemoryMesh
-from protocol.instances import StartRequest, State
+from protocol.instances import Progress, StartRequest, State
 from protocol.peers import PeerIdentity
 from protocol.problems import DeadlineExceeded, Forbidden, NoCapacity, StartFailed, UnknownInstance
 from region_controller import Caller
@@ -72,6 +72,47 @@ async def test_a_sibling_hosts_and_the_lease_works_from_here(tmp_path: Path) -> 
         assert far.controller.instances() == []
         assert far.controller.stats().starts["handed_off"] == 2
         assert near.controller.stats().starts["received"] == 2
+
+
+async def test_the_phone_sees_how_its_start_goes_on_in_another_region(tmp_path: Path) -> None:
+    mesh = MemoryMesh()
+    async with (
+        running_site(tmp_path, "demo/c", mesh=mesh) as far,
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        an_agent("demo/b").linked(near.peer) as agent,
+    ):
+        await near.publish(a_service())
+        await announced(near, 1)
+        agent.gate.clear()
+        steps: list[Progress] = []
+        phone = asyncio.create_task(far.controller.start(REQUEST, steps.append))
+        built = Progress("build", "building", region="demo/b")
+        await until(lambda: built in steps)
+        assert not phone.done(), "it is told while it happens"
+        agent.failures.append(StartFailed("it crashed", log=["boom"]))
+        fresh = msgspec.structs.replace(REQUEST, force_rebuild=True)
+        with pytest.raises(StartFailed) as caught:
+            await far.controller.start(fresh, steps.append)
+        assert caught.value.extra["log"] == ["boom"], "a problem at the end of a stream is the same problem"
+        agent.gate.set()
+        answer, _ = await phone
+        assert (answer.region, answer.handoff) == ("demo/b", ("demo/c",))
+
+
+async def test_what_is_answered_at_once_is_no_stream(tmp_path: Path) -> None:
+    async with running_site(tmp_path, "demo/b") as site, an_agent("demo/b").linked(site.peer):
+        record = await site.publish(a_service())
+        body = HandoffRequest(
+            request=REQUEST, digest=record.digest, visited=(), hops=1, deadline_s=5.0, request_key="one of many"
+        )
+        headers = {"Test-Peer": f"{node_of('x')} demo demo/x controller", "Accept": "text/event-stream"}
+        kinds = []
+        async with aiohttp.ClientSession(headers=headers) as session:
+            for key in ("a cold start", "a warm start"):
+                data = msgspec.json.encode(msgspec.structs.replace(body, request_key=key))
+                async with session.post(site.peer + "/peer/handoff", data=data) as response:
+                    kinds.append(response.content_type)
+        assert kinds == ["text/event-stream", "application/json"]
 
 
 async def test_a_log_is_read_from_afar_by_holders_and_by_the_regions_operator(tmp_path: Path) -> None:
