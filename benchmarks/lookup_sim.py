@@ -35,6 +35,7 @@ import structlog
 
 from benchmarks.report import RESULTS, finish, summary
 from dht.overlay.simulated import SimulatedNetwork
+from protocol.identifiers import record_key
 from protocol.problems import Unavailable
 from tests.simulation import Simulation, address, simulation
 from tests.virtual_time import in_virtual_time
@@ -58,9 +59,10 @@ PHASES = ("calm", "loss", "churn", "partition", "liars", "dead30", "dead50")
 
 @dataclass
 class Reads:
-    """What the reads of one phase met."""
+    """What the reads of one phase met. `gone`: no living node held the record any more. `missed`: one did."""
 
     found: int = 0
+    gone: int = 0
     missed: int = 0
     unavailable: int = 0
     hops: list[float] = field(default_factory=list)
@@ -68,9 +70,10 @@ class Reads:
     ms: list[float] = field(default_factory=list)
 
     def report(self) -> dict[str, object]:
-        total = self.found + self.missed + self.unavailable
+        total = self.found + self.gone + self.missed + self.unavailable
         return {
             "success": round(self.found / total, 4),
+            "gone": self.gone,
             "falsely_missing": self.missed,
             "unavailable": self.unavailable,
             "hops": {**summary(self.hops), "mean": round(statistics.mean(self.hops), 3)},
@@ -84,8 +87,12 @@ async def read(sim: Simulation, name: str, into: Reads) -> None:
     reader = sim.anybody()
     before, began = reader.stats(), loop.time()
     try:
-        into.found += (hit := len(await reader.services(name)) == 1)
-        into.missed += not hit
+        if len(await reader.services(name)) == 1:
+            into.found += 1
+        elif sim.holders(record_key(name)):
+            into.missed += 1
+        else:
+            into.gone += 1
     except Unavailable:
         into.unavailable += 1
     after = reader.stats()
