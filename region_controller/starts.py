@@ -8,40 +8,35 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, Literal
+from collections.abc import Awaitable, Callable
+from typing import Literal
 
 import msgspec
 import structlog
-from msgspec import Struct
 
-from protocol.causes import Cause, cause_of
+from protocol.causes import Cause
 from protocol.decisions import Decision, Outcome, PlacementView
 from protocol.events import started
-from protocol.instances import InstanceReport, Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
-from protocol.link import Done, Extend, Start, Wake
+from protocol.instances import Lease, OnProgress, Progress, ServiceRef, StartAnswer, StartRequest, State
 from protocol.problems import (
     DeadlineExceeded,
     InvalidArchive,
     NoCapacity,
     Problem,
     ServiceUnreachable,
-    StartFailed,
-    Unavailable,
 )
 from protocol.records import RegionRecord
-from protocol.tracing import current_header
-from region_controller.agents import Warmth
+from region_controller.bringing_up import BringingUp, Local
 from region_controller.catalogue import Catalogue
-from region_controller.endings import failed_start
 from region_controller.explained import decided, handed_on, in_words
 from region_controller.flights import Flight, Flights
 from region_controller.handoff import HandoffRequest, RemoteRegions
 from region_controller.idempotency import Answered, IdempotencyKeys
-from region_controller.leases import Held, lease_deadline
+from region_controller.leases import lease_deadline
 from region_controller.offers import offered
-from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote
-from region_controller.placement import Nobody, Placement, choose
+from region_controller.passing_on import PassingOn, Remote
+from region_controller.placement import Nobody, Placement
+from region_controller.prolonging import Prolonging
 from region_controller.reachability import Door, Doors, reached
 from region_controller.recent import answered_view, refused_view
 from region_controller.refusals import Refusal, causes_in, summed_up
@@ -50,32 +45,11 @@ from region_controller.wanted import Route, Wanted, flavour_of, loop_time, since
 
 log = structlog.get_logger(__name__)
 
-START_S = 600.0
-"""How long a start may go on after its last waiter left: an image may have to be built."""
-LOOK_S = 1.0
-"""Between two looks at a start for which nobody waits any more."""
-AGENTS_BACK_S = 10.0
-"""After a restart of the controller: how long an agent is waited for that had begun what is asked for."""
-LOOK_AGAIN_S = 0.05
-EXTEND_MARGIN_S = 2.0
-"""An instance this close to its end is extended before it is handed out, not behind it."""
 WOULD_S = 10.0
 """For a question about where a service would be placed."""
 MAX_HOPS_TOLD = 5
 MAX_CANDIDATES_TRIED = 8
 """Of the services that a description fits."""
-EXTEND_STEP_S = 1
-"""Extensions ask for so much more than needed, so that a busy instance is extended once a second, not per request."""
-
-
-class Local(Struct, frozen=True):
-    """An instance of our own agents, ready. `warm`: it ran already."""
-
-    choice: Placement
-    node: str
-    report: InstanceReport
-    timings_ms: dict[str, float] = {}
-    warm: bool = False
 
 
 class Starts:
@@ -91,6 +65,8 @@ class Starts:
         self._catalogue = catalogue
         self._doors = doors
         self._passing_on = PassingOn(region, remote, region_records, doors)
+        self._prolonging = Prolonging(region)
+        self._bringing_up = BringingUp(region, self._passing_on)
         self._flights: Flights[Local | Remote] = Flights(region.tasks)
         self._keys = IdempotencyKeys(region.tasks, region.clock)
 
@@ -154,7 +130,7 @@ class Starts:
         """
         route = Route(deadline=loop_time() + WOULD_S)
         wanted = await self._resolve(StartRequest(service=service), lambda _: None, route)
-        choice = self._choose(wanted)
+        choice = self._bringing_up.choose(wanted)
         decision = self._decided(wanted, choice)
         why, agent = "", ""
         if isinstance(choice, Placement):
@@ -223,10 +199,6 @@ class Starts:
             resolve_ms=since(began),
         )
 
-    def _choose(self, wanted: Wanted, refused: dict[str, Refusal] | None = None) -> Placement | Nobody:
-        """`refused`: the agents that were asked already, and could not."""
-        return choose(wanted.need(), self._region.agents(), self._region.clock(), refused)
-
     def _decided(self, wanted: Wanted, choice: Placement | Nobody) -> Decision:
         return decided(
             choice,
@@ -238,7 +210,7 @@ class Starts:
 
     async def _warm(self, wanted: Wanted) -> Answered | None:
         """Share a running instance; None if there is none, or it ends before it can be extended."""
-        choice = self._choose(wanted)
+        choice = self._bringing_up.choose(wanted)
         if isinstance(choice, Nobody) or choice.instance is None:
             return None
         found = self._region.members.find(choice.instance)
@@ -246,18 +218,11 @@ class Starts:
             return None
         node, report = found
         place_ms = since(wanted.began) - wanted.resolve_ms
-        if not await self._keep_alive(node, report, wanted.alive_time):
+        if not await self._prolonging.until(node, report, wanted.alive_time):
             return None
         if report.state is State.PAUSED:
-            self._wake(node, report.instance)
+            self._prolonging.wake(node, report.instance)
         return self._answer(wanted, Local(choice, node, report, {"place": place_ms}, warm=True), opened=False)
-
-    def _wake(self, node: str, instance: str) -> None:
-        """Its engine thaws it while the answer is on its way, rather than when the client's first byte is there."""
-        try:
-            self._region.links.link(node).post(Wake(secrets.token_hex(8), instance))
-        except Problem as problem:
-            log.info("wake-failed", instance=instance, agent=node, problem=problem.detail)
 
     async def _cold(self, wanted: Wanted, on_progress: OnProgress) -> Answered:
         if wanted.route.only_warm:
@@ -268,7 +233,7 @@ class Starts:
         """Open the start, or join the one under way."""
         fresh = wanted.request.force_rebuild
         key = secrets.token_hex(8) if fresh else (wanted.record.digest, wanted.flavour)
-        flight, opened = self._flights.join(key, lambda flight: self._bring_up(wanted, flight))
+        flight, opened = self._flights.join(key, lambda flight: self._bringing_up.start(wanted, flight))
         try:
             landed = await flight.wait(on_progress, wanted.route.deadline - loop_time())
         except DeadlineExceeded:
@@ -278,7 +243,7 @@ class Starts:
         if isinstance(landed, Local):
             if not opened:
                 _, report = self._region.members.find(landed.report.instance) or (landed.node, landed.report)
-                await self._keep_alive(landed.node, report, wanted.alive_time)
+                await self._prolonging.until(landed.node, report, wanted.alive_time)
             answered = self._answer(wanted, landed, opened=opened)
             if opened:
                 await self._region.journal.flush()
@@ -288,134 +253,6 @@ class Starts:
         own = await self._passing_on.hand_to(landed.hop, wanted, on_progress)
         own = msgspec.structs.replace(own, why=landed.why, here=landed.here, regions=landed.regions)
         return self._handed_answer(wanted, own), own.answer.start == "cold"
-
-    async def _keep_alive(self, node: str, report: InstanceReport, alive_time: int | None) -> bool:
-        """The instance lives at least `alive_time` from now. False if it may be gone before it hears of that."""
-        now = self._region.clock()
-        asked = report.alive_time if alive_time is None else alive_time
-        deadline = lease_deadline(asked, now)
-        if report.expires_at is None or (deadline is not None and deadline <= report.expires_at):
-            return True
-        longer = asked + EXTEND_STEP_S if asked else 0
-        command = Extend(secrets.token_hex(8), report.instance, longer)
-        try:
-            link = self._region.links.link(node)
-            if report.expires_at - now < EXTEND_MARGIN_S:
-                await link.call(command, timeout_s=EXTEND_MARGIN_S)
-            else:
-                link.post(command)
-                extended = msgspec.structs.replace(report, expires_at=lease_deadline(longer, now))
-                self._region.members.changed(node, extended, now)
-        except Problem as problem:
-            log.info("extend-failed", instance=report.instance, agent=node, problem=problem.detail)
-            return False
-        return True
-
-    # --- bring up: owned by the flight ------------------------------------------------------------------------------
-
-    async def _bring_up(self, wanted: Wanted, flight: Flight[Local | Remote]) -> Local | Remote:
-        progress = flight.progress
-        reasons: dict[str, Refusal] = {}
-        if (resumed := await self._resumed(wanted, flight)) is not None:
-            return resumed
-        while True:
-            choice = self._choose(wanted, reasons)
-            if isinstance(choice, Nobody):
-                return await self._passing_on.hand_off(wanted, choice, progress)
-            if choice.instance and (found := self._region.members.find(choice.instance)):
-                return Local(choice, *found, warm=True)
-            cold_here = choice.warmth >= Warmth.CACHED and not reasons
-            if cold_here and (remote := await self._passing_on.to_warm(wanted, choice, progress)) is not None:
-                return remote
-            progress(Progress("place", choice.why))
-            try:
-                return await self._start_on(choice, wanted, flight)
-            except HOST_CANNOT as problem:
-                log.info("agent-cannot", agent=choice.node, digest=wanted.record.digest, problem=problem.detail)
-                reasons[choice.node] = Refusal(cause_of(problem), problem.detail)
-
-    async def _resumed(self, wanted: Wanted, flight: Flight[Local | Remote]) -> Local | None:
-        """What was begun before this controller was restarted: for this request, or for any that wants the same."""
-        for held in [h for h in self._region.recalled.values() if begun_for(h, wanted)]:
-            while self._region.links.missing(held.agent) and loop_time() < self._region.recalled_at + AGENTS_BACK_S:
-                await asyncio.sleep(LOOK_AGAIN_S)
-            node, report = self._region.members.find(held.instance) or ("", None)
-            if report is not None and report.state in (State.RUNNING, State.PAUSED):
-                why = f"agent {node[:8]} has it from before this controller was restarted"
-                return Local(Placement(node=node, warmth=Warmth.WARM, why=why), node, report, warm=True)
-            if report is not None and report.state in (State.FETCHING, State.BUILDING, State.STARTING):
-                flight.instance = held.instance
-                try:
-                    done = await self._commanded(flight, held, wanted)
-                except HOST_CANNOT as problem:
-                    log.info("agent-cannot", agent=node, digest=held.digest, problem=problem.detail)
-                else:
-                    choice = Placement(node=node, warmth=Warmth.COLD, why=f"agent {node[:8]} was at it already")
-                    return Local(choice, node, done.report, done.timings_ms, done.warm)
-        return None
-
-    async def _start_on(self, choice: Placement, wanted: Wanted, flight: Flight[Local | Remote]) -> Local:
-        """One attempt on one agent. The memory is reserved before anything is awaited."""
-        region, record = self._region, wanted.record
-        place_ms = since(wanted.began) - wanted.resolve_ms
-        held = Held(
-            instance=secrets.token_hex(8),
-            digest=record.digest,
-            service_id=record.id,
-            service_name=record.name,
-            mem=wanted.mem,
-            host="",
-            agent=choice.node,
-            flavour=wanted.flavour,
-            key=wanted.key,
-            origin=wanted.route.origin,
-        )
-        region.members.reserve(choice.node, held.instance, wanted.mem)
-        region.hold(held)
-        region.tasks.run(region.journal.flush())  # should we die now, the same request finds it begun
-        flight.instance = held.instance
-        done = await self._commanded(flight, held, wanted)
-        return Local(choice, choice.node, done.report, {**done.timings_ms, "place": place_ms}, done.warm)
-
-    async def _commanded(self, flight: Flight[Local | Remote], held: Held, wanted: Wanted) -> Done:
-        region = self._region
-        try:
-            command = _start_command(held.instance, wanted, at_most_alive_s=region.config.alive_bounds.longest)
-            call = region.links.link(held.agent).call(command, timeout_s=START_S, on_progress=flight.progress)
-            done = await self._while_wanted(flight, held, call)
-        except Problem as problem:
-            region.members.release(held.agent, held.instance)
-            region.let_go(held.instance)
-            if (ending := failed_start(held, region.config.region, problem, region.clock())) is not None:
-                region.keep_ending(ending)
-            if type(problem) in (Unavailable, DeadlineExceeded) and cause_of(problem) is Cause.AWAY:
-                region.abandon(held.agent, held.instance)
-            raise
-        region.hold(msgspec.structs.replace(held, host=done.report.host))
-        return done
-
-    async def _while_wanted(self, flight: Flight[Local | Remote], held: Held, call: Coroutine[Any, Any, Done]) -> Done:
-        """The agent's answer. Raises StartFailed where the service is not ready and nobody waits for it any more."""
-        patience_s = self._region.config.unwanted_start_s
-        task = asyncio.create_task(call)
-        try:
-            while True:
-                left_s = flight.wanted_until + patience_s - loop_time()
-                await asyncio.wait({task}, timeout=max(LOOK_S, left_s))
-                if task.done():
-                    return task.result()
-                report = self._starting(held.instance)
-                if report is not None and loop_time() >= flight.wanted_until + patience_s:
-                    self._region.abandon(held.agent, held.instance)
-                    raise _given_up(report)
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
-
-    def _starting(self, instance: str) -> InstanceReport | None:
-        """None while it is fetched or built: that may take longer than anybody waits."""
-        found = self._region.members.find(instance)
-        return found[1] if found is not None and found[1].state is State.STARTING else None
 
     def _late(self, wanted: Wanted, flight: Flight[Local | Remote]) -> DeadlineExceeded:
         """What a start under way is waiting for, to those who do not wait with it."""
@@ -488,38 +325,6 @@ class Starts:
         self._region.recent.note(answered_view(answer, outcome, self._region.clock()))
 
 
-def begun_for(held: Held, wanted: Wanted) -> bool:
-    """An instance that is as good as one started now. A fresh one only serves the request that it was started for."""
-    same = held.digest == wanted.record.digest and held.flavour == wanted.flavour
-    return same and (not wanted.request.force_rebuild or (held.key != "" and held.key == wanted.key))
-
-
-def _given_up(report: InstanceReport) -> StartFailed:
-    awaited = f": {report.reason}" if report.reason else ""
-    return StartFailed(
-        f"instance {report.instance} was not ready when nobody waited for it any more{awaited}",
-        fix="Read the log; a slow service needs more time: `--wait SECONDS` (`wait_s`).",
-        reason="not-ready",
-        log=list(report.log),
-    )
-
-
 def _is_unusable(problem: Problem) -> bool:
     """True if the service itself is at fault: its archive cannot be had, or is none."""
     return isinstance(problem, InvalidArchive) or Cause.CONTENT in causes_in(problem)
-
-
-def _start_command(instance: str, wanted: Wanted, *, at_most_alive_s: int) -> Start:
-    request = wanted.request
-    return Start(
-        command=secrets.token_hex(8),
-        instance=instance,
-        digest=wanted.record.digest,
-        alive_time=wanted.alive_time,
-        at_most_alive_s=at_most_alive_s,
-        force_rebuild=request.force_rebuild,
-        parameters=request.parameters,
-        variant=wanted.offer.variant,
-        deadline_s=START_S,
-        trace=current_header(),
-    )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from protocol.instances import StartRequest
+from region_controller.bringing_up import begun_for
 from region_controller.leases import Held
 from region_controller.offers import Offer
 from region_controller.resolution import Resolved
-from region_controller.starts import begun_for
 from region_controller.wanted import Route, Wanted
 from tests.one_region import a_service
 
