@@ -112,11 +112,13 @@ class Agent(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`max_uploads`, `max_downloads`: archives that phones and developers send and fetch at once.
 
-    `starts_per_client_s` (0: any number), `starts_burst`: requests for services of one address. `max_starts`: of all,
-    under way at once. `prefer_warm_within_ms`: rather than build a service here, use it where it runs already, if that
-    region is at most so long a round trip away; 0: never. `allow_capabilities`, `max_processes`: how far agents of the
-    region may let a service be less confined than by default. `shortest_alive_s`, `longest_alive_s`: what clients get
-    that ask for less or more; with `longest_alive_s` (0: no bound of this region's own) nothing lives until stopped.
+    `starts_per_client_s` (0: any number), `starts_burst`: requests for services of one address. `max_starts`: of
+    all, under way at once. `starts_per_agent`: services that are being started at once, for each agent;
+    `max_queued_starts` more wait for their turn, or for memory, each at most `queue_wait_s`.
+    `prefer_warm_within_ms`: rather than build a service here, use it where it runs already, if that region is at
+    most so long a round trip away; 0: never. `allow_capabilities`, `max_processes`: how far agents of the region
+    may let a service be less confined than by default. `shortest_alive_s`, `longest_alive_s`: what clients get that
+    ask for less or more; with `longest_alive_s` (0: no bound of this region's own) nothing lives until stopped.
     """
 
     max_archive_mb: Annotated[int, Meta(ge=1, le=65536)] = 256
@@ -128,6 +130,9 @@ class Controller(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     prefer_warm_within_ms: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
     allow_capabilities: tuple[LinuxCapability, ...] = ()
     max_processes: Processes = DEFAULT_PROCESSES
+    starts_per_agent: Annotated[int, Meta(ge=1, le=1024)] = 8
+    max_queued_starts: Annotated[int, Meta(ge=0, le=10_000)] = 64
+    queue_wait_s: Annotated[float, Meta(ge=0, le=3600)] = 30.0
     shortest_alive_s: AliveTime = 0
     longest_alive_s: AliveTime = 0
 

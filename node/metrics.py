@@ -105,6 +105,10 @@ class _Collector:
         yield GaugeMetricFamily("cornerstore_agents", "Agents linked to this controller.", value=stats.agents)
         yield GaugeMetricFamily("cornerstore_leases", "Leases that hold an instance.", value=stats.leases)
         yield CounterMetricFamily("cornerstore_starts_refused", "Requests that were too many.", value=stats.refused)
+        yield GaugeMetricFamily("cornerstore_starts_queued", "Starts that wait for a turn or room.", value=stats.queued)
+        yield CounterMetricFamily(
+            "cornerstore_starts_overloaded", "Starts whose turn could not come in time.", value=stats.overloaded
+        )
         memory = GaugeMetricFamily("cornerstore_memory_megabytes", "What the agents offer.", labels=["kind"])
         memory.add_metric(["total"], stats.memory_total)
         memory.add_metric(["free"], stats.memory_free)

@@ -206,6 +206,9 @@ class _Parts:
                     starts_per_client_s=self._config.controller.starts_per_client_s,
                     starts_burst=self._config.controller.starts_burst,
                     max_starts=self._config.controller.max_starts,
+                    starts_per_agent=self._config.controller.starts_per_agent,
+                    max_queued_starts=self._config.controller.max_queued_starts,
+                    queue_wait_s=self._config.controller.queue_wait_s,
                     prefer_warm_within_s=self._config.controller.prefer_warm_within_ms / 1000,
                     allowed=Allowed(self._config.controller.allow_capabilities, self._config.controller.max_processes),
                     alive_bounds=AliveBounds(

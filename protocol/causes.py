@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from protocol.problems import ContentNotFound, CorruptContent, DiskUnusable, EngineUnavailable, Problem
+from protocol.problems import ContentNotFound, CorruptContent, DiskUnusable, EngineUnavailable, Overloaded, Problem
 
 
 class Cause(StrEnum):
     """CONTENT: the archive cannot be had. RUNTIME: nothing here runs its kind. ENGINE: what runs it does not answer.
     POLICY: the service wants to be less confined than the region allows. CONFINEMENT: than the machine's operator does.
     LATENCY: it is too far away, or the service itself too slow. ACCURACY: no variant is accurate enough. AWAY: the host
-    itself does not answer. EMPTY: a region without agents."""
+    itself does not answer. BUSY: more is asked of it than it can start. EMPTY: a region without agents."""
 
     CONTENT = "content"
     RUNTIME = "runtime"
@@ -24,6 +24,7 @@ class Cause(StrEnum):
     MEMORY = "memory"
     DISK = "disk"
     AWAY = "away"
+    BUSY = "busy"
     EMPTY = "empty"
 
 
@@ -37,6 +38,8 @@ def cause_of(problem: Problem) -> Cause:
             return Cause.CONTENT
         case EngineUnavailable():
             return Cause.ENGINE
+        case Overloaded():
+            return Cause.BUSY
         case DiskUnusable():
             return Cause.DISK
         case _:

@@ -172,6 +172,12 @@ class RelaxationRefused(NoCapacity):
     status, slug, title = 403, "relaxation-refused", "The service wants to be less confined than it may be here"
 
 
+class Overloaded(Unavailable):
+    """Nothing is wrong, there is just too much to do. `extra`: `retry_after` in seconds, at the rate of the moment."""
+
+    slug, title = "overloaded", "More services are asked for than can be started now"
+
+
 class EngineUnavailable(Unavailable):
     slug, title = "engine-unavailable", "The container engine does not answer"
 

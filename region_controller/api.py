@@ -10,6 +10,7 @@ import asyncio
 import importlib.metadata
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ from protocol.problems import BadRequest, Forbidden, NotFound
 from protocol.records import RECORD_HEADER
 from region_controller.controller import Controller
 from region_controller.event_stream import answer_or_stream, follow, stream, wants_events
+from region_controller.flights import Present
 from region_controller.handoff import OPERATOR_HEADER, VERBS, AliveRequest, HandoffRequest, Verb
 from region_controller.openapi import OPERATIONS, Operation, describe_api
 from region_controller.operations import Caller
@@ -86,14 +88,15 @@ class _ClientHandlers:
         client = request.remote or ""
         with self._controller.admission.request(client, time.monotonic()):
             body = await _json(request, StartRequest)
+            present = partial(_present, request)
             if wants_events(request):
-                return await stream(request, lambda on_progress: self._started(body, on_progress, client))
-            answer, cold = await self._controller.start(body, client=client)
+                return await stream(request, lambda on_progress: self._started(body, on_progress, client, present))
+            answer, cold = await self._controller.start(body, client=client, present=present)
         location = {"Location": f"/v1/instances/{answer.instance}"}
         return _answer(answer, status=201 if cold else 200, headers=location)
 
-    async def _started(self, body: StartRequest, on_progress: OnProgress, client: str) -> StartAnswer:
-        answer, _ = await self._controller.start(body, on_progress, client=client)
+    async def _started(self, body: StartRequest, on_progress: OnProgress, client: str, present: Present) -> StartAnswer:
+        answer, _ = await self._controller.start(body, on_progress, client=client, present=present)
         return answer
 
     async def list_instances(self, request: web.Request) -> web.Response:
@@ -210,10 +213,12 @@ def peer_routes(controller: Controller) -> list[web.RouteDef]:
 
     async def receive_handoff(request: web.Request) -> web.StreamResponse:
         peer = _controller_peer(request)
-        body = await _json(request, HandoffRequest)
+        body, present = await _json(request, HandoffRequest), partial(_present, request)
         if not wants_events(request):
-            return _answer(await controller.receive_handoff(body, peer))
-        return await answer_or_stream(request, lambda tell: controller.receive_handoff(body, peer, tell), _answer)
+            return _answer(await controller.receive_handoff(body, peer, present=present))
+        return await answer_or_stream(
+            request, lambda tell: controller.receive_handoff(body, peer, tell, present), _answer
+        )
 
     async def exchange_summaries(request: web.Request) -> web.Response:
         peer = _controller_peer(request)
@@ -308,6 +313,11 @@ def _answer(value: Any, *, status: int = 200, headers: dict[str, str] | None = N
     return web.Response(
         body=msgspec.json.encode(value), status=status, headers=headers, content_type="application/json"
     )
+
+
+def _present(request: web.Request) -> bool:
+    """Whether who asked has not hung up."""
+    return request.transport is not None and not request.transport.is_closing()
 
 
 def _bearer(request: web.Request) -> str | None:

@@ -17,7 +17,7 @@ from msgspec import Struct
 from protocol.causes import Cause, cause_of
 from protocol.instances import InstanceReport, Progress, State
 from protocol.link import Done, Start
-from protocol.problems import DeadlineExceeded, Problem, StartFailed, Unavailable
+from protocol.problems import DeadlineExceeded, NoCapacity, Problem, StartFailed, Unavailable
 from protocol.tracing import current_header
 from region_controller.agents import Warmth
 from region_controller.endings import failed_start
@@ -27,6 +27,7 @@ from region_controller.passing_on import HOST_CANNOT, PassingOn, Remote
 from region_controller.placement import Nobody, Placement, choose
 from region_controller.refusals import Refusal
 from region_controller.region import Region
+from region_controller.start_line import Room, StartLine
 from region_controller.wanted import Wanted, loop_time, since
 
 log = structlog.get_logger(__name__)
@@ -54,31 +55,66 @@ class BringingUp:
     def __init__(self, region: Region, passing_on: PassingOn) -> None:
         self._region = region
         self._passing_on = passing_on
+        self.line = StartLine(
+            places=region.config.max_queued_starts, longest_s=region.config.queue_wait_s, slots=self._slots
+        )
+
+    def _slots(self) -> int:
+        agents, _, _ = self._region.members.capacity()
+        return max(1, agents) * self._region.config.starts_per_agent
 
     def choose(self, wanted: Wanted, refused: dict[str, Refusal] | None = None) -> Placement | Nobody:
         """Among our own agents. `refused`: those that were asked already, and could not."""
         return choose(wanted.need(), self._region.agents(), self._region.clock(), refused)
 
     async def start(self, wanted: Wanted, flight: Flight[Local | Remote]) -> Local | Remote:
-        progress = flight.progress
+        progress, arrived = flight.progress, loop_time()
         reasons: dict[str, Refusal] = {}
         if (resumed := await self._resumed(wanted, flight)) is not None:
             return resumed
         while True:
-            choice = self.choose(wanted, reasons)
+            choice, no_room = self.choose(wanted, reasons), None
             if isinstance(choice, Nobody):
-                return await self._passing_on.hand_off(wanted, choice, progress)
-            if choice.instance and (found := self._region.members.find(choice.instance)):
+                room_s = self._room_s(choice, wanted)
+                try:
+                    return await self._passing_on.hand_off(wanted, choice, progress, room_s)
+                except NoCapacity as problem:
+                    if wanted.route.origin or room_s is None or room_s > self.line.patience_s(flight, arrived):
+                        raise
+                    no_room = problem
+            elif choice.instance and (found := self._region.members.find(choice.instance)):
                 return Local(choice, *found, warm=True)
-            cold_here = choice.warmth >= Warmth.CACHED and not reasons
-            if cold_here and (remote := await self._passing_on.to_warm(wanted, choice, progress)) is not None:
+            elif (
+                choice.warmth >= Warmth.CACHED
+                and not reasons
+                and (remote := await self._passing_on.to_warm(wanted, choice, progress)) is not None
+            ):
                 return remote
-            progress(Progress("place", choice.why))
-            try:
-                return await self._start_on(choice, wanted, flight)
-            except HOST_CANNOT as problem:
-                log.info("agent-cannot", agent=choice.node, digest=wanted.record.digest, problem=problem.detail)
-                reasons[choice.node] = Refusal(cause_of(problem), problem.detail)
+            client = wanted.route.origin or wanted.route.client
+            async with self.line.turn(
+                flight, client, arrived=arrived, room=self._room(wanted, reasons, no_room)
+            ) as ticket:
+                choice = self.choose(wanted, reasons)  # what was free when it came need not be free now
+                if isinstance(choice, Nobody) or choice.instance:
+                    continue
+                progress(Progress("place", choice.why))
+                ticket.began = True
+                try:
+                    return await self._start_on(choice, wanted, flight)
+                except HOST_CANNOT as problem:
+                    log.info("agent-cannot", agent=choice.node, digest=wanted.record.digest, problem=problem.detail)
+                    reasons[choice.node] = Refusal(cause_of(problem), problem.detail)
+
+    def _room_s(self, nobody: Nobody, wanted: Wanted) -> float | None:
+        """When an agent has room that lacks nothing but memory; None if that cannot be told."""
+        now, members = self._region.clock(), self._region.members
+        lacking = [node for node, why in nobody.reasons.items() if why.cause is Cause.MEMORY]
+        waits = (members.room_in_s(node, wanted.mem, now) for node in lacking)
+        return min((wait for wait in waits if wait is not None), default=None)
+
+    def _room(self, wanted: Wanted, reasons: dict[str, Refusal], no_room: NoCapacity | None) -> Room | None:
+        """For a start that waits for room: why, and when it need not wait any more."""
+        return None if no_room is None else (no_room, lambda: not isinstance(self.choose(wanted, reasons), Nobody))
 
     async def _resumed(self, wanted: Wanted, flight: Flight[Local | Remote]) -> Local | None:
         """What was begun before this controller was restarted: for this request, or for any that wants the same."""

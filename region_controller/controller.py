@@ -40,6 +40,7 @@ from region_controller import hierarchy
 from region_controller.admission import Admission
 from region_controller.catalogue import Catalogue
 from region_controller.categories import category_tree
+from region_controller.flights import Present, always
 from region_controller.handoff import AliveRequest, HandoffRequest, Paced, RemoteRegions, Verb
 from region_controller.journal import Journal, open_journal
 from region_controller.operations import Caller, Operations
@@ -131,16 +132,21 @@ class Controller:
     # --- instances --------------------------------------------------------------------------------------------------
 
     async def start(
-        self, request: StartRequest, on_progress: OnProgress = _ignore, *, client: str = ""
+        self,
+        request: StartRequest,
+        on_progress: OnProgress = _ignore,
+        *,
+        client: str = "",
+        present: Present = always,
     ) -> tuple[StartAnswer, bool]:
         """An instance of the service that `request` means, ready, with a lease of the caller's own. `client`: the
-        caller's address.
+        caller's address. `present`: whether it is still there; a start waits for its turn no longer than that.
 
         The second value is True if the instance was started for this request (cold). Raises BadRequest,
-        NoMatchingService, AmbiguousService, NoCapacity, DeadlineExceeded (the start itself goes on), BuildFailed,
-        StartFailed, Unavailable.
+        NoMatchingService, AmbiguousService, NoCapacity, Overloaded, DeadlineExceeded (the start itself goes on),
+        BuildFailed, StartFailed, Unavailable.
         """
-        return await self._starts.start(request, on_progress, client)
+        return await self._starts.start(request, on_progress, client, present)
 
     async def would(self, service: str) -> PlacementView:
         """Where it would be placed now; starts nothing. Raises as `start`, but NoCapacity."""
@@ -151,10 +157,10 @@ class Controller:
         return self._region.recent.views()
 
     async def receive_handoff(
-        self, body: HandoffRequest, peer: PeerIdentity, on_progress: OnProgress = _ignore
+        self, body: HandoffRequest, peer: PeerIdentity, on_progress: OnProgress = _ignore, present: Present = always
     ) -> StartAnswer:
         """A request of another region's phone that `peer`, its controller, cannot host. Raises as `start`."""
-        answer, _ = await self._starts.receive(body, peer.node, Paced(on_progress))
+        answer, _ = await self._starts.receive(body, peer.node, Paced(on_progress), present)
         return answer
 
     async def log(self, instance: str, lines: int, caller: Caller) -> InstanceLog:
@@ -258,6 +264,8 @@ class Controller:
             instances=dict(states),
             leases=self._region.leases.count(self._clock()),
             refused=self.admission.refused,
+            queued=self._starts.line.waiting,
+            overloaded=self._starts.line.refused,
         )
 
     async def _region_records(self) -> list[RegionRecord]:
@@ -293,6 +301,7 @@ class Controller:
         await self._region.links.close()
 
     def _note_capacity(self) -> None:
+        self._starts.line.advance()
         agents, total, free = self._region.members.capacity()
         before_agents, before_total, before_free = self._announced
         if (agents, total) != (before_agents, before_total) or abs(free - before_free) >= max(NOTABLE_MB, total // 10):

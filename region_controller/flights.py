@@ -21,6 +21,15 @@ log = structlog.get_logger(__name__)
 T = TypeVar("T")
 
 
+Present = Callable[[], bool]
+"""Whether who asked is still there."""
+
+
+def always() -> bool:
+    """For who cannot be seen leaving."""
+    return True
+
+
 class Flight(Generic[T]):
     """Use `Flights`. `wanted_until`: when the last who waits gives up, on the loop's clock. `instance`: the one that is
     being started, once there is one."""
@@ -29,28 +38,32 @@ class Flight(Generic[T]):
         self.wanted_until = 0.0
         self.instance: str | None = None
         self._landed: asyncio.Future[T | Problem] = asyncio.get_running_loop().create_future()
-        self._listeners: list[OnProgress] = []
+        self._waiting: list[tuple[OnProgress, Present]] = []
         self.last: Progress | None = None
 
     @property
     def landed(self) -> bool:
         return self._landed.done()
 
+    def wanted(self) -> bool:
+        """Whether anybody who waits is still there."""
+        return any(present() for _, present in self._waiting)
+
     def progress(self, step: Progress) -> None:
         self.last = step
-        for listener in tuple(self._listeners):
+        for listener, _ in tuple(self._waiting):
             listener(step)
 
-    async def wait(self, on_progress: OnProgress, timeout_s: float) -> T:
+    async def wait(self, on_progress: OnProgress, timeout_s: float, present: Present = always) -> T:
         """The result of the work. Raises its Problem, or DeadlineExceeded while the work goes on."""
         self.wanted_until = max(self.wanted_until, asyncio.get_running_loop().time() + timeout_s)
-        self._listeners.append(on_progress)
+        self._waiting.append(waiter := (on_progress, present))
         if self.last is not None:
             on_progress(self.last)
         try:
             await asyncio.wait({self._landed}, timeout=max(0.0, timeout_s))
         finally:
-            self._listeners.remove(on_progress)
+            self._waiting.remove(waiter)
         if not self._landed.done():
             raise DeadlineExceeded(
                 "the service is not ready within the time asked for; its start goes on",

@@ -13,7 +13,7 @@ import msgspec
 from dht.tasks import OwnedTasks
 from protocol.instances import OnProgress, StartAnswer, StartRequest
 from protocol.problems import Conflict
-from region_controller.flights import Flights
+from region_controller.flights import Flights, Present, always
 
 REMEMBER_S = 600.0
 MARGIN_S = 0.5
@@ -38,10 +38,12 @@ class IdempotencyKeys:
         who: str,
         request: StartRequest,
         on_progress: OnProgress,
-        work: Callable[[OnProgress], Awaitable[Answered]],
+        work: Callable[[OnProgress, Present], Awaitable[Answered]],
+        present: Present = always,
     ) -> Answered:
+        """`present`: whether the sender is still there; the work is told of all who wait for it."""
         if request.request_key is None:
-            return await work(on_progress)
+            return await work(on_progress, present)
         key = (who, request.request_key)
         if known := self._answered.get(key):
             first, answered, at = known
@@ -50,9 +52,9 @@ class IdempotencyKeys:
                     return answered
                 raise Conflict("the request key was used for another request", fix="Use a new key for each request.")
         flight, _ = self._flights.join(
-            (key, _content(request)), lambda flight: self._remember(key, request, work(flight.progress))
+            (key, _content(request)), lambda flight: self._remember(key, request, work(flight.progress, flight.wanted))
         )
-        return await flight.wait(on_progress, request.wait_s + MARGIN_S)
+        return await flight.wait(on_progress, request.wait_s + MARGIN_S, present)
 
     async def _remember(self, key: tuple[str, str], request: StartRequest, work: Awaitable[Answered]) -> Answered:
         answered = await work

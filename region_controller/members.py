@@ -179,6 +179,19 @@ class Members:
                 return node, report
         return None
 
+    def room_in_s(self, node: str, mem: int, now: float) -> float | None:
+        """When `mem` MB are free on an agent, if nobody prolongs what runs there; None if not by the end of lives."""
+        member = self._members[node]
+        lacking = mem - member.memory_free
+        lives = [
+            (i.expires_at, i.mem) for i in member.instances.values() if i.holds_memory and i.expires_at is not None
+        ]
+        for expires_at, size in sorted(lives):
+            lacking -= size
+            if lacking <= 0:
+                return max(0.0, expires_at - now)
+        return None
+
     def instances(self) -> list[tuple[str, InstanceReport]]:
         return [(node, r) for node, m in self._members.items() for r in m.instances.values()]
 

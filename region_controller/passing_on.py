@@ -30,7 +30,7 @@ from region_controller.handoff import ANSWER_MARGIN_S, MAX_VISITED, HandoffReque
 from region_controller.leases import Held
 from region_controller.placement import Nobody, Placement
 from region_controller.reachability import Door, Doors
-from region_controller.refusals import Refusal, asked_by, causes_in, summed_up
+from region_controller.refusals import Refusal, asked_by, causes_in, room_in_s, summed_up
 from region_controller.region import Region
 from region_controller.wanted import Wanted, loop_time
 
@@ -74,9 +74,11 @@ class PassingOn:
         self._region_records = region_records
         self._doors = doors
 
-    async def hand_off(self, wanted: Wanted, nobody: Nobody, progress: OnProgress) -> Remote:
+    async def hand_off(
+        self, wanted: Wanted, nobody: Nobody, progress: OnProgress, room_s: float | None = None
+    ) -> Remote:
         """Ask the other regions, best first. Raises NoCapacity with the reason of each, Unavailable if all that each
-        lacks is the archive. `nobody`: why none of our own agents can."""
+        lacks is the archive. `nobody`: why none of our own agents can; `room_s`: when one could, if that is known."""
         here = self._region.config.region
         regions = {
             here: "; ".join(f"agent {node[:8]}: {why.detail}" for node, why in sorted(nobody.reasons.items()))
@@ -84,7 +86,8 @@ class PassingOn:
         }
         causes = {why.cause for why in nobody.reasons.values()} or {Cause.EMPTY}
         if wanted.route.hops >= hierarchy.MAX_HOPS or len(wanted.route.visited) >= MAX_VISITED:
-            raise summed_up(wanted.record, regions, causes, wanted.mem)
+            raise summed_up(wanted.record, regions, causes, wanted.mem, room_s=[room_s])
+        rooms = [room_s]
         asked: set[str] = set()
         silent: set[str] = set()
         passed_over: list[PassedOver] = []
@@ -107,6 +110,7 @@ class PassingOn:
                     regions |= {str(k): str(v) for k, v in theirs.items()} if isinstance(theirs, dict) else {}
                     regions.setdefault(hop.region, problem.detail)
                     causes |= causes_in(problem) or {cause_of(problem)}
+                    rooms.append(room_in_s(problem))
                     cause = min(causes_in(problem), key=list(Cause).index, default=cause_of(problem))
                     passed_over.append(region_passed_over(hop.region, cause, regions[hop.region]))
             for far, refusal in self._too_far(wanted, known):
@@ -114,7 +118,7 @@ class PassingOn:
                     regions[far.region] = refusal.detail
                     causes.add(refusal.cause)
                     passed_over.append(region_passed_over(far.region, refusal.cause, refusal.detail))
-        refusal_of_all = summed_up(wanted.record, regions, causes, wanted.mem)
+        refusal_of_all = summed_up(wanted.record, regions, causes, wanted.mem, room_s=rooms)
         if wanted.route.hops:  # who handed it to us need not have them asked again; a phone has no use for it
             refusal_of_all.extra["asked"] = sorted(asked - silent)[:MAX_VISITED]
         raise refusal_of_all

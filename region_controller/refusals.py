@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,10 +10,12 @@ from msgspec import Struct
 
 from protocol.causes import Cause
 from protocol.identifiers import is_node_id
-from protocol.problems import NoCapacity, Problem, RelaxationRefused, Unavailable
+from protocol.problems import NoCapacity, Overloaded, Problem, RelaxationRefused, Unavailable
 from protocol.records import ServiceRecord
 
 RETRY_AFTER_S = 5
+"""Where nobody knows better."""
+MAX_RETRY_AFTER_S = 3600
 MAX_ASKED = 256
 
 _FIXES: Mapping[Cause, str] = {
@@ -31,6 +34,7 @@ _FIXES: Mapping[Cause, str] = {
     Cause.MEMORY: "Stop something, or let an agent offer more (`memory_mb` under [agent] in config.toml).",
     Cause.DISK: "Free disk space on the agents' machines, or raise `quota_gb` under [content] there.",
     Cause.AWAY: "Ask again in a moment: an agent or a region that lost its link dials again.",
+    Cause.BUSY: "Ask again after the time that `Retry-After` names.",
     Cause.EMPTY: "Add an agent with `cornerstore bootstrap invite`.",
 }
 
@@ -40,6 +44,17 @@ class Refusal(Struct, frozen=True):
 
     cause: Cause
     detail: str
+
+
+def retry_after_of(seconds: float | None) -> int:
+    """Whole seconds, rounded up: who comes back then finds what was promised."""
+    return RETRY_AFTER_S if seconds is None else math.ceil(min(MAX_RETRY_AFTER_S, max(1.0, seconds)))
+
+
+def room_in_s(problem: Problem) -> float | None:
+    """When another region expects to have room, as its answer says; None if it does not know."""
+    said = problem.retry_after if isinstance(problem, Overloaded) else problem.extra.get("room_in_s")
+    return max(0.0, float(said)) if isinstance(said, int | float) and math.isfinite(said) else None
 
 
 def causes_in(problem: Problem) -> set[Cause]:
@@ -56,11 +71,19 @@ def asked_by(problem: Problem) -> set[str]:
     return {n for n in named[:MAX_ASKED] if isinstance(n, str) and is_node_id(n)} if isinstance(named, list) else set()
 
 
-def summed_up(service: ServiceRecord, regions: Mapping[str, str], causes: Iterable[Cause], mem: int) -> Unavailable:
+def summed_up(
+    service: ServiceRecord,
+    regions: Mapping[str, str],
+    causes: Iterable[Cause],
+    mem: int,
+    *,
+    room_s: Iterable[float | None] = (),
+) -> Unavailable:
     """The answer where no region hosts `service`: Unavailable if only the archive is missing, RelaxationRefused if all
     that is missing is somebody's leave, else NoCapacity.
 
     A region without agents has no say while others refuse for reasons of their own. `mem`: what was asked for, in MB.
+    `room_s`: when each region expects to have room, None if it cannot tell.
     """
     said = set(causes)
     told = sorted(said - {Cause.EMPTY} or said, key=list(Cause).index)
@@ -69,7 +92,10 @@ def summed_up(service: ServiceRecord, regions: Mapping[str, str], causes: Iterab
         "causes": [str(cause) for cause in told],
         "fix": " ".join(_FIXES[cause] for cause in told) or "Ask again later.",
     }
-    again = {**about, "retry_after": RETRY_AFTER_S}
+    first_s = min((s for s in room_s if s is not None), default=None)
+    again = {**about, "retry_after": retry_after_of(first_s)}
+    if first_s is not None:
+        again["room_in_s"] = round(first_s, 1)
     if told == [Cause.CONTENT]:
         return Unavailable(f"nobody who has the archive of {service.id} ({service.name}) answers", **again)
     counted = "1 region" if len(regions) == 1 else f"{len(regions)} regions"

@@ -44,7 +44,8 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     under way at once. `unwanted_start_s`: a start that is not ready is given up so long after the last client's
     `wait_s` is over. `prefer_warm_within_s`: rather than built here, a service is used where it runs already, if that
     region is at most so long a round trip away; 0: never. `allowed`: how far agents may let a service be less confined.
-    `alive_bounds`: what clients may ask for.
+    `alive_bounds`: what clients may ask for. `starts_per_agent`: starts under way at once for each agent;
+    `max_queued_starts` more wait for their turn or for memory, each at most `queue_wait_s`.
     """
 
     region: str
@@ -61,6 +62,9 @@ class ControllerConfig(Struct, frozen=True, kw_only=True):
     starts_per_client_s: float = 50.0
     starts_burst: int = 200
     max_starts: int = 1024
+    starts_per_agent: int = 8
+    max_queued_starts: int = 64
+    queue_wait_s: float = 30.0
     spool_bytes: int = 1 << 30
 
 

@@ -29,7 +29,7 @@ from protocol.records import RegionRecord
 from region_controller.bringing_up import BringingUp, Local
 from region_controller.catalogue import Catalogue
 from region_controller.explained import decided, handed_on, in_words
-from region_controller.flights import Flight, Flights
+from region_controller.flights import Flight, Flights, Present, always
 from region_controller.handoff import HandoffRequest, RemoteRegions
 from region_controller.idempotency import Answered, IdempotencyKeys
 from region_controller.leases import lease_deadline
@@ -67,15 +67,31 @@ class Starts:
         self._passing_on = PassingOn(region, remote, region_records, doors)
         self._prolonging = Prolonging(region)
         self._bringing_up = BringingUp(region, self._passing_on)
+        self.line = self._bringing_up.line
         self._flights: Flights[Local | Remote] = Flights(region.tasks)
         self._keys = IdempotencyKeys(region.tasks, region.clock)
 
-    async def start(self, request: StartRequest, on_progress: OnProgress, client: str = "") -> Answered:
-        """A phone's request. The second value: True if the instance was started for this very request."""
-        route = Route(deadline=loop_time() + request.wait_s, client=client)
-        return await self._keys.once("", request, on_progress, lambda step: self._start(request, step, route))
+    async def start(
+        self, request: StartRequest, on_progress: OnProgress, client: str = "", present: Present = always
+    ) -> Answered:
+        """A phone's request. `client`: its address; `present`: whether it is still there.
 
-    async def receive(self, body: HandoffRequest, peer: str, on_progress: OnProgress) -> Answered:
+        The second value: True if the instance was started for this very request.
+        """
+        route = Route(deadline=loop_time() + request.wait_s, client=client)
+        return await self._once("", request, on_progress, route, present)
+
+    async def _once(
+        self, who: str, request: StartRequest, on_progress: OnProgress, route: Route, present: Present
+    ) -> Answered:
+        async def work(step: OnProgress, anybody: Present) -> Answered:
+            return await self._start(request, step, msgspec.structs.replace(route, present=anybody))
+
+        return await self._keys.once(who, request, on_progress, work, present)
+
+    async def receive(
+        self, body: HandoffRequest, peer: str, on_progress: OnProgress, present: Present = always
+    ) -> Answered:
         """A request that the controller `peer` handed over."""
         request = msgspec.structs.replace(
             body.request,
@@ -95,7 +111,7 @@ class Starts:
             only_warm=body.only_warm,
             within_ms=body.within_ms,
         )
-        answered = await self._keys.once(peer, request, on_progress, lambda step: self._start(request, step, route))
+        answered = await self._once(peer, request, on_progress, route, present)
         self._region.stats.starts["received"] += 1
         await self._check_reached(answered[0])
         return answered
@@ -235,7 +251,7 @@ class Starts:
         key = secrets.token_hex(8) if fresh else (wanted.record.digest, wanted.flavour)
         flight, opened = self._flights.join(key, lambda flight: self._bringing_up.start(wanted, flight))
         try:
-            landed = await flight.wait(on_progress, wanted.route.deadline - loop_time())
+            landed = await flight.wait(on_progress, wanted.route.deadline - loop_time(), wanted.route.present)
         except DeadlineExceeded:
             if flight.landed:
                 raise

@@ -27,7 +27,8 @@ class Histogram(Struct, frozen=True):
 class ControllerStats(Struct, frozen=True, kw_only=True):
     """`starts` by kind: cold, warm, joined, handed_off, received, failed. `phases`: how long they took.
 
-    `instances` by state. Memory in MB. `refused`: requests for services that were too many.
+    `instances` by state. Memory in MB. `refused`: requests for services that were too many. `queued`: starts that wait
+    now; `overloaded`: those that could not be started in time.
     """
 
     starts: dict[str, int]
@@ -38,6 +39,8 @@ class ControllerStats(Struct, frozen=True, kw_only=True):
     instances: dict[str, int]
     leases: int
     refused: int
+    queued: int
+    overloaded: int
 
 
 class Stats:

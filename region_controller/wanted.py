@@ -14,13 +14,14 @@ from protocol.instances import PHASES, StartRequest
 from protocol.records import ServiceRecord
 from protocol.service import Strategy
 from region_controller.agents import Need
+from region_controller.flights import Present, always
 from region_controller.offers import Offer
 from region_controller.resolution import Resolved
 
 
 class Route(Struct, frozen=True, kw_only=True):
     """How a request came here. `deadline` on the event loop's clock. `client`: the address it came from, if a phone's.
-    `origin`: the controller that handed it over.
+    `origin`: the controller that handed it over. `present`: whether who asked is still there.
 
     `only_warm`: it would rather start the service itself than have it started here. `within_ms`: how long the round
     trip from here to the agent may be, None: as the service says.
@@ -29,6 +30,7 @@ class Route(Struct, frozen=True, kw_only=True):
     deadline: float
     client: str = ""
     origin: str = ""
+    present: Present = always
     visited: frozenset[str] = frozenset()
     hops: int = 0
     only_warm: bool = False

@@ -17,7 +17,7 @@ class Work:
     def __init__(self) -> None:
         self.done = 0
 
-    async def __call__(self, _: object) -> Answered:
+    async def __call__(self, _progress: object, _present: object) -> Answered:
         self.done += 1
         return an_answer(str(self.done)), True
 
