@@ -177,8 +177,11 @@ def test_after_close_there_is_no_process_and_no_service(worker: WorkerProcess) -
 
 
 def test_close_does_not_wait_for_a_process_that_starts(worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A node that ends just after it came up."""
+    """A node that ends just after it came up. The process does not say that it is ready before it is killed."""
     raised: list[str] = []
+
+    def never_ready(process: subprocess.Popen[bytes]) -> None:
+        process.wait(20)
 
     def warm_up() -> None:
         try:
@@ -186,6 +189,7 @@ def test_close_does_not_wait_for_a_process_that_starts(worker: WorkerProcess, mo
         except Unavailable as problem:
             raised.append(problem.detail)
 
+    monkeypatch.setattr("csar.worker_process._read", never_ready)
     before = workers()
     starting = threading.Thread(target=warm_up)
     starting.start()
