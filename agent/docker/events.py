@@ -21,7 +21,8 @@ from protocol.problems import EngineUnavailable
 log = structlog.get_logger(__name__)
 
 RETRY_S = 0.5
-WATCHED = ["die", "oom", "pause", "unpause", "destroy"]
+WATCHED = ["die", "oom", "pause", "unpause", "destroy", "tag", "untag", "delete", "load", "import"]
+"""The last five happen to images."""
 
 
 class SandboxEnded(Struct, frozen=True):
@@ -30,11 +31,15 @@ class SandboxEnded(Struct, frozen=True):
     id: str
 
 
-AnyEvent = RuntimeEvent | SandboxEnded
+class ImagesChanged(Struct, frozen=True):
+    """An image came, went or was named, whoever did it."""
+
+
+AnyEvent = RuntimeEvent | SandboxEnded | ImagesChanged
 
 
 async def engine_events(engine: DockerEngine, node: str) -> AsyncGenerator[AnyEvent, None]:
-    """Events of this node's containers; never ends by itself."""
+    """Events of this node's containers, and of all images; never ends by itself."""
     away = told = False
     while True:
         try:
@@ -91,7 +96,7 @@ class _Stream:
             self._client.cut()
 
     def _read(self) -> None:
-        filters = {"type": "container", "label": f"{NODE_LABEL}={self._node}", "event": WATCHED}
+        filters = {"type": ["container", "image"], "event": WATCHED}
         with StreamingClient(base_url=self._engine.url, version="auto") as client:
             events = iter(client.events(decode=True, filters=filters))
             self._client = client
@@ -101,7 +106,11 @@ class _Stream:
             for event in events:
                 actor = event.get("Actor", {})
                 attributes = actor.get("Attributes", {})
-                if instance := attributes.get(INSTANCE_LABEL):
+                if event.get("Type") == "image":
+                    self._put(ImagesChanged())
+                elif attributes.get(NODE_LABEL) != self._node:
+                    continue  # the engine does not pick by label and take images as well
+                elif instance := attributes.get(INSTANCE_LABEL):
                     self._put(RuntimeEvent(EventKind.CHANGED, instance))
                 elif SANDBOX_LABEL in attributes:
                     self._put(SandboxEnded(actor.get("ID", "")))

@@ -77,6 +77,19 @@ class DockerImages:
         self._aliases = aliases
         self._settings = settings
         self._unpack: Unpack = unpack if unpack is not None else csar
+        self._watched = False
+        self._changes = 0
+        self._listed: tuple[int, frozenset[str]] = (-1, frozenset())
+        """After how many changes the engine was asked for the names of its images, and what it said."""
+
+    def watch(self, watched: bool) -> None:
+        """Whether each change is told by `changed` from now on."""
+        self._watched = watched
+        self.changed()
+
+    def changed(self) -> None:
+        """There may be other images than before."""
+        self._changes += 1
 
     async def find(self, digest: str, artifact: str | None) -> str | None:
         tag = image_tag(digest, artifact)
@@ -95,10 +108,21 @@ class DockerImages:
             return None
 
     async def built(self, digests: Collection[str]) -> frozenset[str]:
-        """Those of `digests` whose default image is here. One call, however many they are."""
+        """Those of `digests` whose default image is here. Raises EngineUnavailable, whether that is known or not."""
+        changes, names = self._listed
+        if self._watched and changes == self._changes:
+            await self._engine.ping()
+        else:
+            names = await self._names()
+        return frozenset(digest for digest in digests if image_tag(digest, None) in names)
+
+    async def _names(self) -> frozenset[str]:
+        """Asked after a change only: for a thousand images, each answer holds Python up for a tenth of a second."""
+        changes = self._changes
         images = await self._engine.call(lambda api: api.images(name=REPOSITORY))
-        tags = {tag for image in images for tag in image.get("RepoTags") or ()}
-        return frozenset(digest for digest in digests if image_tag(digest, None) in tags)
+        names = frozenset(name for image in images for name in image.get("RepoTags") or ())
+        self._listed = changes, names
+        return names
 
     async def make(self, source: Source, *, force_rebuild: bool, on_progress: OnProgress) -> str:
         """Build or load the image, whatever is there already. Raises BuildFailed, InvalidArchive, DiskFull."""
@@ -122,6 +146,7 @@ class DockerImages:
         except BuildFailed:
             await self._engine.ping()  # an engine that stops kills its builds first: then it is the engine that failed
             raise
+        self.changed()
         return work.tag
 
     def clear_scratch(self) -> None:

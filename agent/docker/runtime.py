@@ -25,7 +25,7 @@ from agent.docker.containers import (
     seen,
 )
 from agent.docker.engine import Api, DockerEngine, engine_at
-from agent.docker.events import SandboxEnded, engine_events
+from agent.docker.events import ImagesChanged, SandboxEnded, engine_events
 from agent.docker.image_quota import ImageQuota, Pinned
 from agent.docker.images import DIGEST_LABEL as IMAGE_LABEL
 from agent.docker.images import REPOSITORY, BuildSettings, DockerImages, Unpack, image_tag
@@ -202,15 +202,22 @@ class DockerRuntime:
 
     async def events(self) -> AsyncGenerator[RuntimeEvent, None]:
         async with aclosing(engine_events(self._engine, self._node)) as events:
-            async for event in events:
-                if isinstance(event, SandboxEnded):
-                    instance = self.sandboxes.ended(event.id)
-                    if instance is not None:
-                        yield RuntimeEvent(EventKind.CHANGED, instance)
-                    continue
-                if event.kind is EventKind.BACK:
-                    self.sandboxes.refill_soon()
-                yield event
+            try:
+                async for event in events:
+                    match event:
+                        case ImagesChanged():
+                            self._images.changed()
+                        case SandboxEnded(container):
+                            if (instance := self.sandboxes.ended(container)) is not None:
+                                yield RuntimeEvent(EventKind.CHANGED, instance)
+                        case RuntimeEvent(kind):
+                            if kind is not EventKind.CHANGED:
+                                self._images.watch(kind is EventKind.BACK)
+                            if kind is EventKind.BACK:
+                                self.sandboxes.refill_soon()
+                            yield event
+            finally:
+                self._images.watch(False)
 
     async def logs(self, instance: str, lines: int = LOG_LINES) -> tuple[str, ...]:
         name = container_name(self._node, instance)

@@ -691,6 +691,22 @@ async def test_an_image_archive_is_loaded_and_cannot_rename_our_images(tmp_path:
         assert not await asyncio.to_thread(known, tag)
 
 
+async def test_an_image_that_somebody_deletes_is_no_longer_told_as_built(tmp_path: Path) -> None:
+    async with stage(tmp_path) as s, s.agent() as agent:
+        digest = s.shelf.put(WEB, WEB_FILES)
+        await agent.runner.start(start_command("one", digest))
+        await agent.runner.remove(link.Remove("c", "one"))
+        assert (await agent.resources()).built == (digest,)
+        client = docker_package.from_env()
+        await asyncio.to_thread(client.api.remove_image, image_tag(digest, None), force=True)
+        client.close()
+
+        async def is_told() -> bool:
+            return (await agent.resources()).built == ()
+
+        await until(is_told)
+
+
 async def test_a_build_ends_with_its_deadline(tmp_path: Path) -> None:
     async with stage(tmp_path) as s, s.agent() as agent:
         digest = s.shelf.put(WEB, {"src/Dockerfile": "FROM busybox\nRUN sleep 100\n"})

@@ -7,15 +7,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 
 from agent.docker.containers import INSTANCE_LABEL, NODE_LABEL
+from agent.docker.images import image_tag
 from agent.docker.runtime import DockerConfig, DockerRuntime, running_docker
 from agent.runtime import Condition, EventKind, Source
 from protocol.problems import BuildFailed, EngineUnavailable
 from protocol.service import ServiceDescriptor
 from tests.agent_stage import Shelf
+from tests.waiting import until
 
 NODE = "0" * 40
 WEB = ServiceDescriptor(
@@ -40,6 +43,11 @@ class FakeEngine:
         self.last_words = b""
         self.last_act: Callable[[], Awaitable[None]] | None = None
         self.cut: Callable[[], None] = lambda: None
+        self.names: list[str] = []
+        self.listed = 0
+        """How often it was asked for its images."""
+        self.news: asyncio.Queue[dict[str, str]] = asyncio.Queue()
+        """For its event stream."""
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -47,6 +55,7 @@ class FakeEngine:
         app.router.add_get(r"/{version:(v[0-9.]+/)?}_ping", self.ping)
         app.router.add_get("/{version}/info", self.info)
         app.router.add_get("/{version}/events", self.events)
+        app.router.add_get("/{version}/images/json", self.images)
         app.router.add_get("/{version}/containers/{name}/json", self.inspect)
         app.router.add_post("/{version}/build", self.build)
         app.router.add_route("*", "/{rest:.*}", self.absent)
@@ -60,6 +69,10 @@ class FakeEngine:
 
     async def ping(self, _request: web.Request) -> web.Response:
         return web.Response(text="OK")
+
+    async def images(self, _request: web.Request) -> web.Response:
+        self.listed += 1
+        return web.json_response([{"RepoTags": self.names}])
 
     async def absent(self, _request: web.Request) -> web.Response:
         return web.json_response({"message": "No such thing"}, status=404)
@@ -88,8 +101,14 @@ class FakeEngine:
         await answer.prepare(request)
         end = asyncio.Event()
         self.streams.append(end)
+        telling = asyncio.create_task(self._tell(answer))
         await end.wait()
+        telling.cancel()
         return answer
+
+    async def _tell(self, answer: web.StreamResponse) -> None:
+        while True:
+            await answer.write(msgspec.json.encode(await self.news.get()) + b"\n")
 
 
 class Door:
@@ -189,3 +208,32 @@ async def test_a_stream_that_ends_is_an_engine_that_went_even_if_its_successor_a
             await asking
         assert (await anext(events)).kind is EventKind.BACK
         assert (await runtime.inspect("one")) is not None
+
+
+async def test_the_engine_is_asked_for_its_images_only_after_they_changed(tmp_path: Path) -> None:
+    """A heartbeat tells every 2 s what is built; an engine may have a thousand images."""
+    digest = "sha256:" + "5" * 64
+
+    async with engine(tmp_path) as (fake, _, runtime):
+        assert await runtime.built([digest]) == frozenset()
+        assert await runtime.built([digest]) == frozenset()
+        assert fake.listed == 2, "nobody watches: it has to be asked each time"
+
+        async with aclosing(runtime.events()) as events:
+            assert (await anext(events)).kind is EventKind.BACK
+            following = asyncio.create_task(anext(events))
+            for _ in range(5):
+                assert await runtime.built([digest]) == frozenset()
+            assert fake.listed == 3
+            fake.names.append(image_tag(digest, None))
+            fake.news.put_nowait({"Type": "image", "Action": "tag"})
+
+            async def is_built() -> bool:
+                return await runtime.built([digest]) == {digest}
+
+            await until(is_built)
+            assert fake.listed == 4
+            fake.streams[-1].set()
+            assert (await following).kind is EventKind.AWAY
+        fake.names.clear()
+        assert await runtime.built([digest]) == frozenset(), "it may have changed unseen"
