@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.limited_sites import SEED, LimitedSites, all_at_once, content_url, limited_sites
-from benchmarks.lookup_sim import require_matplotlib
 from benchmarks.plain_registry import PlainRegistry, running_registry
+from benchmarks.plots import require_matplotlib
 from benchmarks.report import RESULTS, finish
 
 CROWDS = (2, 4, 8, 16)

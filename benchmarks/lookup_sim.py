@@ -18,11 +18,9 @@ A read is a lookup by id at a random node; it succeeds if it finds the one recor
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Sequence
@@ -33,7 +31,8 @@ from multiprocessing import get_context
 
 import structlog
 
-from benchmarks.report import RESULTS, finish, summary
+from benchmarks.plots import Panel, over_sizes, require_matplotlib
+from benchmarks.report import finish, summary
 from dht.overlay.simulated import SimulatedNetwork
 from protocol.identifiers import record_key
 from protocol.problems import Unavailable
@@ -53,7 +52,6 @@ RETURN_S = 30.0
 NOTICED_S = 120.0
 LIFE_S = 3600.0
 LIAR_SHARE = 0.2
-MARKERS = "osv^D<>"
 PHASES = ("calm", "loss", "churn", "partition", "liars", "dead30", "dead50")
 
 
@@ -211,19 +209,13 @@ async def course(size: int) -> dict[str, object]:
 
 def plot(results: dict[int, dict[str, object]]) -> None:
     """`lookup-sim-*.svg` beside the results."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "cornerstore"
-    from matplotlib import pyplot
-
     sizes = sorted(results)
 
     def of(phase: str, name: str, quantile: str | None = None) -> list[float]:
         values = [results[size][phase][name] for size in sizes]  # type: ignore[index]
         return [value[quantile] if quantile else value for value in values]
 
-    panels: list[tuple[str, str, dict[str, list[float]]]] = [
+    panels: list[Panel] = [
         ("hops", "hops to the nearest node, mean", {p: of(p, "hops", "mean") for p in PHASES}),
         ("success", "reads that found the record, %", {p: [100 * s for s in of(p, "success")] for p in PHASES}),
         ("latency", "slowest read but 1%, ms of virtual time", {p: of(p, "ms", "p99") for p in PHASES}),
@@ -239,26 +231,7 @@ def plot(results: dict[int, dict[str, object]]) -> None:
             },
         ),
     ]
-    for name, label, lines in panels:
-        figure, axes = pyplot.subplots(figsize=(7.2, 3.6), facecolor="white", layout="constrained")
-        for (line, values), marker in zip(lines.items(), MARKERS, strict=False):
-            axes.plot(sizes, values, marker=marker, label=line, alpha=0.8)
-        axes.set(xscale="log", xticks=sizes, xticklabels=[str(s) for s in sizes], xlabel="nodes", ylabel=label)
-        axes.minorticks_off()
-        if name == "success":
-            axes.set_ylim(min(94.0, *(v for values in lines.values() for v in values)) - 1, 100.5)
-        else:
-            axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        figure.legend(fontsize="small", loc="outside right upper")
-        figure.savefig(RESULTS / f"lookup-sim-{name}.svg", metadata={"Date": None})
-        pyplot.close(figure)
-
-
-def require_matplotlib() -> None:
-    if importlib.util.find_spec("matplotlib") is None:
-        install = [sys.executable, "-m", "pip", "install", "--quiet", "matplotlib>=3.9"]
-        subprocess.run(install, check=True, stdout=sys.stderr)
+    over_sizes("lookup-sim", "nodes", sizes, panels, least_percent=94.0)
 
 
 def one_size(size: int) -> dict[str, object]:

@@ -37,8 +37,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from benchmarks.lookup_sim import MARKERS, require_matplotlib
-from benchmarks.report import RESULTS, finish, summary
+from benchmarks.plots import Panel, over_sizes, require_matplotlib
+from benchmarks.report import finish, summary
 from protocol.identifiers import parent_region
 from tests.region_mesh import Outcome, RegionMesh, Service, tree
 
@@ -144,15 +144,9 @@ def course(size: int) -> dict[str, Any]:
 
 def plot(results: dict[int, dict[str, Any]]) -> None:
     """`regions-sim-*.svg` beside the results."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "cornerstore"
-    from matplotlib import pyplot
-
     sizes = sorted(results)
     of = {size: results[size] for size in sizes}
-    panels: list[tuple[str, str, dict[str, list[float]]]] = [
+    panels: list[Panel] = [
         (
             "success",
             "requests placed, of those that could be, %",
@@ -170,20 +164,7 @@ def plot(results: dict[int, dict[str, Any]]) -> None:
             {name: [of[s]["messages"][key] for s in sizes] for name, key in (("mean", "mean"), ("most", "max"))},
         ),
     ]
-    for name, label, lines in panels:
-        figure, axes = pyplot.subplots(figsize=(7.2, 3.6), facecolor="white", layout="constrained")
-        for (line, values), marker in zip(lines.items(), MARKERS, strict=False):
-            axes.plot(sizes, values, marker=marker, label=line, alpha=0.8)
-        axes.set(xscale="log", xticks=sizes, xticklabels=[str(s) for s in sizes], xlabel="regions", ylabel=label)
-        axes.minorticks_off()
-        if name == "success":
-            axes.set_ylim(min(97.0, *(v for values in lines.values() for v in values)) - 1, 100.5)
-        else:
-            axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        figure.legend(fontsize="small", loc="outside right upper")
-        figure.savefig(RESULTS / f"regions-sim-{name}.svg", metadata={"Date": None})
-        pyplot.close(figure)
+    over_sizes("regions-sim", "regions", sizes, panels, least_percent=97.0)
 
 
 def one_size(size: int) -> dict[str, Any]:

@@ -14,7 +14,17 @@ from protocol import link
 from protocol.identifiers import digest_of
 from protocol.instances import OnProgress
 from protocol.problems import ContentNotFound
-from protocol.service import ServiceDescriptor
+from protocol.service import ContainerPort, ServiceDescriptor
+
+SERVICE = ServiceDescriptor(
+    id="web",
+    name="web",
+    kind="docker_container",
+    category="/web",
+    mem_requirement=16,
+    entry="x",
+    ports=(ContainerPort(80),),
+)
 
 
 class Shelf:

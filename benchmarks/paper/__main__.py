@@ -19,13 +19,13 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from benchmarks.lookup_sim import require_matplotlib
 from benchmarks.paper.cases import BUILD, Case, cases
 from benchmarks.paper.claims import Claim, claims
 from benchmarks.paper.energy import SOURCES, Terms
 from benchmarks.paper.experiments import Plan, Results, experiment
 from benchmarks.paper.page import PAGE, README, readme_rewritten, rewritten
 from benchmarks.paper.plots import all_figures
+from benchmarks.plots import require_matplotlib
 from benchmarks.report import RESULTS, finish
 
 TERMS = Terms()

@@ -32,6 +32,18 @@ def an_agent(region: str, memory: int = 1000) -> FakeAgent:
     return FakeAgent(node_of("agent of " + region), region, memory=memory)
 
 
+@asynccontextmanager
+async def two_regions(tmp_path: Path, mesh: MemoryMesh | None = None) -> AsyncIterator[tuple[Site, Site, FakeAgent]]:
+    """One without an agent, which hands everything off, and one with an agent."""
+    mesh = mesh or MemoryMesh()
+    async with (
+        running_site(tmp_path, "demo/c", mesh=mesh) as far,
+        running_site(tmp_path, "demo/b", mesh=mesh) as near,
+        an_agent("demo/b").linked(near.peer) as agent,
+    ):
+        yield far, near, agent
+
+
 async def announced(site: Site, agents: int) -> None:
     """The mesh knows how many agents the site has."""
 
@@ -75,12 +87,7 @@ async def test_a_sibling_hosts_and_the_lease_works_from_here(tmp_path: Path) -> 
 
 
 async def test_the_phone_sees_how_its_start_goes_on_in_another_region(tmp_path: Path) -> None:
-    mesh = MemoryMesh()
-    async with (
-        running_site(tmp_path, "demo/c", mesh=mesh) as far,
-        running_site(tmp_path, "demo/b", mesh=mesh) as near,
-        an_agent("demo/b").linked(near.peer) as agent,
-    ):
+    async with two_regions(tmp_path) as (far, near, agent):
         await near.publish(a_service())
         await announced(near, 1)
         agent.gate.clear()
@@ -116,12 +123,7 @@ async def test_what_is_answered_at_once_is_no_stream(tmp_path: Path) -> None:
 
 
 async def test_a_log_is_read_from_afar_by_holders_and_by_the_regions_operator(tmp_path: Path) -> None:
-    mesh = MemoryMesh()
-    async with (
-        running_site(tmp_path, "demo/c", mesh=mesh) as far,
-        running_site(tmp_path, "demo/b", mesh=mesh) as near,
-        an_agent("demo/b").linked(near.peer),
-    ):
+    async with two_regions(tmp_path) as (far, near, _):
         await near.publish(a_service())
         answer, _ = await far.controller.start(REQUEST)
         for caller in (Caller(answer.lease.token), Caller(operator=True)):
@@ -131,12 +133,7 @@ async def test_a_log_is_read_from_afar_by_holders_and_by_the_regions_operator(tm
 
 
 async def test_a_handed_off_lease_is_renewed_and_its_instance_shown_at_once(tmp_path: Path) -> None:
-    mesh = MemoryMesh()
-    async with (
-        running_site(tmp_path, "demo/c", mesh=mesh) as far,
-        running_site(tmp_path, "demo/b", mesh=mesh) as near,
-        an_agent("demo/b").linked(near.peer),
-    ):
+    async with two_regions(tmp_path) as (far, near, _):
         await near.publish(a_service())
         await announced(near, 1)
         first, _ = await far.controller.start(REQUEST)
@@ -157,12 +154,7 @@ async def test_a_handed_off_lease_is_renewed_and_its_instance_shown_at_once(tmp_
 
 
 async def test_fifty_phones_at_a_region_without_agents(tmp_path: Path) -> None:
-    mesh = MemoryMesh()
-    async with (
-        running_site(tmp_path, "demo/c", mesh=mesh) as far,
-        running_site(tmp_path, "demo/b", mesh=mesh) as near,
-        an_agent("demo/b").linked(near.peer) as agent,
-    ):
+    async with two_regions(tmp_path) as (far, near, agent):
         await near.publish(a_service())
         answers = [a for a, _ in await asyncio.gather(*(far.controller.start(REQUEST) for _ in range(50)))]
         assert len(agent.starts) == 1
@@ -219,11 +211,7 @@ async def test_a_tree_is_asked_once_each_and_every_region_gives_its_reason(tmp_p
 
 async def test_a_dead_region_is_passed_over_and_a_broken_service_is_not_passed_on(tmp_path: Path) -> None:
     mesh = MemoryMesh()
-    async with (
-        running_site(tmp_path, "demo/c", mesh=mesh) as far,
-        running_site(tmp_path, "demo/b", mesh=mesh) as near,
-        an_agent("demo/b").linked(near.peer) as agent,
-    ):
+    async with two_regions(tmp_path, mesh) as (far, near, agent):
         async with running_site(tmp_path, "demo/a", mesh=mesh) as dead:
             await dead.directory.announce_region(region="demo/a", agents=9, memory_total=9000, memory_free=9000)
         await near.publish(a_service())
@@ -415,12 +403,7 @@ async def test_an_answer_that_is_lost_on_the_way_is_asked_for_again(tmp_path: Pa
 
 
 async def test_what_its_own_controller_cannot_reach_is_not_handed_out(tmp_path: Path) -> None:
-    mesh = MemoryMesh()
-    async with (
-        running_site(tmp_path, "demo/c", mesh=mesh) as far,
-        running_site(tmp_path, "demo/b", mesh=mesh) as near,
-        an_agent("demo/b").linked(near.peer) as agent,
-    ):
+    async with two_regions(tmp_path) as (far, near, agent):
         agent.host = "255.255.255.255"  # no TCP connection ever leads there
         await near.publish(a_service())
         await announced(near, 1)

@@ -32,23 +32,14 @@ from dht.peer_http import PeerHttp
 from node.web import bind, members_only, serving
 from protocol import link
 from protocol.instances import InstanceReport, State
-from protocol.service import HARDENED, ContainerPort, ServiceDescriptor
+from protocol.service import HARDENED
 from region_controller.agent_link import AgentLinks
 from region_controller.members import Members
-from tests.agent_stage import Shelf, start_command
+from tests.agent_stage import SERVICE, Shelf, start_command
 from tests.fake_agent import FakeAgent
 from tests.waiting import until
 
 HOUR_S, DAY_S = 3600, 86_400
-SERVICE = ServiceDescriptor(
-    id="web",
-    name="web",
-    kind="docker_container",
-    category="/web",
-    mem_requirement=16,
-    entry="x",
-    ports=(ContainerPort(80),),
-)
 
 
 class Clock:

@@ -20,21 +20,11 @@ from dht.peer_http import PeerHttp
 from protocol import link
 from protocol.instances import State
 from protocol.problems import Problem, UnknownInstance
-from protocol.service import ContainerPort, ServiceDescriptor
 from protocol.tracing import current_header
-from tests.agent_stage import Shelf, start_command
+from tests.agent_stage import SERVICE, Shelf, start_command
 from tests.waiting import until
 
 NODE = "a" * 40
-SERVICE = ServiceDescriptor(
-    id="web",
-    name="web",
-    kind="docker_container",
-    category="/web",
-    mem_requirement=16,
-    entry="x",
-    ports=(ContainerPort(80),),
-)
 T = TypeVar("T", bound=link.FromAgent)
 
 
