@@ -69,9 +69,11 @@ class Catalogue:
         self._trusted: OrderedDict[bytes, float] = OrderedDict()
         self._missing: OrderedDict[str, float] = OrderedDict()
 
-    async def resolve(self, request: StartRequest, warmth_of: WarmthOf) -> Resolved:
-        """The service a request means, and why that one. With `force_rebuild` the mesh is asked first, whatever was
-        known a moment ago: who builds anew means the newest version.
+    async def resolve(self, request: StartRequest, warmths: Callable[[], WarmthOf]) -> Resolved:
+        """The service a request means, and why that one. `warmths` is asked once the records are here.
+
+        With `force_rebuild` the mesh is asked first, whatever was known a moment ago: who builds anew means the newest
+        version.
 
         Raises BadRequest, NoMatchingService, AmbiguousService, Unavailable.
         """
@@ -82,7 +84,7 @@ class Catalogue:
             )
         if request.service is not None:
             return await self._named(request.service, anew=request.force_rebuild)
-        return await self._meant(request, warmth_of)
+        return await self._meant(request, warmths)
 
     async def _named(self, text: str, *, anew: bool) -> Resolved:
         if is_digest(text):
@@ -109,13 +111,13 @@ class Catalogue:
                 raise answer
         return found
 
-    async def _meant(self, request: StartRequest, warmth_of: WarmthOf) -> Resolved:
+    async def _meant(self, request: StartRequest, warmths: Callable[[], WarmthOf]) -> Resolved:
         category = check_category(request.category) if request.category is not None else "/"
         found = await self._lookup(f"category:{category}", anew=request.force_rebuild)
         horizon = self._monotonic() - MISSING_S
         missing = {digest for digest, at in self._missing.items() if at > horizon}
         standing = partial(self._standing, at=self._monotonic())
-        match = resolution.by_meaning(request, category, found, warmth_of, standing, missing)
+        match = resolution.by_meaning(request, category, found, warmths(), standing, missing)
         if match is None:
             raise await asyncio.to_thread(near_misses.no_such_meaning, request, category, await self._near())
         return match

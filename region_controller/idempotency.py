@@ -57,10 +57,10 @@ class IdempotencyKeys:
         return await flight.wait(on_progress, request.wait_s + MARGIN_S, present)
 
     async def _remember(self, key: tuple[str, str], request: StartRequest, work: Awaitable[Answered]) -> Answered:
-        answered = await work
-        self._answered[key] = (request, answered, self._clock())
+        answered, now = await work, self._clock()
+        self._answered[key] = (request, answered, now)
         self._answered.move_to_end(key)
-        while len(self._answered) > MAX_REMEMBERED:
+        while len(self._answered) > MAX_REMEMBERED or next(iter(self._answered.values()))[2] < now - REMEMBER_S:
             self._answered.popitem(last=False)
         return answered
 

@@ -31,23 +31,29 @@ def offered(record: ServiceRecord, asked: str | None) -> Offer | Refusal:
     terms = record.terms or Terms()
     if asked is not None or terms.min_accuracy is None:
         variant = next((v for v in terms.variants if v.name == asked), None)
-        return _too_slow(terms, variant) or _offer(record, terms, asked, variant)
+        return _offer(record, terms, asked, variant)
     accurate = [v for v in terms.variants if v.accuracy is not None and v.accuracy >= terms.min_accuracy]
     if not accurate:
         return Refusal(Cause.ACCURACY, _inaccurate(terms))
+    of = f"the cheapest of {len(accurate)}" if len(accurate) > 1 else "the only one"
     cheapest_first = sorted(accurate, key=lambda v: _cost(record, v))
-    refusals = [_too_slow(terms, variant) for variant in cheapest_first]
-    for variant, refusal in zip(cheapest_first, refusals, strict=True):
-        if refusal is None:
-            of = f"the cheapest of {len(accurate)}" if len(accurate) > 1 else "the only one"
-            why = f"variant {variant.name} is {of} with accuracy {terms.min_accuracy:g} or more"
-            return _offer(record, terms, variant.name, variant, why)
-    return refusals[0] or Refusal(Cause.LATENCY, "every variant is too slow")
+    offers = [
+        _offer(record, terms, v.name, v, f"variant {v.name} is {of} with accuracy {terms.min_accuracy:g} or more")
+        for v in cheapest_first
+    ]
+    return next((one for one in offers if isinstance(one, Offer)), offers[0])
 
 
-def _offer(record: ServiceRecord, terms: Terms, name: str | None, variant: VariantTerms | None, why: str = "") -> Offer:
-    within = None if terms.max_latency_ms is None else terms.max_latency_ms - _takes(variant)
-    return Offer(name, _mem(record, variant), within, why)
+def _offer(
+    record: ServiceRecord, terms: Terms, name: str | None, variant: VariantTerms | None, why: str = ""
+) -> Offer | Refusal:
+    takes = 0.0 if variant is None else variant.latency_ms or 0.0
+    most = terms.max_latency_ms
+    if variant is not None and most is not None and takes >= most:
+        return Refusal(
+            Cause.LATENCY, f"variant {variant.name} takes {takes:g} ms itself, {most:g} ms are allowed in all"
+        )
+    return Offer(name, _mem(record, variant), None if most is None else most - takes, why)
 
 
 def _cost(record: ServiceRecord, variant: VariantTerms) -> tuple[int, float, float, str]:
@@ -57,17 +63,6 @@ def _cost(record: ServiceRecord, variant: VariantTerms) -> tuple[int, float, flo
 
 def _mem(record: ServiceRecord, variant: VariantTerms | None) -> int:
     return record.mem if variant is None or variant.mem is None else variant.mem
-
-
-def _takes(variant: VariantTerms | None) -> float:
-    return 0.0 if variant is None else variant.latency_ms or 0.0
-
-
-def _too_slow(terms: Terms, variant: VariantTerms | None) -> Refusal | None:
-    if variant is None or terms.max_latency_ms is None or _takes(variant) < terms.max_latency_ms:
-        return None
-    said = f"variant {variant.name} takes {_takes(variant):g} ms itself, {terms.max_latency_ms:g} ms are allowed in all"
-    return Refusal(Cause.LATENCY, said)
 
 
 def _inaccurate(terms: Terms) -> str:

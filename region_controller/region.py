@@ -28,6 +28,7 @@ from region_controller.offers import Offer, offered
 from region_controller.placement import warmth_of
 from region_controller.recent import RecentPlacements
 from region_controller.relatives import RelativesView
+from region_controller.resolution import WarmthOf
 from region_controller.stats import Stats
 from region_controller.wanted import flavour_of, loop_time
 
@@ -134,12 +135,16 @@ class Region:
     def agents(self) -> list[AgentState]:
         return self.members.agents(self.clock(), self.leases.flavour_of)
 
-    def warmth_of(self, record: ServiceRecord) -> Warmth:
-        """The best that any agent has of what a request without wishes of its own would get."""
-        offer = offered(record, None)
-        flavour = flavour_of({}, offer.variant) if isinstance(offer, Offer) else ""
+    def warmths(self) -> WarmthOf:
+        """As things stand: the best that any agent has of what a request without wishes of its own would get."""
         agents = [a for a in self.agents() if a.silent_s is not None]
-        return min((_warmth(record.digest, flavour, agent) for agent in agents), default=Warmth.COLD)
+
+        def warmth(record: ServiceRecord) -> Warmth:
+            offer = offered(record, None)
+            flavour = flavour_of({}, offer.variant) if isinstance(offer, Offer) else ""
+            return min((_warmth(record.digest, flavour, agent) for agent in agents), default=Warmth.COLD)
+
+        return warmth
 
     def hold(self, held: Held) -> None:
         self.leases.hold(held)

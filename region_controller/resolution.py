@@ -108,8 +108,8 @@ def by_meaning(
 
     Warm > built > cached > by a publisher of better standing > newest. What is `missing` (digests whose content could
     not be had of late), lacks the variant asked for, or has policies that none of its variants keeps, comes after all
-    others. A publisher of whom
-    something is here is trusted. With `force_rebuild` nothing that is here is used, and what is here does not count.
+    others. A publisher of whom something is here is trusted. With `force_rebuild` nothing that is here is used, and
+    what is here does not count.
     """
     found = list(found)
     lineages = {_lineage(r) for r in found if matches_meaning(r, category, request.inputs, request.outputs)}

@@ -196,7 +196,7 @@ class Starts:
         on_progress(Progress("resolve", request.service or request.category or "/"))
         try:
             async with asyncio.timeout_at(route.deadline):
-                resolved = await self._catalogue.resolve(request, self._region.warmth_of)
+                resolved = await self._catalogue.resolve(request, self._region.warmths)
         except TimeoutError:
             raise DeadlineExceeded("the mesh did not say in time which service is meant", retry_after=1) from None
         offer = offered(resolved.record, request.variant)

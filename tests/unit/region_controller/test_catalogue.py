@@ -15,12 +15,16 @@ from region_controller import resolution
 from region_controller.agents import Warmth
 from region_controller.catalogue import MISSING_S, OWN_S, SEEN_S, Catalogue
 from region_controller.paging import PageRequest
-from region_controller.resolution import Standing
+from region_controller.resolution import Standing, WarmthOf
 from tests.one_region import a_service, key_of
 
 
 def cold(_: ServiceRecord) -> Warmth:
     return Warmth.COLD
+
+
+def all_cold() -> WarmthOf:
+    return cold
 
 
 class Counting:
@@ -53,7 +57,7 @@ class Bench:
         )
 
     async def named(self, text: str) -> ServiceRecord:
-        return (await self.catalogue.resolve(StartRequest(service=text), cold)).record
+        return (await self.catalogue.resolve(StartRequest(service=text), all_cold)).record
 
     async def first_page(self, **conditions: Any) -> Sequence[ServiceRecord]:
         return self.catalogue.page(await self.catalogue.search(**conditions), PageRequest()).items
@@ -125,7 +129,7 @@ async def test_resolve_by_id_name_and_digest() -> None:
         await bench.named("od02")
     assert caught.value.extra["near"] == ["od01"]
     with pytest.raises(BadRequest):
-        await bench.catalogue.resolve(StartRequest(), cold)
+        await bench.catalogue.resolve(StartRequest(), all_cold)
 
 
 # --- by meaning -----------------------------------------------------------------------------------------------------
@@ -245,11 +249,11 @@ async def test_a_publisher_met_some_time_ago_comes_before_a_new_one() -> None:
     bench.now += SEEN_S
     bench.directory.found = (known, a_service("fake", seq=9, publisher=key_of("fake")))
     assert [r.id for r in await bench.first_page(category="/text")] == ["known", "fake"]
-    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold)).record.id == "known"
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), all_cold)).record.id == "known"
     bench.catalogue.missing(known.digest)
-    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold)).record.id == "fake"
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), all_cold)).record.id == "fake"
     bench.now += MISSING_S
-    assert (await bench.catalogue.resolve(StartRequest(category="/text"), cold)).record.id == "known"
+    assert (await bench.catalogue.resolve(StartRequest(category="/text"), all_cold)).record.id == "known"
 
 
 def test_only_the_newest_version_matches() -> None:
@@ -261,13 +265,13 @@ def test_only_the_newest_version_matches() -> None:
 async def test_near_misses_are_a_hint() -> None:
     bench = Bench(a_service("faces", category="/image", inputs=["image"], outputs=["text"]))
     with pytest.raises(NoMatchingService) as caught:
-        await bench.catalogue.resolve(StartRequest(category="/image", inputs=("sound",)), cold)
+        await bench.catalogue.resolve(StartRequest(category="/image", inputs=("sound",)), all_cold)
     assert caught.value.fix == "faces (service) does not take sound"
     with pytest.raises(NoMatchingService) as caught:
-        await bench.catalogue.resolve(StartRequest(category="/text", inputs=("image",)), cold)
+        await bench.catalogue.resolve(StartRequest(category="/text", inputs=("image",)), all_cold)
     assert caught.value.fix == "faces (service) is in /image"
     with pytest.raises(NoMatchingService) as caught:
-        await bench.catalogue.resolve(StartRequest(category="/imaeg"), cold)
+        await bench.catalogue.resolve(StartRequest(category="/imaeg"), all_cold)
     assert caught.value.fix == "category /image exists"
 
 
