@@ -81,6 +81,8 @@ class WorkerProcess:
             process_group=0,  # Ctrl-C at a terminal is for the parent, which ends this process itself
             env={"PYTHONPATH": here, "PYTHONDONTWRITEBYTECODE": "1"},
         )
+        if self._closed:  # while it was being started, when `close` could not see it
+            process.kill()
         with _deadline(process, self._limits.start_s):
             ready = _read(process)
         if ready is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -127,12 +128,17 @@ async def _port(request: web.Request) -> web.Response:
 
 
 class Locator:
+    """`open` cleared: whoever wants to dial waits."""
+
     def __init__(self, address: str) -> None:
         self._address = address
         self.asked = 0
+        self.open = asyncio.Event()
+        self.open.set()
 
     async def locate(self) -> list[str]:
         self.asked += 1
+        await self.open.wait()
         return [self._address]
 
     def failed(self, address: str) -> None:
@@ -188,7 +194,11 @@ async def test_an_agent_s_link_ends_with_its_certificate_and_is_back_with_the_ne
         await until(lambda: locator.asked >= tried + 3)
         assert len(controller.hellos) == 1, "it dials, but is not let in for a moment each time"
 
+        locator.open.clear()  # no connection begins with one certificate and goes on with the other
+        asked = locator.asked
+        await until(lambda: locator.asked > asked)
         member.renew()
+        locator.open.set()
         await until(lambda: len(controller.hellos) == 2)
         assert [(r.instance, r.state) for r in controller.hellos[1]] == [("one", State.RUNNING)]
         await agent.runner.stop(link.Stop("c", "one"))

@@ -200,6 +200,30 @@ def test_close_does_not_wait_for_a_process_that_starts(worker: WorkerProcess, mo
     assert raised == ["the node is stopping"]
 
 
+def test_close_ends_a_process_that_it_could_not_see_yet(worker: WorkerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It exists before the call that makes it has returned."""
+    made: list[subprocess.Popen[bytes]] = []
+    closing = threading.Thread(target=worker.close)
+    real = subprocess.Popen
+
+    def made_slowly(*arguments: Any, **options: Any) -> subprocess.Popen[bytes]:
+        made.append(real(*arguments, **options))
+        closing.start()
+        while not worker._closed:
+            time.sleep(0.001)
+        return made[0]
+
+    def never_ready(process: subprocess.Popen[bytes]) -> None:
+        process.wait(20)
+
+    monkeypatch.setattr("csar.worker_process.subprocess.Popen", made_slowly)
+    monkeypatch.setattr("csar.worker_process._read", never_ready)
+    with pytest.raises(Unavailable, match="the node is stopping"):
+        worker.warm_up()
+    closing.join(5)
+    assert made[0].returncode is not None
+
+
 def test_close_ends_a_job_in_progress() -> None:
     worker = WorkerProcess(Limits(wall_s=60, cpu_s=60))
     worker.complaints(GOOD)
